@@ -1,0 +1,136 @@
+"""The two reconstruction networks, and the module that holds them with their threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Two normalized convolutions with a shortcut; halves or doubles the image between them on request.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        dropout: Probability of dropping an activation before the second convolution, in [0, 1).
+        scale: ``"down"`` averages 2 x 2 pixels, ``"up"`` repeats each pixel 2 x 2, ``None`` keeps the size.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0, scale: str | None = None):
+        super().__init__()
+        self.scale = scale
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def _rescale(self, features: Tensor) -> Tensor:
+        if self.scale == "down":
+            return F.avg_pool2d(features, 2)
+        if self.scale == "up":
+            return F.interpolate(features, scale_factor=2.0, mode="nearest")
+        return features
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.conv1(self._rescale(F.silu(self.norm1(features))))
+        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        return self.shortcut(self._rescale(features)) + hidden
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all pixels of a feature map, added to its input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.projection = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        flat = self.norm(features).flatten(2)
+        query, key, value = self.qkv(flat).transpose(1, 2).chunk(3, dim=2)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return features + self.projection(attended.transpose(1, 2)).reshape(features.shape)
+
+
+class ReconstructionUNet(nn.Module):
+    """U-Net of residual blocks with attention at its coarse levels (Liang et al. 2024, section 3).
+
+    Args:
+        in_channels: M for the first-iteration network (high-frequency images of M modalities), 2 M for the
+            masked network (corrupted images, then high-frequency images).
+        out_channels: M reconstructed modalities.
+        channels: Feature maps of the finest level.
+        channel_multipliers: Feature maps of each level, finest first, as multiples of ``channels``.
+        residual_blocks: Residual blocks of a level on the way down (one more on the way up).
+        attention_levels: Levels, finest = 0, with attention; (2, 3, 4) is 32, 16 and 8 pixels of 128.
+        dropout: Dropout probability inside the residual blocks.
+
+    Raises:
+        ValueError: At the first forward pass, when height or width is no multiple of
+            ``2 ** (len(channel_multipliers) - 1)``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 32,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 3, 4),
+        residual_blocks: int = 2,
+        attention_levels: Sequence[int] = (2, 3, 4),
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        widths = [channels * multiplier for multiplier in channel_multipliers]
+        self.size_factor = 2 ** (len(widths) - 1)
+
+        def stage(in_width: int, out_width: int, level: int, scale: str | None = None) -> nn.Sequential:
+            blocks: list[nn.Module] = [ResidualBlock(in_width, out_width, dropout)]
+            if level in attention_levels:
+                blocks.append(AttentionBlock(out_width))
+            if scale:
+                blocks.append(ResidualBlock(out_width, out_width, dropout, scale))
+            return nn.Sequential(*blocks)
+
+        self.down = nn.ModuleList([nn.Sequential(nn.Conv2d(in_channels, widths[0], 3, padding=1))])
+        width, skips = widths[0], [widths[0]]
+        for level, level_width in enumerate(widths):
+            for _ in range(residual_blocks):
+                self.down.append(stage(width, level_width, level))
+                width = level_width
+                skips.append(width)
+            if level < len(widths) - 1:
+                self.down.append(nn.Sequential(ResidualBlock(width, width, dropout, "down")))
+                skips.append(width)
+        self.middle = nn.Sequential(
+            ResidualBlock(width, width, dropout), AttentionBlock(width), ResidualBlock(width, width, dropout)
+        )
+        self.up = nn.ModuleList()
+        for level, level_width in reversed(list(enumerate(widths))):
+            for block in range(residual_blocks + 1):
+                scale = "up" if level and block == residual_blocks else None
+                self.up.append(stage(width + skips.pop(), level_width, level, scale))
+                width = level_width
+        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Reconstruct: (N, in_channels, H, W) to (N, out_channels, H, W)."""
+        if not torch.jit.is_tracing() and any(size % self.size_factor for size in image.shape[-2:]):
+            raise ValueError(
+                f"Height and width must be multiples of {self.size_factor}, got {tuple(image.shape[-2:])}: "
+                "set `image_size` to such a number."
+            )
+        skips, features = [], image
+        for block in self.down:
+            features = block(features)
+            skips.append(features)
+        features = self.middle(features)
+        for block in self.up:
+            features = block(torch.cat([features, skips.pop()], dim=1))
+        return self.head(features)
