@@ -1,0 +1,87 @@
+"""What a user of ``python -m monai.bundle run`` sees when something is wrong: one sentence, and a non-zero exit."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import os
+import re
+import sys
+from types import TracebackType
+
+from monai.bundle import ConfigParser
+from monai.bundle.scripts import run as bundle_run
+
+TRACEBACK_VARIABLE = "ITERMASK_TRACEBACK"
+
+
+def innermost_message(error: BaseException) -> str:
+    """The sentence of the error that started a chain of errors, also when it came from a data loader's worker."""
+    while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        error = error.__cause__ or error.__context__
+    text = str(error)
+    if "Original Traceback" in text:  # a worker's error arrives as the text of its whole chain, innermost first
+        kind, text = re.findall(r"^(\w+(?:\.\w+)*(?:Error|Exception)): (.*)$", text, re.MULTILINE)[0]
+    else:
+        kind = type(error).__name__
+    text = " ".join(text.split())
+    return text if kind in ("ValueError", "RuntimeError", "OSError", "FileNotFoundError") else f"{kind}: {text}"
+
+
+def _print_sentence(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted: run the same command again to go on.", file=sys.stderr)
+    elif os.environ.get(TRACEBACK_VARIABLE):
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        print(f"error: {innermost_message(error)} ({TRACEBACK_VARIABLE}=1 shows where)", file=sys.stderr)
+
+
+def report_errors() -> None:
+    """Print an uncaught error as one line instead of a traceback; ``ITERMASK_TRACEBACK=1`` keeps the traceback."""
+    sys.excepthook = _print_sentence
+
+
+def _overrides(arguments: list[str]) -> dict[str, str]:
+    """The ``--id value`` and ``--id=value`` pairs of a command line."""
+    pairs: dict[str, str] = {}
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            following = arguments[position + 1] if position + 1 < len(arguments) else ""
+            pairs[name.replace("-", "_")] = value if equals else following
+    return pairs
+
+
+def _config_files(value: str) -> list[str]:
+    return list(ast.literal_eval(value)) if value.startswith(("[", "(")) else value.split(",")
+
+
+def check_overrides(arguments: list[str] | None = None) -> None:
+    """Refuse an override that no config file knows, which MONAI would silently ignore.
+
+    New arguments of a component (``--network_def#dropout 0.2``) are left to the component.
+
+    Args:
+        arguments: The command line; default: this process's, when it is ``monai.bundle run``.
+
+    Raises:
+        ValueError: When an override names an id that does not exist; the closest one is suggested.
+    """
+    if arguments is None:
+        if not sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py")):
+            return
+        arguments = sys.argv[1:]
+    pairs = _overrides(arguments)
+    if "config_file" not in pairs:
+        return
+    parser = ConfigParser(ConfigParser.load_config_files(_config_files(pairs["config_file"])))
+    known = set(inspect.signature(bundle_run).parameters) - {"override"}
+    for name in pairs.keys() - known:
+        parent = name.rpartition("#")[0]
+        if name in parser or (parent and parent in parser and "_target_" in (parser[parent] or {})):
+            continue
+        close = difflib.get_close_matches(name, [key for key in parser.get() if not key.startswith("_")], n=1)
+        hint = f"did you mean --{close[0]}?" if close else "see the ids at the top of the config file."
+        raise ValueError(f"The override --{name} names no id of {pairs['config_file']}: {hint}")
