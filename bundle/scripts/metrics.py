@@ -1,0 +1,152 @@
+"""How well masks and anomaly maps find lesions: pure functions, no files and no engine in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.nn.functional as F
+from monai.metrics.regression import KernelType, compute_ssim_and_cs
+from torch import Tensor
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float | np.ndarray) -> np.ndarray:
+    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
+    ratio = numerator / np.maximum(denominator, 1)
+    return np.where(denominator == 0, empty, ratio)
+
+
+def overlap_from_counts(
+    true_positives: np.ndarray, predicted: np.ndarray, labeled: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Dice, sensitivity and precision of masks whose pixels were counted.
+
+    Without a lesion Dice and sensitivity say nothing, so they are NaN, as they are in MONAI's ``DiceMetric`` (false
+    positives on such images are reported apart). A mask that marks nothing although there is a lesion has Dice,
+    sensitivity and precision 0.
+
+    Args:
+        true_positives: Pixels that are marked and labeled.
+        predicted: Pixels that are marked.
+        labeled: Pixels that are labeled. The three broadcast against each other.
+    """
+    missing = np.where(np.asarray(labeled) > 0, 0.0, np.nan)
+    scores = {
+        "dice": _ratio(2 * np.asarray(true_positives), np.asarray(predicted) + np.asarray(labeled), np.nan),
+        "sensitivity": _ratio(true_positives, labeled, np.nan),
+        "precision": _ratio(true_positives, predicted, missing),
+    }
+    return {name: score + missing for name, score in scores.items()}
+
+
+def overlap(pred_mask: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+    """Dice, sensitivity and precision of each image of a batch, see ``overlap_from_counts``.
+
+    Args:
+        pred_mask: Masks (N, ...), 1 or True = anomalous.
+        label: Lesions (N, ...), 1 or True = lesion.
+
+    Raises:
+        ValueError: When the shapes differ.
+    """
+    pred_mask, label = np.asarray(pred_mask) > 0, np.asarray(label) > 0
+    if pred_mask.shape != label.shape:
+        raise ValueError(f"`pred_mask` and `label` must have the same shape, got {pred_mask.shape} and {label.shape}.")
+    axes = tuple(range(1, label.ndim))
+    return overlap_from_counts((pred_mask & label).sum(axes), pred_mask.sum(axes), label.sum(axes))
+
+
+def ssim_map(image: Tensor, reconstruction: Tensor, data_range: float) -> Tensor:
+    """Structural similarity around every pixel, in a Gaussian window of 11 pixels with sigma 1.5.
+
+    The border is reflected, so the map has the size of the images.
+
+    Args:
+        image: Slices (N, M, H, W), float32, at least 6 pixels wide.
+        reconstruction: What they are compared with, (N, M, H, W).
+        data_range: Largest minus smallest value that the images can take.
+
+    Returns:
+        (N, M, H, W); 1 where both agree.
+    """
+    border = [SSIM_WINDOW // 2] * 4
+    padded = [F.pad(slices, border, mode="reflect") for slices in (image, reconstruction)]
+    window, sigma = [SSIM_WINDOW] * 2, [SSIM_SIGMA] * 2
+    return compute_ssim_and_cs(*padded, 2, window, sigma, data_range, KernelType.GAUSSIAN)[0]
+
+
+def threshold_counts(
+    scores: np.ndarray, label: np.ndarray, brain_mask: np.ndarray, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count what the mask ``scores > threshold`` would mark, for many thresholds at once.
+
+    Exact at every threshold, whatever their spacing; counts of several images add up.
+
+    Args:
+        scores: Any shape; only scores inside the brain are ever marked.
+        label: Same shape, 1 = lesion.
+        brain_mask: Same shape, 1 = brain.
+        thresholds: Ascending, (T,).
+
+    Returns:
+        True positives and marked pixels, each int64 (T,).
+    """
+    inside = brain_mask > 0
+    exceeded = np.searchsorted(thresholds, scores[inside], side="left")  # number of thresholds below the score
+    lesion = label[inside] > 0
+    size = len(thresholds) + 1
+    marked = [np.bincount(exceeded[chosen], minlength=size) for chosen in (lesion, slice(None))]
+    true_positives, predicted = (np.cumsum(counts[::-1])[::-1][1:] for counts in marked)
+    return true_positives, predicted
+
+
+def average_precision(true_positives: np.ndarray, predicted: np.ndarray, labeled: int) -> float:
+    """Area under the precision-recall steps of a score, from its ``threshold_counts``.
+
+    Scores between two neighboring thresholds count as equal: exact for the scores rounded down to the thresholds.
+    The lowest threshold should lie below every score, or the lesion pixels under it count as never found, as those
+    outside the brain do.
+
+    Args:
+        true_positives: Per ascending threshold, (T,).
+        predicted: Likewise.
+        labeled: Lesion pixels.
+
+    Returns:
+        In [0, 1]; NaN without a lesion.
+    """
+    if labeled == 0:
+        return float("nan")
+    hits, marked = np.asarray(true_positives)[::-1], np.asarray(predicted)[::-1]
+    recall_steps = np.diff(hits, prepend=0) / labeled
+    return float((recall_steps * _ratio(hits, marked, 0.0)).sum())
+
+
+def threshold_at_fraction(predicted: np.ndarray, brain_pixels: int, fraction: float, thresholds: np.ndarray) -> float:
+    """The lowest threshold at which no more than ``fraction`` of the (healthy) brain is marked.
+
+    Args:
+        predicted: Marked pixels per ascending threshold, (T,).
+        brain_pixels: Pixels inside the brain.
+        fraction: Wanted false-positive fraction, in [0, 1].
+        thresholds: Ascending, (T,).
+    """
+    low_enough = predicted <= fraction * brain_pixels
+    return float(thresholds[np.argmax(low_enough)] if low_enough.any() else thresholds[-1])
+
+
+def bootstrap_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile-bootstrap interval of a mean over cases; NaN cases are left out.
+
+    Args:
+        values: One per case, (N,).
+        resamples: Number of times that the cases are drawn with replacement.
+        seed: Fixes the draws; the global random state is not touched.
+    """
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,113 @@
+"""Pictures of single cases, drawn with NumPy and Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy.ndimage import binary_erosion
+
+LABEL_COLOR, PRED_COLOR = (80, 220, 100), (255, 90, 60)
+CAPTION_HEIGHT, GAP = 16, 4
+# black, purple, red, orange, pale yellow: lightness grows steadily, so that it also reads in gray
+HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=float)
+
+
+def to_display(plane: np.ndarray) -> np.ndarray:
+    """Turn an RAS axial slice (H, W, ...) as radiologists look at it: front up, the patient's right on the left."""
+    return np.swapaxes(plane[::-1, ::-1], 0, 1)
+
+
+def gray(plane: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Gray levels of a slice (H, W) as uint8 (H, W, 3): ``low`` is black and ``high`` white."""
+    level = np.clip((plane - low) / max(high - low, 1e-6), 0, 1)
+    return np.repeat((255 * level).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def heat(plane: np.ndarray, high: float) -> np.ndarray:
+    """Colors of a slice (H, W) of scores as uint8 (H, W, 3): 0 is black, ``high`` and above pale yellow."""
+    position = np.clip(plane / max(high, 1e-6), 0, 1)
+    steps = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(position, steps, HEAT[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
+
+
+def outline(colors: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Draw the inner border of a mask (H, W) onto colors (H, W, 3)."""
+    mask = mask > 0
+    return np.where((mask & ~binary_erosion(mask))[..., None], np.uint8(color), colors)
+
+
+def enlarge(plane: np.ndarray, size: int) -> np.ndarray:
+    """Repeat pixels by the whole factor that brings the longer side closest to ``size`` from below, at least 1."""
+    factor = max(1, size // max(plane.shape[:2]))
+    return plane.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def brain_box(planes: dict[str, np.ndarray], margin: int = 3) -> tuple[slice, slice]:
+    """Rows and columns that hold the brain, the label and the mask, and a little more; all where these are empty."""
+    shown = (planes["brain_mask"] > 0) | (planes["label"] > 0) | (planes["pred_mask"] > 0)
+    if not shown.any():
+        return slice(None), slice(None)
+    spans = [np.flatnonzero(shown.any(axis=axis)) for axis in (1, 0)]
+    rows, columns = (slice(max(0, span[0] - margin), span[-1] + margin + 1) for span in spans)
+    return rows, columns
+
+
+def tile(rows: Sequence[Sequence[tuple[str, np.ndarray]]], title: str) -> Image.Image:
+    """Lay out panels of colors (H, W, 3) in rows, each with a caption above it, under a title."""
+    heights = [max(panel.shape[0] for _, panel in row) for row in rows]
+    width = max(sum(panel.shape[1] + GAP for _, panel in row) for row in rows) + GAP
+    height = CAPTION_HEIGHT + sum(tallest + CAPTION_HEIGHT + GAP for tallest in heights)
+    picture = Image.new("RGB", (width, height), (24, 24, 28))
+    pen = ImageDraw.Draw(picture)
+    pen.text((GAP, 2), title, fill=(255, 255, 255))
+    top = CAPTION_HEIGHT
+    for row, tallest in zip(rows, heights, strict=True):
+        left = GAP
+        for caption, panel in row:
+            pen.text((left, top + 2), caption, fill=(200, 200, 200))
+            picture.paste(Image.fromarray(np.ascontiguousarray(panel)), (left, top + CAPTION_HEIGHT))
+            left += panel.shape[1] + GAP
+        top += tallest + CAPTION_HEIGHT + GAP
+    return picture
+
+
+def case_picture(
+    planes: dict[str, np.ndarray], modalities: Sequence[str], title: str, panel_size: int = 320
+) -> Image.Image:
+    """One slice of a case: image, high-frequency image, reconstruction, anomaly map, and mask against label.
+
+    Several modalities take a row each; the anomaly map and the masks belong to all and stand in the first. What lies
+    far from the brain is cut off.
+
+    Args:
+        planes: ``image``, ``high_frequency``, ``reconstruction`` (M, H, W) and ``anomaly_map``, ``pred_mask``,
+            ``label``, ``brain_mask`` (H, W).
+        modalities: Names of the M modalities.
+        title: Text above the panels.
+        panel_size: Small panels are enlarged up to this many pixels.
+    """
+    box = brain_box(planes)
+    planes = {name: plane[(..., *box)] for name, plane in planes.items()}
+    pred_mask, label = to_display(planes["pred_mask"]), to_display(planes["label"])
+    brain = planes["brain_mask"] > 0
+    rows = []
+    for index, modality in enumerate(modalities):
+        image, high_frequency = planes["image"][index], planes["high_frequency"][index]
+        low, high = np.percentile(image[brain], [0.5, 99.5]) if brain.any() else (image.min(), image.max())
+        limit = np.percentile(np.abs(high_frequency), 99.5)
+        row = [
+            (modality, gray(to_display(image), low, high)),
+            ("high-frequency", gray(to_display(high_frequency), -limit, limit)),
+            ("reconstruction", gray(to_display(planes["reconstruction"][index]), low, high)),
+        ]
+        if index == 0:
+            peak = float(planes["anomaly_map"].max())
+            outlined = outline(gray(to_display(image), low, high), label, LABEL_COLOR)
+            row += [
+                (f"anomaly map, 0 to {peak:.3g}", heat(to_display(planes["anomaly_map"]), peak)),
+                ("mask (red), label (green)", outline(outlined, pred_mask, PRED_COLOR)),
+            ]
+        rows.append([(caption, enlarge(panel, panel_size)) for caption, panel in row])
+    return tile(rows, title)
