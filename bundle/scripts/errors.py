@@ -85,3 +85,9 @@ def check_overrides(arguments: list[str] | None = None) -> None:
         close = difflib.get_close_matches(name, [key for key in parser.get() if not key.startswith("_")], n=1)
         hint = f"did you mean --{close[0]}?" if close else "see the ids at the top of the config file."
         raise ValueError(f"The override --{name} names no id of {pairs['config_file']}: {hint}")
+
+
+def guard() -> None:
+    """First item of every run: errors become one line, misspelt overrides become errors."""
+    report_errors()
+    check_overrides()

@@ -1,4 +1,4 @@
-"""The two reconstruction networks, and the module that holds them with their threshold."""
+"""The reconstruction network of the paper, and the weights that its research code leaves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0, scale: str | None = None):
         super().__init__()
-        self.scale = scale
+        rescaling = {"down": nn.AvgPool2d(2), "up": nn.Upsample(scale_factor=2.0, mode="nearest"), None: nn.Identity()}
+        self.rescale = rescaling[scale]
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(out_channels)
@@ -29,17 +30,10 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def _rescale(self, features: Tensor) -> Tensor:
-        if self.scale == "down":
-            return F.avg_pool2d(features, 2)
-        if self.scale == "up":
-            return F.interpolate(features, scale_factor=2.0, mode="nearest")
-        return features
-
     def forward(self, features: Tensor) -> Tensor:
-        hidden = self.conv1(self._rescale(F.silu(self.norm1(features))))
+        hidden = self.conv1(self.rescale(F.silu(self.norm1(features))))
         hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
-        return self.shortcut(self._rescale(features)) + hidden
+        return self.shortcut(self.rescale(features)) + hidden
 
 
 class AttentionBlock(nn.Module):
@@ -121,12 +115,14 @@ class ReconstructionUNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Reconstruct: (N, in_channels, H, W) to (N, out_channels, H, W)."""
-        if not torch.jit.is_tracing() and any(size % self.size_factor for size in image.shape[-2:]):
+        height, width = image.shape[-2], image.shape[-1]
+        if height % self.size_factor != 0 or width % self.size_factor != 0:
             raise ValueError(
-                f"Height and width must be multiples of {self.size_factor}, got {tuple(image.shape[-2:])}: "
+                f"Height and width must be multiples of {self.size_factor}, got {height} x {width}: "
                 "set `image_size` to such a number."
             )
-        skips, features = [], image
+        skips: list[Tensor] = []
+        features = image
         for block in self.down:
             features = block(features)
             skips.append(features)
@@ -134,3 +130,43 @@ class ReconstructionUNet(nn.Module):
         for block in self.up:
             features = block(torch.cat([features, skips.pop()], dim=1))
         return self.head(features)
+
+
+def convert_research_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of one network trained with the published research code to those of `ReconstructionUNet`.
+
+    Parameters that the research network holds and never uses (its time embedding, a tenth of all) are left out.
+
+    Args:
+        state_dict: A state dict as the research code saves it.
+
+    Returns:
+        A state dict for a `ReconstructionUNet` of the same size.
+
+    Raises:
+        ValueError: When the keys are not those of the research network.
+    """
+    stages = {"input_blocks": "down", "middle_block": "middle", "output_blocks": "up", "out": "head"}
+    layers = {
+        ".in_layers.0.": ".norm1.",
+        ".in_layers.2.": ".conv1.",
+        ".out_layers.0.": ".norm2.",
+        ".out_layers.3.": ".conv2.",
+        ".skip_connection.": ".shortcut.",
+        ".proj_out.": ".projection.",
+    }
+    converted = {}
+    for name, value in state_dict.items():
+        if name.startswith("time_embed.") or ".emb_layers." in name:
+            continue
+        stage, _, rest = name.partition(".")
+        if stage not in stages:
+            raise ValueError(
+                f"Expected the weights of a research network ({', '.join(stages)}), got {name!r}: "
+                "pass the state dict of one network, as its training saved it."
+            )
+        name = f"{stages[stage]}.{rest}"
+        for research, ours in layers.items():
+            name = name.replace(research, ours)
+        converted[name] = value
+    return converted

@@ -1,0 +1,199 @@
+"""The threshold of the refinement, measured on healthy slices, and the file that carries it with the weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .files import atomic
+from .frequency import high_frequency
+from .itermask import IterMask, pass_noise
+from .scores import error_map
+from .training import NETWORKS, TrainingCheckpoint
+
+logger = logging.getLogger(__name__)
+
+
+def exceeded_by(values: Tensor, fraction: float) -> float:
+    """The value that this fraction of all values exceeds.
+
+    Args:
+        values: Any number of values, flattened.
+        fraction: In (0, 1).
+
+    Returns:
+        One of the values: the quantile 1 - ``fraction`` by rank, rounded down.
+
+    Raises:
+        ValueError: When there is no value, or ``fraction`` is outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction` must be in (0, 1), got {fraction}; did you pass a percentage?")
+    if values.numel() == 0:
+        raise ValueError("No healthy pixel to calibrate the threshold on: check the validation slices.")
+    rank = int((1 - fraction) * (values.numel() - 1) + 1e-9)
+    return float(values.flatten().kthvalue(rank + 1).values)
+
+
+@torch.no_grad()
+def hidden_errors(
+    model: IterMask, image: Tensor, brain_mask: Tensor, spatial_mask: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """Errors of the masked network at the hidden pixels of slices.
+
+    Args:
+        model: Trained networks.
+        image: Slices (N, M, H, W).
+        brain_mask: Brain pixels (N, 1, H, W), bool.
+        spatial_mask: Pixels to hide (N, 1, H, W), bool; those outside the brain are not hidden.
+        noise: What fills them, (1 or N, M, H, W); default: the noise of the refinement's first pass.
+
+    Returns:
+        One error for each hidden pixel.
+    """
+    hidden = spatial_mask & brain_mask
+    noise = pass_noise(image, 0) if noise is None else noise
+    filled = model.reconstruct_hidden(image, hidden, high_frequency(image, model.radius), noise)
+    return error_map(image, filled, brain_mask, model.sigma)[hidden]
+
+
+def calibrate(
+    model: IterMask,
+    batches: Iterable[dict[str, Tensor]],
+    spatial_masks: Callable[[Tensor, torch.Generator], Tensor],
+    exceed_fraction: float = 0.2,
+    seed: int = 0,
+) -> float:
+    """Set a model's threshold to the error that a fraction of hidden healthy pixels exceed (Liang et al. 2024, 2.3).
+
+    Args:
+        model: Trained networks; its ``threshold`` is set.
+        batches: Healthy slices under ``image`` and ``brain_mask``, never used for training.
+        spatial_masks: Draws what is hidden, as in training: a function of `masks`.
+        exceed_fraction: Part of the hidden healthy pixels above the threshold, in (0, 1); the published value is 0.2.
+        seed: Seed of the masks.
+
+    Returns:
+        The threshold.
+    """
+    model.eval()
+    device = model.threshold.device
+    generator = torch.Generator(device).manual_seed(seed)
+    errors = []
+    for batch in batches:
+        image, brain_mask = batch["image"].to(device), batch["brain_mask"].to(device) > 0
+        errors.append(hidden_errors(model, image, brain_mask, spatial_masks(brain_mask, generator)).cpu())
+    threshold = exceeded_by(torch.cat(errors) if errors else torch.empty(0), exceed_fraction)
+    model.threshold.fill_(threshold)
+    return threshold
+
+
+def load_model(model: IterMask, model_file: str, calibrated: bool = True) -> IterMask:
+    """Load the weights and the threshold of a model file, or say what is wrong with it.
+
+    Args:
+        model: A module of the architecture that the file was made with.
+        model_file: A state dict as `save_model` writes it; loaded without unpickling objects.
+        calibrated: Refuse a model that has no threshold.
+
+    Returns:
+        ``model``, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is no state dict, or that of another network.
+        RuntimeError: When it has no threshold.
+    """
+    path = Path(model_file)
+    if not path.is_file():
+        raise FileNotFoundError(f"No weights at {path}: run configs/train.json to make them, or set `model_file`.")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not a file of network weights ({type(error).__name__}): set `model_file` to a model.pt that "
+            "configs/train.json wrote."
+        ) from None
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        detail = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"{path} holds the weights of another network ({detail[:200]}): set `network_def` and `modalities` to "
+            "what it was trained with."
+        ) from None
+    if calibrated and not torch.isfinite(model.threshold):
+        raise RuntimeError(
+            f"{path} has no threshold: run configs/train.json to the end, or `run calibrate`, or set "
+            "network_def#threshold."
+        )
+    return model.eval()
+
+
+def save_model(model: IterMask, model_file: str) -> None:
+    """Write both networks and the threshold as one state dict, atomically."""
+    with atomic(model_file) as temporary:
+        torch.save({name: value.detach().cpu() for name, value in model.state_dict().items()}, temporary)
+
+
+def recalibrate(model: IterMask, model_file: str, output_file: str | None = None, **calibration: object) -> float:
+    """Measure the threshold of a model file anew, for example on healthy slices of another scanner.
+
+    Args:
+        model: A module of the file's architecture.
+        model_file: The weights.
+        output_file: Where the weights with the new threshold go; default: ``model_file``.
+        calibration: The other arguments of `calibrate`.
+
+    Returns:
+        The new threshold.
+    """
+    load_model(model, model_file, calibrated=False)
+    before = float(model.threshold)
+    threshold = calibrate(model, **calibration)
+    save_model(model, output_file or model_file)
+    print(f"Threshold {before:.6g} -> {threshold:.6g}, written to {output_file or model_file}")
+    return threshold
+
+
+def finish_training(
+    model: IterMask, checkpoint: TrainingCheckpoint, trained: tuple[str, ...], model_file: str, **calibration: object
+) -> None:
+    """Take the best averaged weights, calibrate, and write the model file.
+
+    Where only one of the two networks was trained, the other comes from ``model_file``; as long as there is none,
+    the model has no threshold and cannot be used.
+
+    Args:
+        model: The networks that were trained.
+        checkpoint: Holds the best weights.
+        trained: Which networks were trained.
+        model_file: Where the model goes.
+        calibration: The other arguments of `calibrate`.
+
+    Raises:
+        SystemExit: When the training was interrupted.
+    """
+    if checkpoint.interrupted is not None:
+        raise SystemExit(
+            f"{checkpoint.interrupted.name}: training stopped, saved {checkpoint.path}; "
+            "run the same command with --resume true to go on."
+        )
+    complete = set(trained) == set(NETWORKS)
+    if not complete and Path(model_file).exists():
+        load_model(model, model_file, calibrated=False)
+        complete = True
+    model.load_state_dict(checkpoint.best_weights, strict=False)
+    if complete:
+        threshold = calibrate(model, **calibration)
+        print(f"Best validation error {checkpoint.best_metric:.6g}, threshold {threshold:.6g}")
+    else:
+        other = next(name for name in NETWORKS if name not in trained)
+        model.threshold.fill_(float("nan"))
+        print(f"Only {trained[0]} is trained: train {other} with the same `model_file` to get a threshold.")
+    save_model(model, model_file)
+    print(f"Model: {model_file}")

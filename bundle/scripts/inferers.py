@@ -1,0 +1,115 @@
+"""The refinement as a MONAI inferer: slices or volumes in, named channels out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+from tqdm import tqdm
+
+from .itermask import IterMask
+
+OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
+
+
+class IterMaskInferer(Inferer):
+    """Segment slices (N, M + 1, H, W) or the axial slices of volumes (N, M + 1, H, W, D).
+
+    The input holds M modalities, scaled as in training, and the brain mask as its last channel. Slices without brain
+    are skipped, the others are brought to the network's image size and their results back to the input's.
+
+    Args:
+        image_size: Height and width, in pixels, that the networks work at; that of training.
+        outputs: What the channels of the result are, in this order: ``mask`` (1 = anomalous), ``anomaly_map``
+            (the error of the last pass), ``reconstruction`` (M channels), ``passes`` (network passes of the slice).
+        threshold_scale: Factor on the calibrated threshold; more than 1 marks less.
+        stop_shrink: A slice is done when a pass unhides less than this part of its mask, in [0, 1].
+        max_passes: A slice is done after this many passes.
+        batch_size: Slices that the networks see at once.
+        seed: Seed of the noise that fills hidden pixels.
+        progress: Show a progress bar over the slices.
+
+    Raises:
+        ValueError: When an option is outside its range.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        outputs: Sequence[str] = ("mask",),
+        threshold_scale: float = 1.0,
+        stop_shrink: float = 0.01,
+        max_passes: int = 100,
+        batch_size: int = 32,
+        seed: int = 0,
+        progress: bool = False,
+    ):
+        super().__init__()
+        unknown = [name for name in outputs if name not in OUTPUTS]
+        if unknown or not outputs:
+            raise ValueError(f"`outputs` must be some of {', '.join(OUTPUTS)}, got {list(outputs)}.")
+        if not 0 <= stop_shrink <= 1:
+            raise ValueError(f"`stop_shrink` must be in [0, 1], got {stop_shrink}; did you pass a percentage?")
+        for name, value in {"image_size": image_size, "max_passes": max_passes, "batch_size": batch_size}.items():
+            if int(value) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if threshold_scale <= 0:
+            raise ValueError(f"`threshold_scale` must be above 0, got {threshold_scale}.")
+        self.image_size = int(image_size)
+        self.outputs = tuple(outputs)
+        self.options = {
+            "threshold_scale": float(threshold_scale),
+            "stop_shrink": float(stop_shrink),
+            "max_passes": int(max_passes),
+            "batch_size": int(batch_size),
+            "seed": int(seed),
+        }
+        self.progress = progress
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, network: IterMask, *args: object, **kwargs: object) -> Tensor:
+        """Give the channels named by ``outputs``, (N, K, H, W[, D]) float32, with the input's meta data."""
+        expected = network.modalities + 1
+        if inputs.ndim not in (4, 5) or inputs.shape[1] != expected:
+            raise ValueError(
+                f"`inputs` must have shape (N, {expected}, H, W) or (N, {expected}, H, W, D), the last channel being "
+                f"the brain mask, got {list(inputs.shape)}: check `modalities`."
+            )
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        is_volume = plain.ndim == 5
+        slices = plain.movedim(-1, 1).flatten(0, 1) if is_volume else plain
+        result = self._segment(slices.float(), network)
+        if is_volume:
+            result = result.unflatten(0, (len(plain), plain.shape[-1])).movedim(1, -1)
+        return convert_to_dst_type(result, inputs, dtype=torch.float32)[0] if isinstance(inputs, MetaTensor) else result
+
+    def _segment(self, slices: Tensor, network: IterMask) -> Tensor:
+        with_brain = (slices[:, -1] > 0.5).flatten(1).any(dim=1).nonzero()[:, 0]
+        channels = sum(network.modalities if name == "reconstruction" else 1 for name in self.outputs)
+        result = slices.new_zeros(len(slices), channels, *slices.shape[2:])
+        group = 4 * self.options["batch_size"]  # slices that stop early make room for others of their group
+        groups = with_brain.split(group)
+        with tqdm(total=len(with_brain), unit="slice", disable=not self.progress, leave=False) as bar:
+            for part in groups:
+                result[part] = self._segment_group(slices[part], network)
+                bar.update(len(part))
+        return result
+
+    def _segment_group(self, slices: Tensor, network: IterMask) -> Tensor:
+        size, working_size = slices.shape[-2:], (self.image_size, self.image_size)
+        brain_mask = slices[:, -1:] > 0.5
+        small = F.interpolate(slices[:, :-1], working_size, mode="bilinear")
+        small_brain = F.interpolate(slices[:, -1:], working_size, mode="nearest-exact") > 0.5
+        mask, anomaly_map, reconstruction, passes = network.refine(small, small_brain, **self.options)
+        found = {
+            "mask": F.interpolate(mask.float(), size, mode="nearest-exact") * brain_mask,
+            "anomaly_map": F.interpolate(anomaly_map, size, mode="bilinear") * brain_mask,
+            "reconstruction": F.interpolate(reconstruction, size, mode="bilinear"),
+            "passes": passes[:, None, None, None].expand(-1, 1, *size).float(),
+        }
+        return torch.cat([found[name] for name in self.outputs], dim=1)

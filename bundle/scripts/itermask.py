@@ -1,0 +1,156 @@
+"""IterMask2 as one module: two reconstruction networks, the threshold between them, and the refinement of a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .frequency import high_frequency
+from .masks import highest_fraction
+from .scores import error_map
+
+
+def pass_noise(image: Tensor, seed: int) -> Tensor:
+    """Standard normal noise that fills hidden pixels in one pass: the same for every slice, so batches do not matter.
+
+    Args:
+        image: Slices (N, M, H, W) to be filled.
+        seed: Seed of this pass.
+
+    Returns:
+        Noise (1, M, H, W), drawn on the CPU, so that every device gets the same.
+    """
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    shape = [1, image.shape[1], image.shape[2], image.shape[3]]
+    return torch.randn(shape, generator=generator).to(image.device, image.dtype)
+
+
+def hide(image: Tensor, spatial_mask: Tensor, filling: Tensor) -> Tensor:
+    """Replace the hidden pixels of slices: ``image`` where ``spatial_mask`` is 0, ``filling`` where it is 1."""
+    return torch.where(spatial_mask, filling.expand_as(image), image)
+
+
+class IterMask(nn.Module):
+    """The two networks of IterMask2 and the iterative refinement that uses them (Liang et al. 2024, section 2).
+
+    Args:
+        network: Makes a 2-D image-to-image network from ``in_channels`` and ``out_channels``; any MONAI network
+            whose forward pass takes (N, in_channels, H, W) to (N, out_channels, H, W) will do.
+        modalities: Number M of MRI modalities that are reconstructed together.
+        radius: Radius of the frequency mask, in bins at the network's image size.
+        sigma: Smoothing of the error map, in pixels at the network's image size.
+        first_fraction: Part of the brain, in (0, 1], that the first mask hides.
+        threshold: Error above which a pixel stays hidden. NaN until it has been calibrated on healthy slices.
+
+    Raises:
+        ValueError: When a fraction is outside its range.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        modalities: int = 1,
+        radius: float = 15.0,
+        sigma: float = 0.0,
+        first_fraction: float = 0.6,
+        threshold: float = float("nan"),
+    ):
+        super().__init__()
+        if not 0 < first_fraction <= 1:
+            raise ValueError(f"`first_fraction` must be in (0, 1], got {first_fraction}; did you pass a percentage?")
+        self.modalities = modalities
+        self.radius = float(radius)
+        self.sigma = float(sigma)
+        self.first_fraction = float(first_fraction)
+        self.first_iteration = network(in_channels=modalities, out_channels=modalities)
+        self.masked = network(in_channels=2 * modalities, out_channels=modalities)
+        self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment slices: (N, M + 1, H, W) of modalities and brain mask to (N, 1, H, W), 1 where anomalous."""
+        brain_mask = image[:, self.modalities :] > 0.5
+        return self.refine(image[:, : self.modalities], brain_mask)[0].to(image.dtype)
+
+    def reconstruct_first(self, image: Tensor) -> Tensor:
+        """First iteration: reconstruct slices (N, M, H, W) from their high-frequency image alone."""
+        return self.first_iteration(high_frequency(image, self.radius))
+
+    def reconstruct_hidden(self, image: Tensor, spatial_mask: Tensor, high: Tensor, noise: Tensor) -> Tensor:
+        """Later iterations: reconstruct slices (N, M, H, W) from what is not hidden and the high-frequency image."""
+        return self.masked(torch.cat([hide(image, spatial_mask, noise), high], dim=1))
+
+    def refine(
+        self,
+        image: Tensor,
+        brain_mask: Tensor,
+        threshold_scale: float = 1.0,
+        stop_shrink: float = 0.01,
+        max_passes: int = 100,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Shrink a mask over the brain until what stays hidden cannot be reconstructed: the anomaly.
+
+        The result of a slice does not depend on the other slices of the batch, and the same input and seed give the
+        same result.
+
+        Args:
+            image: Slices (N, M, H, W), brain scaled to [-3, 3].
+            brain_mask: Brain pixels (N, 1, H, W), bool.
+            threshold_scale: Factor on the calibrated threshold; 1 uses it as it is, more marks less.
+            stop_shrink: A slice is done when a pass unhides less than this part of its mask, in [0, 1].
+            max_passes: A slice is done after this many passes of the masked network.
+            batch_size: Slices that the networks see at once.
+            seed: Seed of the noise that fills hidden pixels.
+
+        Returns:
+            ``pred_mask`` (N, 1, H, W) bool; ``anomaly_map`` (N, 1, H, W), the error of each slice's last pass, 0
+            outside the brain; ``reconstruction`` (N, M, H, W) of that pass; ``passes`` (N,), how often a network
+            saw the slice.
+
+        Raises:
+            RuntimeError: When the threshold has not been calibrated.
+        """
+        threshold = float(self.threshold) * threshold_scale
+        if threshold != threshold:
+            raise RuntimeError(
+                "IterMask has no threshold: run configs/train.json to the end, or set network_def#threshold."
+            )
+        high = high_frequency(image, self.radius)
+        spatial_mask = torch.zeros_like(brain_mask)
+        anomaly_map = torch.zeros_like(brain_mask, dtype=image.dtype)
+        reconstruction = image.clone()
+        passes = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+
+        # First iteration: hide the part of the brain that the high-frequency image explains worst.
+        with_brain = brain_mask.flatten(1).any(dim=1).nonzero()[:, 0]
+        for part in with_brain.split(batch_size):
+            reconstruction[part] = self.first_iteration(high[part])
+            anomaly_map[part] = error_map(image[part], reconstruction[part], brain_mask[part], self.sigma)
+            spatial_mask[part] = highest_fraction(anomaly_map[part], brain_mask[part], self.first_fraction)
+            passes[part] += 1
+
+        # Next iterations: fill what is hidden, unhide what was filled well; only slices that still shrink go on.
+        shrinking = with_brain
+        for iteration in range(max_passes):
+            if len(shrinking) == 0:
+                break
+            noise = pass_noise(image, seed + iteration)
+            still = []
+            for part in shrinking.split(batch_size):
+                hidden = spatial_mask[part]
+                filled = self.reconstruct_hidden(image[part], hidden, high[part], noise)
+                error = error_map(image[part], filled, brain_mask[part], self.sigma)
+                refined = hidden & (error > threshold)
+                size, refined_size = hidden.flatten(1).sum(dim=1), refined.flatten(1).sum(dim=1)
+                moved = (size - refined_size) >= stop_shrink * size
+                reconstruction[part] = filled
+                anomaly_map[part] = error
+                passes[part] += 1
+                spatial_mask[part[moved]] = refined[moved]
+                still.append(part[moved & (refined_size > 0)])
+            shrinking = torch.cat(still)
+        return spatial_mask, anomaly_map, reconstruction, passes

@@ -1,0 +1,121 @@
+"""Spatial masks: which pixels of the brain are hidden, in training and at the start of the refinement."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def highest_fraction(score: Tensor, region: Tensor, fraction: float) -> Tensor:
+    """Mark the pixels of a region with the highest scores, slice by slice.
+
+    Args:
+        score: Anomaly scores (N, 1, H, W).
+        region: Pixels that count (N, 1, H, W), bool.
+        fraction: Part of each slice's region to mark, in [0, 1]; pixels that tie with the last one left out are
+            left out too, 1 marks the whole region.
+
+    Returns:
+        Marked pixels (N, 1, H, W), bool.
+    """
+    if fraction >= 1:
+        return region
+    ascending = score.masked_fill(~region, float("inf")).flatten(1).sort(dim=1).values
+    count = region.flatten(1).sum(dim=1, keepdim=True)
+    rank = ((1 - fraction) * (count - 1)).floor().long().clamp(min=0)
+    cut = ascending.gather(1, rank)[:, :, None, None]
+    return region & (score > cut)
+
+
+def random_blobs(brain_mask: Tensor, generator: torch.Generator, whole_brain_fraction: float = 0.1) -> Tensor:
+    """Draw smooth random masks of every size, from nothing to the whole brain.
+
+    Each slice takes a Gaussian random field with a random scale (grids of 4 to 32 knots) and hides the pixels where
+    it is highest, a fraction of the brain that is uniform in (0, 1]. Unlike the published sampler this covers what
+    the refinement meets: it starts from most of the brain hidden and ends with little.
+
+    Args:
+        brain_mask: Brain pixels (N, 1, H, W), bool.
+        generator: Source of randomness, on the device of ``brain_mask``.
+        whole_brain_fraction: Probability in [0, 1] of hiding the whole brain.
+
+    Returns:
+        Hidden pixels (N, 1, H, W), bool, inside the brain.
+    """
+    number, device = len(brain_mask), brain_mask.device
+    grids = (4, 8, 16, 32)
+    fields = [
+        F.interpolate(
+            torch.randn(number, 1, knots, knots, generator=generator, device=device),
+            size=brain_mask.shape[-2:],
+            mode="bicubic",
+        )
+        for knots in grids
+    ]
+    chosen = torch.randint(len(grids), (number,), generator=generator, device=device)
+    field = torch.stack(fields)[chosen, torch.arange(number, device=device)]
+    fraction = 1 - torch.rand(number, generator=generator, device=device)
+    whole = torch.rand(number, generator=generator, device=device) < whole_brain_fraction
+    fraction = torch.where(whole, torch.ones_like(fraction), fraction)[:, None, None, None]
+    ranks = field.masked_fill(~brain_mask, -float("inf")).flatten(1).argsort(dim=1, descending=True).argsort(dim=1)
+    count = brain_mask.flatten(1).sum(dim=1)[:, None, None, None]
+    return brain_mask & (ranks.view_as(field) < (fraction * count).ceil())
+
+
+def random_squares(brain_mask: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw masks as the published training does: squares of three sizes around one random place of the brain.
+
+    A Gaussian bump with random width sits on a random brain pixel; centers of squares are drawn from it: many of
+    about 1/60 of the image side, 5 to 9 of 1/30 and 3 to 9 of 1/15. Two thirds of the bumps are wide, one third
+    narrow. Row and column of a center belong to one pixel here, and squares are centered on it; the published code
+    takes them from two different pixels and grows squares down and right.
+
+    Args:
+        brain_mask: Brain pixels (N, 1, H, W), bool.
+        generator: Source of randomness, on the device of ``brain_mask``.
+
+    Returns:
+        Hidden pixels (N, 1, H, W), bool, inside the brain.
+    """
+    number, _, height, width = brain_mask.shape
+    device = brain_mask.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(number, generator=generator, device=device)
+
+    inside = brain_mask.flatten(1).float()
+    has_brain = inside.any(dim=1)
+    inside = torch.where(has_brain[:, None], inside, torch.ones_like(inside))
+    center = torch.multinomial(inside, 1, generator=generator)[:, 0]
+    wide = torch.rand(number, generator=generator, device=device) < 2 / 3
+    row_variance, column_variance = uniform(0.3, 10), uniform(0.3, 10)
+    deviation = (row_variance * column_variance).sqrt()
+    covariance = deviation * uniform(-1, 1)
+    unit = torch.where(wide, torch.full_like(deviation, 24.0), torch.full_like(deviation, 96.0))  # image side, in sigmas
+    rows = (torch.arange(height, device=device)[None, :, None] - (center // width)[:, None, None]) / height
+    columns = (torch.arange(width, device=device)[None, None, :] - (center % width)[:, None, None]) / width
+    determinant = (row_variance * column_variance - covariance**2).clamp(min=1e-3)
+    distance = (
+        column_variance[:, None, None] * rows**2
+        - 2 * covariance[:, None, None] * rows * columns
+        + row_variance[:, None, None] * columns**2
+    ) * (unit**2 / determinant)[:, None, None]
+    density = (torch.exp(-distance / 2).flatten(1) + 1e-12) * inside
+
+    hidden = torch.zeros_like(brain_mask)
+    counts = (
+        deviation * torch.where(wide, uniform(100, 200), uniform(5, 20)),
+        uniform(5, 10),
+        uniform(3, 10),
+    )
+    for count, share in zip(counts, (60, 30, 15), strict=True):
+        side = max(1, round(max(height, width) / share))
+        centers = torch.multinomial(density, int(count.max()), replacement=True, generator=generator)
+        drawn = torch.arange(centers.shape[1], device=device) < count.long()[:, None]
+        points = torch.zeros(number, height * width, device=device).scatter_reduce(
+            1, centers, drawn.float(), reduce="amax"
+        )
+        padded = F.pad(points.view(number, 1, height, width), ((side - 1) // 2, side // 2) * 2)
+        hidden |= F.max_pool2d(padded, side, stride=1) > 0
+    return hidden & brain_mask

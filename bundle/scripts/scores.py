@@ -1,0 +1,48 @@
+"""How badly a pixel was reconstructed: the score that the refinement, its threshold and the anomaly map share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gaussian_smooth(image: Tensor, region: Tensor, sigma: float) -> Tensor:
+    """Smooth slices inside a region with a Gaussian that does not mix in what lies outside (normalized convolution).
+
+    Args:
+        image: Slices (N, 1, H, W), float.
+        region: Pixels that count (N, 1, H, W), bool.
+        sigma: Standard deviation in pixels; 0 returns ``image`` inside the region.
+
+    Returns:
+        Smoothed slices (N, 1, H, W), 0 outside the region.
+    """
+    weight = region.to(image.dtype)
+    if sigma <= 0:
+        return image * weight
+    radius = int(4 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    both = torch.cat([image * weight, weight], dim=0)
+    both = F.conv2d(both, kernel[None, None, :, None], padding=[radius, 0])
+    both = F.conv2d(both, kernel[None, None, None, :], padding=[0, radius])
+    smooth, mass = both.chunk(2, dim=0)
+    return smooth / mass.clamp(min=1e-6) * weight
+
+
+def error_map(image: Tensor, reconstruction: Tensor, brain_mask: Tensor, sigma: float = 0.0) -> Tensor:
+    """Squared reconstruction error inside the brain, averaged over the modalities (Liang et al. 2024, equation 3).
+
+    Args:
+        image: Slices (N, M, H, W).
+        reconstruction: Their reconstruction (N, M, H, W).
+        brain_mask: Brain pixels (N, 1, H, W), bool.
+        sigma: Gaussian smoothing inside the brain in pixels; 0, the published value, leaves the error as it is.
+
+    Returns:
+        Scores (N, 1, H, W), 0 outside the brain.
+    """
+    error = (reconstruction - image).square().mean(dim=1, keepdim=True)
+    return gaussian_smooth(error, brain_mask, sigma)

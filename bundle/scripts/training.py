@@ -1,0 +1,297 @@
+"""What the trainer of ``train.json`` needs beside MONAI and Ignite: the corruption, the order of slices, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler, ProgressBar
+from monai.engines import PrepareBatch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from torch.utils.tensorboard import SummaryWriter
+
+from .files import atomic
+from .itermask import IterMask, hide
+
+logger = logging.getLogger(__name__)
+
+NETWORKS = ("first_iteration", "masked")
+
+
+class Reconstructions(nn.Module):
+    """The module that a training step runs: both networks of an `IterMask`, whose parameters it shares.
+
+    Args:
+        model: The networks to train.
+        trained: Which of ``first_iteration`` and ``masked``; the other one stays as it is.
+
+    Raises:
+        ValueError: When ``trained`` names no network.
+    """
+
+    def __init__(self, model: IterMask, trained: Sequence[str] = NETWORKS):
+        super().__init__()
+        if not trained or any(name not in NETWORKS for name in trained):
+            raise ValueError(f"`trained` must list one or both of {', '.join(NETWORKS)}, got {list(trained)}.")
+        for name in trained:
+            self.add_module(name, getattr(model, name))
+
+    def forward(self, corrupted_and_high: Tensor) -> Tensor:
+        """Reconstruct: (N, 2 M, H, W) of corrupted and high-frequency image to (N, M per network, H, W)."""
+        high = corrupted_and_high[:, corrupted_and_high.shape[1] // 2 :]
+        inputs = {"first_iteration": high, "masked": corrupted_and_high}
+        return torch.cat([network(inputs[name]) for name, network in self.named_children()], dim=1)
+
+
+class PrepareCorruptedBatch(PrepareBatch):
+    """Hide a random part of each slice under noise, on the training device (Liang et al. 2024, section 2.1).
+
+    The networks are asked for the whole slice, so the mean squared error over the channels that come out is the mean
+    of both networks' errors. They share no parameter and AdamW scales each parameter by its own gradients, so one
+    pass trains both as two trainings would.
+
+    Args:
+        spatial_masks: Draws hidden pixels from brain masks (N, 1, H, W) and a generator: a function of `masks`.
+        seed: Seed of masks and noise.
+        networks: Number of networks that are trained.
+    """
+
+    def __init__(self, spatial_masks: Callable[[Tensor, torch.Generator], Tensor], seed: int = 0, networks: int = 2):
+        self.spatial_masks = spatial_masks
+        self.seed = seed
+        self.networks = networks
+        self.iteration = 0
+
+    def __call__(
+        self, batchdata: dict[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Give (N, 2 M, H, W) of corrupted and high-frequency image, and the targets (N, M per network, H, W)."""
+        image, high, brain_mask = (
+            batchdata[key].to(device, non_blocking=non_blocking) for key in ("image", "high_frequency", "brain_mask")
+        )
+        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.iteration)
+        spatial_mask = self.spatial_masks(brain_mask > 0, generator)
+        noise = torch.randn(image.shape, generator=generator, device=device)
+        corrupted = hide(image, spatial_mask, noise)
+        return torch.cat([corrupted, high], dim=1), image.repeat(1, self.networks, 1, 1)
+
+
+class SliceStream(Sampler[int]):
+    """An endless stream of shuffled slices that can be entered at any iteration.
+
+    Every slice comes once before any comes again. With several ranks each takes its share of one common stream.
+
+    Args:
+        number: Slices of the data set.
+        batch_size: Slices of one iteration on one rank.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, number: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+        self.number = number
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.iteration = 0
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.iteration * self.batch_size * self.world_size + self.rank
+        shuffled_pass = -1
+        while True:
+            if position // self.number != shuffled_pass:
+                shuffled_pass = position // self.number
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + shuffled_pass)
+                order = torch.randperm(self.number, generator=generator).tolist()
+            yield order[position % self.number]
+            position += self.world_size
+
+
+class SeedIterations:
+    """Make every iteration's randomness a function of the seed and its number, so that a resumed training repeats it.
+
+    Args:
+        seed: Seed of dropout.
+        prepare_batch: Gets the number of the iteration.
+        sampler: Gets the iteration that a resumed training starts from.
+    """
+
+    def __init__(self, seed: int, prepare_batch: PrepareCorruptedBatch, sampler: SliceStream):
+        self.seed = seed
+        self.prepare_batch = prepare_batch
+        self.sampler = sampler
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._iteration)
+
+    def _start(self, engine: Engine) -> None:
+        self.sampler.iteration = engine.state.iteration
+
+    def _iteration(self, engine: Engine) -> None:
+        self.prepare_batch.iteration = engine.state.iteration
+        torch.manual_seed(self.seed * 1_000_003 + engine.state.iteration)
+
+
+class TrainingCheckpoint:
+    """Save all of a training in one file, atomically, and go on from it.
+
+    MONAI's `CheckpointSaver` writes in place, so a killed process can leave half a checkpoint. The file is written
+    at the end of every epoch (a validation) and when the process gets SIGINT or SIGTERM, which end the training after
+    the iteration in progress. The best weights so far, by the validation error, are part of it.
+
+    Args:
+        path: The checkpoint.
+        save_dict: Named objects with a state dict; the trainer is saved beside them.
+        ema: Holds the averaged weights that are validated.
+        validator: Its state has the validation error as key metric (lower is better).
+        resume: Go on from ``path`` where it exists.
+
+    Attributes:
+        best_metric: The lowest validation error so far.
+        best_weights: The averaged weights that had it.
+        interrupted: The signal that ended the training, or None.
+    """
+
+    def __init__(self, path: str, save_dict: dict, ema: EMAHandler, validator: Engine, resume: bool = False):
+        self.path = Path(path)
+        self.save_dict = save_dict
+        self.ema = ema
+        self.validator = validator
+        self.resume = resume
+        self.best_metric = float("inf")
+        self.best_weights: dict[str, Tensor] = {}
+        self.interrupted: signal.Signals | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after the averaging of weights and the validation."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+
+    def _start(self, engine: Engine) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+        if self.resume and self.path.exists():
+            self._load(engine)
+        elif self.resume:
+            logger.info(f"No checkpoint at {self.path}: training starts from the beginning.")
+
+    def _load(self, engine: Engine) -> None:
+        try:
+            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+            max_epochs = engine.state.max_epochs
+            for name, target in self.save_dict.items():
+                target.load_state_dict(checkpoint[name])
+            engine.load_state_dict(checkpoint["trainer"])
+            engine.state.max_epochs = max_epochs
+            self.ema.ema_model.load_state_dict(checkpoint["ema"])
+            self.best_metric, self.best_weights = checkpoint["best_metric"], checkpoint["best_weights"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"The checkpoint {self.path} belongs to another training ({str(error).splitlines()[0]}): "
+                "train without `resume`, or with the settings it was made with."
+            ) from None
+        logger.info(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.interrupted = signal.Signals(number)
+
+    def _iteration(self, engine: Engine) -> None:
+        if self.interrupted is not None:
+            self._save(engine)
+            engine.terminate()
+
+    def _epoch(self, engine: Engine) -> None:
+        metric = self.validator.state.metrics[self.validator.state.key_metric_name]
+        if metric < self.best_metric:
+            self.best_metric = float(metric)
+            self.best_weights = {
+                name: value.detach().cpu().clone() for name, value in self.ema.ema_model.state_dict().items()
+            }
+        if self.interrupted is None:
+            self._save(engine)
+
+    def _save(self, engine: Engine) -> None:
+        content = {name: target.state_dict() for name, target in self.save_dict.items()}
+        content |= {
+            "trainer": engine.state_dict(),
+            "ema": self.ema.ema_model.state_dict(),
+            "best_metric": self.best_metric,
+            "best_weights": self.best_weights,
+        }
+        with atomic(self.path) as temporary:
+            torch.save(content, temporary)
+        logger.info(f"Saved {self.path} at iteration {engine.state.iteration}.")
+
+
+class Progress:
+    """Ignite's progress bar with the training loss in it."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        bar = ProgressBar(persist=True, desc="training")
+        bar.attach(engine, output_transform=lambda output: {"loss": output["loss"].item()})
+
+
+def stop_on_non_finite_loss(engine: Engine) -> None:
+    """End a training whose loss is no number any more; the last checkpoint stays.
+
+    Raises:
+        RuntimeError: When the loss is NaN or infinite.
+    """
+    if not torch.isfinite(engine.state.output["loss"]):
+        raise RuntimeError(
+            f"The loss became {engine.state.output["loss"].item()} at iteration {engine.state.iteration}: lower "
+            "`learning_rate`, look at the training slices for extreme intensities, and go on with --resume true."
+        )
+
+
+class FiniteLoss:
+    """Attaches `stop_on_non_finite_loss` to every iteration."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before anything that saves."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, stop_on_non_finite_loss)
+
+
+class TensorBoardPictures:
+    """Show slices of the last validation batch: image, corrupted, high-frequency and each reconstruction in a row.
+
+    Args:
+        log_dir: Folder of the TensorBoard events.
+        validator: Its last batch is shown.
+        number: Slices shown.
+    """
+
+    def __init__(self, log_dir: str, validator: Engine, number: int = 4):
+        self.writer = SummaryWriter(log_dir)
+        self.validator = validator
+        self.number = number
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after the validation."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
+
+    def _draw(self, engine: Engine) -> None:
+        output = self.validator.state.output
+        inputs, target, reconstructions = (output[key][: self.number].float().cpu() for key in ("image", "label", "pred"))
+        image = target[:, : inputs.shape[1] // 2]
+        panels = ((torch.cat([image, inputs, reconstructions], dim=1) + 3) / 6).clamp(0, 1)
+        panels = panels.flip(-1).transpose(-1, -2)  # RAS to a picture: right of the patient on the left, front on top
+        rows = [torch.cat(list(row), dim=-1) for row in panels]
+        picture = torch.cat(rows, dim=-2)[None]
+        title = "image, corrupted, high frequency, reconstructions"
+        self.writer.add_image(title, picture, engine.state.iteration)
+        self.writer.flush()
