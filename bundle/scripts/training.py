@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import EMAHandler, ProgressBar
+from ignite.handlers import ProgressBar
 from monai.engines import PrepareBatch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
 
@@ -144,6 +145,40 @@ class SeedIterations:
         torch.manual_seed(self.seed * 1_000_003 + engine.state.iteration)
 
 
+def average_weights(averaged: list[Tensor], newest: list[Tensor], updates: Tensor, momentum: float) -> None:
+    """Move averaged weights towards the newest ones, in place: an exponential moving average with a warm-up.
+
+    Args:
+        averaged: Averaged parameters.
+        newest: Newest parameters.
+        updates: Number of updates so far.
+        momentum: Weight of the newest, in (0, 1]; during the first updates it is at least 10 / (10 + ``updates``).
+    """
+    torch._foreach_lerp_(averaged, newest, max(momentum, 10 / (10 + int(updates))))
+
+
+class AverageWeights:
+    """Average the weights after every iteration.
+
+    Ignite's `EMAHandler` does the same, but its warm-up starts again when a training is resumed.
+
+    Args:
+        averaged: The average; batch norm's statistics are copied.
+        network: The network in training.
+    """
+
+    def __init__(self, averaged: AveragedModel, network: nn.Module):
+        self.averaged = averaged
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before anything that validates or saves."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+
+    def _update(self, engine: Engine) -> None:
+        self.averaged.update_parameters(self.network)
+
+
 class TrainingCheckpoint:
     """Save all of a training in one file, atomically, and go on from it.
 
@@ -154,7 +189,7 @@ class TrainingCheckpoint:
     Args:
         path: The checkpoint.
         save_dict: Named objects with a state dict; the trainer is saved beside them.
-        ema: Holds the averaged weights that are validated.
+        ema: The averaged weights, which are validated.
         validator: Its state has the validation error as key metric (lower is better).
         resume: Go on from ``path`` where it exists.
 
@@ -164,7 +199,7 @@ class TrainingCheckpoint:
         interrupted: The signal that ended the training, or None.
     """
 
-    def __init__(self, path: str, save_dict: dict, ema: EMAHandler, validator: Engine, resume: bool = False):
+    def __init__(self, path: str, save_dict: dict, ema: AveragedModel, validator: Engine, resume: bool = False):
         self.path = Path(path)
         self.save_dict = save_dict
         self.ema = ema
@@ -196,7 +231,7 @@ class TrainingCheckpoint:
                 target.load_state_dict(checkpoint[name])
             engine.load_state_dict(checkpoint["trainer"])
             engine.state.max_epochs = max_epochs
-            self.ema.ema_model.load_state_dict(checkpoint["ema"])
+            self.ema.load_state_dict(checkpoint["ema"])
             self.best_metric, self.best_weights = checkpoint["best_metric"], checkpoint["best_weights"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
@@ -218,7 +253,7 @@ class TrainingCheckpoint:
         if metric < self.best_metric:
             self.best_metric = float(metric)
             self.best_weights = {
-                name: value.detach().cpu().clone() for name, value in self.ema.ema_model.state_dict().items()
+                name: value.detach().cpu().clone() for name, value in self.ema.module.state_dict().items()
             }
         if self.interrupted is None:
             self._save(engine)
@@ -227,7 +262,7 @@ class TrainingCheckpoint:
         content = {name: target.state_dict() for name, target in self.save_dict.items()}
         content |= {
             "trainer": engine.state_dict(),
-            "ema": self.ema.ema_model.state_dict(),
+            "ema": self.ema.state_dict(),
             "best_metric": self.best_metric,
             "best_weights": self.best_weights,
         }
