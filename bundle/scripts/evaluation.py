@@ -74,13 +74,15 @@ class Sample:
         """Read one decollated item of an evaluator.
 
         Args:
-            item: ``image`` (M + 1, H, W[, D]), modalities and brain mask; ``label`` (1, H, W[, D]); ``pred``
-                (M + 3, H, W[, D]), mask, anomaly map, reconstruction and passes; ``case``; ``slice`` if it has one.
+            item: ``image`` (M + 1, H, W[, D]), modalities and brain mask; ``label`` (1, H, W[, D]), or
+                none when it is healthy; ``pred`` (M + 3, H, W[, D]), mask, anomaly map, reconstruction and passes;
+                ``case``; ``slice`` if it has one.
 
         Raises:
             ValueError: When ``pred`` has other channels.
         """
         inputs, pred = as_slices(item["image"]), as_slices(item["pred"])
+        label = as_slices(item["label"]) if "label" in item else torch.zeros_like(inputs[:, :1])
         channels = inputs.shape[1] + 2
         if pred.shape[1] != channels:
             raise ValueError(
@@ -92,7 +94,7 @@ class Sample:
             name=name,
             image=inputs[:, :-1],
             brain_mask=inputs[:, -1:] > 0.5,
-            label=as_slices(item["label"]) > 0.5,
+            label=label > 0.5,
             pred_mask=pred[:, :1] > 0.5,
             anomaly_map=pred[:, 1:2],
             reconstruction=pred[:, 2:-1],

@@ -50,5 +50,7 @@ def check_writable(folder: str | os.PathLike) -> Path:
             temporary.touch()
         (folder / ".writable").unlink()
     except OSError as error:
-        raise OSError(f"Cannot write in the output folder {folder} ({error.strerror}): set `output_dir` to a folder that can be written.") from error
+        raise OSError(
+            f"Cannot write in the output folder {folder} ({error.strerror}): set `output_dir` to a folder that can be written."
+        ) from None
     return folder

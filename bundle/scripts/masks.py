@@ -92,7 +92,9 @@ def random_squares(brain_mask: Tensor, generator: torch.Generator) -> Tensor:
     row_variance, column_variance = uniform(0.3, 10), uniform(0.3, 10)
     deviation = (row_variance * column_variance).sqrt()
     covariance = deviation * uniform(-1, 1)
-    unit = torch.where(wide, torch.full_like(deviation, 24.0), torch.full_like(deviation, 96.0))  # image side, in sigmas
+    unit = torch.where(
+        wide, torch.full_like(deviation, 24.0), torch.full_like(deviation, 96.0)
+    )  # image side, in sigmas
     rows = (torch.arange(height, device=device)[None, :, None] - (center // width)[:, None, None]) / height
     columns = (torch.arange(width, device=device)[None, None, :] - (center % width)[:, None, None]) / width
     determinant = (row_variance * column_variance - covariance**2).clamp(min=1e-3)

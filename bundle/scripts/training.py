@@ -321,7 +321,9 @@ class TensorBoardPictures:
 
     def _draw(self, engine: Engine) -> None:
         output = self.validator.state.output
-        inputs, target, reconstructions = (output[key][: self.number].float().cpu() for key in ("image", "label", "pred"))
+        inputs, target, reconstructions = (
+            output[key][: self.number].float().cpu() for key in ("image", "label", "pred")
+        )
         image = target[:, : inputs.shape[1] // 2]
         panels = ((torch.cat([image, inputs, reconstructions], dim=1) + 3) / 6).clamp(0, 1)
         panels = panels.flip(-1).transpose(-1, -2)  # RAS to a picture: right of the patient on the left, front on top

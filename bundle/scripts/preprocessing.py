@@ -1,0 +1,287 @@
+"""From a folder of scans to scaled slices on disk: parallel over subjects, resumable, nothing half written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .data import DATALIST, SPLITS, Subject, check_subjects, find_subjects
+from .files import check_writable, write_json
+
+logger = logging.getLogger(__name__)
+
+SELECTIONS = ("healthy", "largest_lesion", "all")
+RECORD = "subject.json"
+
+
+def _null(value: object) -> object:
+    """None for the word null, which is all that a command line can say: MONAI drops overrides that are None."""
+    return None if isinstance(value, str) and value.lower() in ("null", "none", "") else value
+
+
+def select_slices(
+    brain_mask: np.ndarray,
+    label: np.ndarray | None,
+    selection: str,
+    slice_range: Sequence[int] | None = None,
+    smallest_brain_fraction: float = 0.02,
+) -> list[int]:
+    """Choose axial slices of a scan.
+
+    Args:
+        brain_mask: Brain voxels (H, W, D), bool.
+        label: Lesion voxels (H, W, D), bool, or None where no lesion is known.
+        selection: "healthy" keeps slices without lesion, "largest_lesion" the one slice with the most lesion voxels,
+            "all" every slice.
+        slice_range: First slice and the one after the last; None: all.
+        smallest_brain_fraction: Slices whose brain covers less than this part of them are left out.
+
+    Returns:
+        Slice numbers; none where the scan has no slice of the kind.
+
+    Raises:
+        ValueError: When ``selection`` is none of the three.
+    """
+    if selection not in SELECTIONS:
+        raise ValueError(f"`slice_selection` must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+    first, last = slice_range if slice_range is not None else (0, brain_mask.shape[2])
+    slices = [k for k in range(first, last) if brain_mask[:, :, k].mean() >= smallest_brain_fraction]
+    lesion = np.zeros(brain_mask.shape[2], dtype=int) if label is None else label.sum(axis=(0, 1))
+    if selection == "healthy":
+        return [k for k in slices if lesion[k] == 0]
+    if selection == "largest_lesion":
+        largest = max(slices, key=lambda k: lesion[k], default=None)
+        return [] if largest is None or lesion[largest] == 0 else [largest]
+    return slices
+
+
+def _fingerprint(subject: Subject, settings: Mapping[str, object]) -> str:
+    """A hash of what fixes the slices of a subject: the settings, and its files' names, sizes and times."""
+    files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
+    stats = [(os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([settings, stats], sort_keys=True).encode()).hexdigest()
+
+
+class WriteSlices:
+    """Last step of a subject: save its chosen slices in a folder of their own that appears complete or not at all.
+
+    Args:
+        output_dir: The folder of all subjects.
+        slice_range: First slice and the one after the last; None: all.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, slice_range: Sequence[int] | None):
+        self.output_dir = Path(output_dir)
+        self.slice_range = slice_range
+
+    def __call__(self, data: Mapping[str, object]) -> dict[str, object]:
+        """Save ``image``, ``brain_mask`` and ``label``, (C, H, W, D), and give the subject's record."""
+        volumes = {key: np.asarray(data[key]) for key in ("image", "brain_mask", "label") if key in data}
+        volumes["brain_mask"] = volumes["brain_mask"] > 0.5
+        if "label" in volumes:
+            volumes["label"] = volumes["label"] > 0.5
+        label = volumes["label"][0] if "label" in volumes else None
+        chosen = select_slices(volumes["brain_mask"][0], label, data["selection"], self.slice_range)
+        folder = self.output_dir / data["split"] / data["case"]
+        partial = folder.with_name(f".partial.{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for k in chosen:
+            for key, volume in volumes.items():
+                plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8)
+                np.save(partial / f"{k:03d}_{key}.npy", plane)
+        record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
+        (partial / RECORD).write_text(json.dumps(record))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        return record
+
+
+def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, object] | None:
+    """The record of a subject that is finished with the same settings and files."""
+    try:
+        record = json.loads((output_dir / item["split"] / item["case"] / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    return record if record.get("fingerprint") == item["fingerprint"] else None
+
+
+def _entries(item: Mapping[str, object], record: Mapping[str, object]) -> list[dict[str, object]]:
+    """What the datalist says of a subject's slices."""
+    folder = f"{item['split']}/{item['case']}"
+    return [
+        {"case": item["case"], "slice": k, **{key: f"{folder}/{k:03d}_{key}.npy" for key in record["keys"]}}
+        for k in record["slices"]
+    ]
+
+
+def plan(
+    dataset_dir: str,
+    modalities: Sequence[str],
+    splits: Mapping[str, object],
+    slice_selection: Mapping[str, str],
+    slice_range: Sequence[int] | None,
+    label: str | None = "seg",
+    brain_mask: str | None = None,
+) -> dict[str, list[Subject]]:
+    """Find the subjects of each split and check all that their headers show.
+
+    Args:
+        dataset_dir: Folder of scans or datalist, see `find_subjects`.
+        modalities: File name endings.
+        splits: For each split a split file, a list of names, or None to leave it out.
+        slice_selection: For each split one of "healthy", "largest_lesion", "all".
+        slice_range: First axial slice and the one after the last; None: all.
+        label: File name ending of lesion masks.
+        brain_mask: File name ending of brain masks, or None.
+
+    Returns:
+        The subjects of each split that is made.
+
+    Raises:
+        ValueError: When all splits are None, or a case is in two of them.
+    """
+    found: dict[str, list[Subject]] = {}
+    owner: dict[str, str] = {}
+    for split in SPLITS:
+        if splits.get(split) is None:
+            continue
+        found[split] = find_subjects(dataset_dir, modalities, splits[split], label, brain_mask)
+        for subject in found[split]:
+            case = subject["case"]
+            if case in owner:
+                raise ValueError(f"{case} is in the splits {owner[case]} and {split}: a case belongs to one split.")
+            owner[case] = split
+            if slice_selection[split] == "largest_lesion" and "label" not in subject:
+                raise FileNotFoundError(
+                    f"{case} has no lesion mask NAME_{label}.nii.gz, which {split} needs to choose the slice with the "
+                    "largest lesion: add it, or set `slice_selection`."
+                )
+    if not found:
+        raise ValueError("All splits are null: set `split_training`, `split_validation` or `split_testing`.")
+    check_subjects([subject for subjects in found.values() for subject in subjects], slice_range)
+    return found
+
+
+def preprocess(
+    dataset_dir: str,
+    output_dir: str,
+    modalities: Sequence[str],
+    splits: Mapping[str, object],
+    transform: Callable[[dict], dict[str, Tensor]],
+    settings: Mapping[str, object],
+    slice_selection: Mapping[str, str],
+    slice_range: Sequence[int] | None = (70, 90),
+    label: str | None = "seg",
+    brain_mask: str | None = None,
+    num_workers: int | None = None,
+) -> dict[str, int]:
+    """Write the chosen slices of all subjects and one datalist of them.
+
+    Subjects that are finished with the same settings and files are not done again; splits that are None stay as they
+    are in the datalist.
+
+    Args:
+        dataset_dir: Folder of scans or datalist, see `find_subjects`.
+        output_dir: Where slices and datalist.json go.
+        modalities: File name endings, in the order of the channels.
+        splits: For each split a split file, a list of names, or None.
+        transform: Loads a subject and gives ``image`` (M, H, W, D), ``brain_mask`` and, if any, ``label``.
+        settings: What of ``transform`` changes the result, for the record.
+        slice_selection: For each split one of "healthy", "largest_lesion", "all".
+        slice_range: First axial slice and the one after the last; None: all.
+        label: File name ending of lesion masks.
+        brain_mask: File name ending of brain masks, or None where voxels above 0 are brain.
+        num_workers: Processes; None: one for each core, 0: this one.
+
+    Returns:
+        The number of slices of each split.
+
+    Raises:
+        ValueError: When the input is not what is expected, or no slice is left.
+    """
+    slice_range, label, brain_mask, num_workers = map(_null, (slice_range, label, brain_mask, num_workers))
+    splits = {split: _null(value) for split, value in splits.items()}
+    for split, selection in slice_selection.items():
+        if split not in SPLITS or selection not in SELECTIONS:
+            raise ValueError(
+                f"`slice_selection` must give {', '.join(SELECTIONS)} for {', '.join(SPLITS)}, got {split}: {selection}."
+            )
+    subjects = plan(dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask)
+    output = check_writable(output_dir)
+    settings = {"modalities": list(modalities), "slice_range": slice_range and list(slice_range), **settings}
+    items = [
+        {**subject, "split": split, "selection": slice_selection[split]}
+        for split, members in subjects.items()
+        for subject in members
+    ]
+    for item in items:
+        item["fingerprint"] = _fingerprint(item, {**settings, "selection": item["selection"]})
+    unlabeled = sum("label" not in item for item in items if item["selection"] == "healthy")
+    if unlabeled:
+        logger.info(f"{unlabeled} subjects have no lesion mask: all their slices count as healthy.")
+    _run(items, transform, WriteSlices(output, slice_range), num_workers)
+    return _write_datalist(output, items, settings)
+
+
+def _run(items: list[dict], transform: Callable, write: WriteSlices, num_workers: int | None) -> None:
+    """Transform and write the subjects that are not finished yet, in parallel."""
+    waiting = [item for item in items if _read_record(write.output_dir, item) is None]
+    if len(waiting) < len(items):
+        print(f"{len(items) - len(waiting)} of {len(items)} subjects are finished already.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores if num_workers is None else num_workers, len(waiting))
+    dataset = Dataset(waiting, lambda item: write(transform(item)))
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
+    for _ in tqdm(loader, total=len(waiting), desc="preprocessing", unit="subject", disable=not waiting):
+        pass
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _write_datalist(output: Path, items: list[dict], settings: Mapping[str, object]) -> dict[str, int]:
+    """Write the datalist of all finished subjects and say what is in it."""
+    content: dict[str, object] = {**settings}
+    try:
+        before = json.loads((output / DATALIST).read_text())
+    except (OSError, ValueError):
+        before = {}
+    if all(before.get(key) == value for key, value in settings.items()):
+        content |= {split: before[split] for split in SPLITS if split in before}
+    elif before:
+        print("The datalist was made with other settings: splits that are not made now are dropped from it.")
+    counts = {}
+    for split in dict.fromkeys(item["split"] for item in items):
+        members = [item for item in items if item["split"] == split]
+        records = [_read_record(output, item) for item in members]
+        left_out = [item["case"] for item, record in zip(members, records, strict=True) if not record["slices"]]
+        content[split] = [
+            entry for item, record in zip(members, records, strict=True) for entry in _entries(item, record)
+        ]
+        counts[split] = len(content[split])
+        if left_out:
+            print(f"{split}: no slice of the kind in {', '.join(left_out)}; left out.")
+        if not counts[split]:
+            kind = members[0]["selection"].replace("healthy", "lesion-free").replace("_", " ")
+            raise ValueError(
+                f"No {kind} slice in any of the {len(members)} {split} subjects within `slice_range` "
+                f"{settings['slice_range']}: widen it, or choose other subjects."
+            )
+        print(f"{split}: {counts[split]} slices of {len(members) - len(left_out)} subjects")
+    write_json(output / DATALIST, content)
+    print(f"Slices: {output / DATALIST}")
+    return counts
