@@ -1,4 +1,4 @@
-"""What the trainer of ``train.json`` needs beside MONAI and Ignite: the corruption, the order of slices, checkpoints."""
+"""What training needs beside MONAI and Ignite: the corruption, the order of slices, checkpoints."""
 
 from __future__ import annotations
 
@@ -272,12 +272,23 @@ class TrainingCheckpoint:
 
 
 class Progress:
-    """Ignite's progress bar with the training loss in it."""
+    """Ignite's progress bar, with the loss where there is one.
+
+    Args:
+        desc: What the bar counts.
+    """
+
+    def __init__(self, desc: str = "training"):
+        self.desc = desc
 
     def attach(self, engine: Engine) -> None:
-        """Attach to the trainer."""
-        bar = ProgressBar(persist=True, desc="training")
-        bar.attach(engine, output_transform=lambda output: {"loss": output["loss"].item()})
+        """Attach to a trainer or evaluator."""
+        bar = ProgressBar(persist=True, desc=self.desc)
+        bar.attach(engine, output_transform=self._loss)
+
+    @staticmethod
+    def _loss(output: object) -> dict[str, float]:
+        return {"loss": output["loss"].item()} if isinstance(output, dict) and "loss" in output else {}
 
 
 def stop_on_non_finite_loss(engine: Engine) -> None:
