@@ -1,11 +1,17 @@
 """What several test modules share."""
 
+import json
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 from scripts.itermask import IterMask
 from scripts.networks import ReconstructionUNet
+
+CONFIGS = Path(__file__).parent.parent / "bundle" / "configs"
 
 
 @pytest.fixture
@@ -36,3 +42,50 @@ def model(small_network):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return IterMask(small_network, radius=4, threshold=1.0).eval()
+
+
+SMALL_NETWORK = {
+    "network_def#network#channels": 4,
+    "network_def#network#channel_multipliers": [1, 2],
+    "network_def#network#residual_blocks": 1,
+    "network_def#network#attention_levels": [1],
+}
+
+
+def run_bundle(name, overlay=None, run_id="run", **overrides):
+    """Run a config of the bundle in this process, as ``python -m monai.bundle run`` does."""
+    files = [str(CONFIGS / f"{name}.json")] + ([str(CONFIGS / f"{overlay}.json")] if overlay else [])
+    workflow = ConfigWorkflow(files, run_id=run_id, logging_file=False, **overrides)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+@pytest.fixture(scope="session")
+def slices_dir(tmp_path_factory):
+    """What preprocessing writes, of made slices (24 x 20) of two modalities: 6 training, 3 validation, 2 testing."""
+    root = tmp_path_factory.mktemp("slices")
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1:1:24j, -1:1:20j]
+    content = {"modalities": ["flair", "t1"]}
+    for split, number in (("training", 6), ("validation", 3), ("testing", 2)):
+        content[split] = []
+        for index in range(number):
+            brain = (rows**2 + columns**2 < random.uniform(0.6, 0.9))[None]
+            label = brain & (np.hypot(rows - 0.2, columns)[None] < (0.3 if split == "testing" else 0))
+            image = np.stack([np.sin(5 * rows + index), np.cos(4 * columns)]) + 3 * label
+            planes = {"image": np.where(brain, image, -3).astype(np.float32), "brain_mask": brain, "label": label}
+            entry = {"case": f"{split}{index}", "slice": index}
+            for key, plane in planes.items():
+                entry[key] = f"{split}_{index}_{key}.npy"
+                np.save(root / entry[key], plane if key == "image" else plane.astype(np.uint8))
+            content[split].append(entry)
+    (root / "datalist.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="session")
+def two_modality_slices(slices_dir):
+    """Overrides that make a config read `slices_dir` with a small network."""
+    return {"dataset_dir": str(slices_dir), "modalities": ["flair", "t1"], "image_size": 16, **SMALL_NETWORK}

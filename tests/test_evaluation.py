@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from PIL import Image
 from scripts.baselines import ZScoreBaseline
+from scripts.calibration import save_model
 from scripts.evaluation import Evaluation, EvaluationHandler, Sample, anomaly_thresholds, safe_file_name
 from scripts.metrics import overlap
 
@@ -161,6 +164,17 @@ def test_results_do_not_depend_on_the_batch_or_the_order(tmp_path):
     assert (tmp_path / "one" / "curves.csv").read_bytes() == (tmp_path / "three" / "curves.csv").read_bytes()
 
 
+def test_shares_of_two_processes_add_up_to_the_whole(tmp_path, monkeypatch):
+    cases, healthy = slices()
+    whole = evaluate(tmp_path / "whole", cases, healthy, pictures=False)
+    shares: list = []
+    monkeypatch.setattr("scripts.evaluation.idist.all_gather", lambda share: shares.append(share) or shares)
+    evaluate(tmp_path / "first", cases[2:], healthy[:1], pictures=False)
+    evaluate(tmp_path / "second", cases[:2], healthy[1:], pictures=False)
+    assert json.loads((tmp_path / "second" / "summary.json").read_text()) == json.loads(json.dumps(whole))
+    assert (tmp_path / "whole" / "cases.csv").read_bytes() == (tmp_path / "second" / "cases.csv").read_bytes()
+
+
 def test_volumes_are_scored_whole_and_give_their_lesion_free_slices_as_healthy(tmp_path):
     volume = item("VOLUME", 3, lesion_side=9, modalities=2, slices=5)
     summary = evaluate(tmp_path, [volume], modalities=2, healthy_from_cases=True)
@@ -209,3 +223,93 @@ def test_odd_case_names_make_safe_file_names(name):
 def test_the_calibrated_threshold_is_looked_at_exactly():
     thresholds = anomaly_thresholds(0.123456789)
     assert np.float32(0.123456789) in thresholds and (np.diff(thresholds) > 0).all()
+
+
+CONFIGS = Path(__file__).parent.parent / "bundle" / "configs"
+SMALL_NETWORK = {
+    "network_def#network#channels": 4,
+    "network_def#network#channel_multipliers": [1, 2],
+    "network_def#network#residual_blocks": 1,
+    "network_def#network#attention_levels": [1],
+}
+
+
+def save_slices(folder: Path) -> None:
+    """Write what preprocessing writes: healthy slices for validation, labeled ones for testing."""
+    cases, healthy = slices()
+    splits: dict[str, list] = {"validation": [], "testing": []}
+    for split, items in (("validation", healthy), ("testing", cases)):
+        for case in items:
+            arrays = {"image": case["image"][:1], "brain_mask": case["image"][1:].astype(np.uint8), "label": None}
+            if split == "testing":
+                arrays["label"] = case["label"].astype(np.uint8)
+            entry = {"case": case["case"], "slice": 70}
+            for key, array in arrays.items():
+                name = f"{split}/{case['case']}/070_{key}.npy"
+                entry[key] = None if array is None else name
+                if array is not None:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    np.save(folder / name, array)
+            splits[split].append(entry)
+    (folder / "datalist.json").write_text(json.dumps({"modalities": ["flair"], **splits}))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with preprocessed slices and the weights of a small network that has a threshold."""
+    folder = tmp_path_factory.mktemp("trained")
+    save_slices(folder / "slices")
+    overrides = {**SMALL_NETWORK, "modalities": ["flair"], "network_def#threshold": 2.0}
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "evaluate_slices.json"))
+    parser.update(overrides)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_model(parser.get_parsed_content("network_def"), folder / "model.pt")
+    return folder
+
+
+def workflow(config: str, folder: Path, **overrides) -> ConfigWorkflow:
+    paths = {"model_file": str(folder / "model.pt"), "output_dir": str(folder / "out")}
+    created = ConfigWorkflow(
+        config_file=str(CONFIGS / config),
+        workflow_type="inference",
+        logging_file=False,
+        meta_file=None,
+        image_size=32,
+        radius=4,
+        **{**SMALL_NETWORK, **paths, **overrides},
+    )
+    created.initialize()
+    return created
+
+
+@pytest.fixture(scope="module")
+def slices_evaluated(trained) -> dict[int, Path]:
+    """Results of evaluate_slices.json for two batch sizes."""
+    folders = {}
+    for batch_size in (1, 3):
+        folders[batch_size] = trained / f"batch{batch_size}"
+        run = workflow(
+            "evaluate_slices.json",
+            trained,
+            dataset_dir=str(trained / "slices"),
+            output_dir=str(folders[batch_size]),
+            batch_size=batch_size,
+        )
+        assert run.check_properties() == []
+        run.run()
+    return folders
+
+
+def test_evaluate_slices_scores_the_splits_of_a_preprocessed_folder(slices_evaluated):
+    summary = json.loads((slices_evaluated[1] / "summary.json").read_text())
+    assert summary["cases"] == 4 and summary["healthy_slices"] == 4 and summary["threshold"] == 2
+    assert 0 < summary["dice"] <= 1 and 2 <= summary["network_passes"] <= 101
+    assert 0 < summary["ssim_healthy_brain"] < summary["ssim_healthy"] < 1
+    assert len(list((slices_evaluated[1] / "pictures").glob("CASE_*_070.png"))) == 4
+
+
+def test_evaluate_slices_gives_the_same_whatever_the_batch(slices_evaluated):
+    one, three = (json.loads((folder / "summary.json").read_text()) for folder in slices_evaluated.values())
+    assert one.pop("baseline_threshold_source") == three.pop("baseline_threshold_source")
+    assert one == pytest.approx(three, abs=1e-6)

@@ -9,6 +9,7 @@ from scipy import ndimage
 from scripts.phantoms import COLUMNS, LESIONS, MODALITIES, SPLITS, make_phantoms, phantom, phantom_affine
 
 SHAPE = (48, 56, 6)
+SHARP = (96, 112, 6)  # thin tissues need voxels of 1.75 mm
 NUMBERS = {"training": 2, "validation": 1, "testing": 3}
 
 
@@ -71,7 +72,7 @@ def test_a_lesion_is_seen_in_the_central_slices(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_tissues_have_the_contrast_of_each_modality(seed):
-    subject = phantom(seed)
+    subject = phantom(seed, SHARP)
     fluid, cortex, white = medians(subject, "flair")
     assert fluid < white < cortex
     fluid, cortex, white = medians(subject, "t1")
@@ -83,7 +84,7 @@ def test_tissues_have_the_contrast_of_each_modality(seed):
 @pytest.mark.parametrize(("lesion", "flair", "t1"), [("bright", 1, -1), ("dark", -1, -1)])
 def test_lesions_are_brighter_or_darker_than_what_they_replace(lesion, flair, t1):
     for seed in range(4):
-        healthy, sick = phantom(seed), phantom(seed, lesion=lesion)
+        healthy, sick = phantom(seed, SHARP), phantom(seed, SHARP, lesion)
         inside = sick["seg"] == 1
         for name, sign in (("flair", flair), ("t1", t1), ("t2", 1)):
             assert sign * (sick[name][inside].mean() / healthy[name][inside].mean() - 1) > 0.05
@@ -92,10 +93,22 @@ def test_lesions_are_brighter_or_darker_than_what_they_replace(lesion, flair, t1
 @pytest.mark.parametrize("name", MODALITIES)
 def test_a_texture_has_the_mean_and_the_range_of_healthy_tissue(name):
     for seed in range(4):
-        healthy, sick = phantom(seed), phantom(seed, lesion="texture")
+        healthy, sick = phantom(seed, SHARP), phantom(seed, SHARP, "texture")
         inside = sick["seg"] == 1
         assert sick[name][inside].mean() == pytest.approx(healthy[name][inside].mean(), rel=0.04)
         assert sick[name][inside].max() < 1.25 * np.quantile(healthy[name][healthy["mask"] == 1], 0.995)
+
+
+@pytest.mark.parametrize(("lesion", "name"), [("dark", "flair"), ("texture", "flair"), ("bright", "t1")])
+def test_no_brightness_threshold_finds_a_lesion_that_is_not_the_brightest(lesion, name):
+    for seed in range(4):
+        subject = phantom(seed, SHARP, lesion)
+        brain, inside = subject["mask"] == 1, subject["seg"] == 1
+        smooth = ndimage.gaussian_filter(subject[name].astype(float), (2, 2, 0))
+        for score in (subject[name], smooth):
+            bright = [brain & (score > np.quantile(score[brain], part)) for part in np.linspace(0, 0.98, 50)]
+            dice = max(2 * (pred & inside).sum() / (pred.sum() + inside.sum()) for pred in bright)
+            assert dice < 0.35
 
 
 def test_background_is_zero_and_the_brain_above():
@@ -136,12 +149,13 @@ def test_volumes_share_a_ras_affine_away_from_the_origin(folder):
     assert (phantom_affine(SHAPE)[:3, 3] != 0).all()
 
 
-def test_a_rerun_keeps_files_and_mends_what_is_missing_or_cut_short(folder, tmp_path):
+def test_a_rerun_keeps_files_and_mends_what_is_missing_or_cut_short(folder):
     before = stamps(folder)
     table = (folder / "phantoms.csv").read_text()
     names = (folder / "split_testing.txt").read_text().split()
     (folder / names[0] / f"{names[0]}_t1.nii.gz").unlink()
-    (folder / names[1] / f"{names[1]}_seg.nii.gz").write_bytes(b"")
+    cut = folder / names[1] / f"{names[1]}_flair.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:2000])
     make_phantoms(folder, **NUMBERS, seed=3, shape=SHAPE)
     after = stamps(folder)
     assert set(after) == set(before)
