@@ -51,7 +51,7 @@ def test_the_same_seed_is_the_same_brain_at_another_resolution():
 
 
 @pytest.mark.parametrize("lesion", LESIONS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_lesion_changes_its_own_place_only(lesion, seed):
     healthy, sick = phantom(seed, SHAPE), phantom(seed, SHAPE, lesion)
     near = ndimage.binary_dilation(sick["seg"], np.ones((3, 3, 3)))
@@ -64,7 +64,7 @@ def test_a_lesion_changes_its_own_place_only(lesion, seed):
         assert not changed[~near].any()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_lesion_is_seen_in_the_central_slices(seed):
     depth = phantom(seed, (48, 56, 24), "dark")["seg"].any(axis=(0, 1))
     assert depth[8:17].sum() >= 5
@@ -83,7 +83,7 @@ def test_tissues_have_the_contrast_of_each_modality(seed):
 
 @pytest.mark.parametrize(("lesion", "flair", "t1"), [("bright", 1, -1), ("dark", -1, -1)])
 def test_lesions_are_brighter_or_darker_than_what_they_replace(lesion, flair, t1):
-    for seed in range(4):
+    for seed in range(2):
         healthy, sick = phantom(seed, SHARP), phantom(seed, SHARP, lesion)
         inside = sick["seg"] == 1
         for name, sign in (("flair", flair), ("t1", t1), ("t2", 1)):
@@ -92,7 +92,7 @@ def test_lesions_are_brighter_or_darker_than_what_they_replace(lesion, flair, t1
 
 @pytest.mark.parametrize("name", MODALITIES)
 def test_a_texture_has_the_mean_and_the_range_of_healthy_tissue(name):
-    for seed in range(4):
+    for seed in range(2):
         healthy, sick = phantom(seed, SHARP), phantom(seed, SHARP, "texture")
         inside = sick["seg"] == 1
         assert sick[name][inside].mean() == pytest.approx(healthy[name][inside].mean(), rel=0.04)
@@ -101,7 +101,7 @@ def test_a_texture_has_the_mean_and_the_range_of_healthy_tissue(name):
 
 @pytest.mark.parametrize(("lesion", "name"), [("dark", "flair"), ("texture", "flair"), ("bright", "t1")])
 def test_no_brightness_threshold_finds_a_lesion_that_is_not_the_brightest(lesion, name):
-    for seed in range(4):
+    for seed in range(2):
         subject = phantom(seed, SHARP, lesion)
         brain, inside = subject["mask"] == 1, subject["seg"] == 1
         smooth = ndimage.gaussian_filter(subject[name].astype(float), (2, 2, 0))
