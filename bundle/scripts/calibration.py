@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .files import atomic
-from .frequency import high_frequency
 from .itermask import IterMask, pass_noise
-from .scores import error_map
-from .training import NETWORKS, TrainingCheckpoint
+from .probabilistic import ProbabilisticIterMask
+from .training import TrainingCheckpoint, networks_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +56,7 @@ def hidden_errors(
     """
     hidden = spatial_mask & brain_mask
     noise = pass_noise(image, 0) if noise is None else noise
-    filled = model.reconstruct_hidden(image, hidden, high_frequency(image, model.radius), noise)
-    return error_map(image, filled, brain_mask, model.sigma)[hidden]
+    return model.masked_pass(image, hidden, brain_mask, model.context(image, brain_mask), noise)[0][hidden]
 
 
 def calibrate(
@@ -90,6 +88,55 @@ def calibrate(
     threshold = exceeded_by(torch.cat(errors) if errors else torch.empty(0), exceed_fraction)
     model.threshold.fill_(threshold)
     return threshold
+
+
+@torch.no_grad()
+def calibrate_scores(
+    model: ProbabilisticIterMask,
+    batches: Iterable[dict[str, Tensor]],
+    first_fraction: float = 0.1,
+    exceed_fraction: float = 0.02,
+    certain_fraction: float = 0.005,
+    seed: int = 0,
+) -> float:
+    """Set the deviations and thresholds of a `ProbabilisticIterMask` from what healthy slices score.
+
+    Args:
+        model: A trained network; its buffers are set.
+        batches: Healthy slices under ``image`` and ``brain_mask``, never used for training.
+        first_fraction: Part of the healthy brain, in (0, 1), that the first mask hides.
+        exceed_fraction: Part of the healthy brain above the lower threshold of the anomaly map.
+        certain_fraction: Part of the healthy brain above its upper threshold, which an area must reach somewhere.
+        seed: Seed of the noise that fills hidden pixels.
+
+    Returns:
+        The lower threshold.
+
+    Raises:
+        ValueError: When the fractions are out of order.
+    """
+    if not certain_fraction <= exceed_fraction <= first_fraction:
+        raise ValueError(
+            "Expected certain_fraction <= exceed_fraction <= first_fraction, got "
+            f"{certain_fraction}, {exceed_fraction}, {first_fraction}."
+        )
+    model.eval()
+    device = model.threshold.device
+    slices = [(batch["image"].to(device), batch["brain_mask"].to(device) > 0) for batch in batches]
+    noises = [pass_noise(image, seed) for image, _ in slices[:1]] * len(slices)
+    raw = [
+        [score[brain].cpu() for score in model.raw_first_scores(image, brain, noise)[:2]]
+        for (image, brain), noise in zip(slices, noises, strict=True)
+    ]
+    scores = [torch.cat(values) for values in zip(*raw, strict=True)] if raw else [torch.empty(0)] * 2
+    model.deviations.copy_(torch.stack([values.std() for values in scores]))
+    first = sum(values / deviation.cpu() for values, deviation in zip(scores, model.deviations, strict=True)) / 2
+    model.first_threshold.fill_(exceeded_by(first, first_fraction))
+    model.threshold.zero_(), model.certain_threshold.zero_()
+    final = torch.cat([model.refine(image, brain, seed=seed)[1][brain].cpu() for image, brain in slices])
+    model.threshold.fill_(exceeded_by(final, exceed_fraction))
+    model.certain_threshold.fill_(exceeded_by(final, certain_fraction))
+    return float(model.threshold)
 
 
 def load_model(model: IterMask, model_file: str, calibrated: bool = True) -> IterMask:
@@ -140,28 +187,40 @@ def save_model(model: IterMask, model_file: str) -> None:
         torch.save({name: value.detach().cpu() for name, value in model.state_dict().items()}, temporary)
 
 
-def recalibrate(model: IterMask, model_file: str, output_file: str | None = None, **calibration: object) -> float:
+def recalibrate(
+    model: IterMask,
+    model_file: str,
+    calibration: Callable[..., float],
+    batches: Iterable[dict[str, Tensor]],
+    output_file: str | None = None,
+) -> float:
     """Measure the threshold of a model file anew, for example on healthy slices of another scanner.
 
     Args:
         model: A module of the file's architecture.
         model_file: The weights.
+        calibration: `calibrate` or `calibrate_scores` with its options.
+        batches: Healthy slices.
         output_file: Where the weights with the new threshold go; default: ``model_file``.
-        calibration: The other arguments of `calibrate`.
 
     Returns:
         The new threshold.
     """
     load_model(model, model_file, calibrated=False)
     before = float(model.threshold)
-    threshold = calibrate(model, **calibration)
+    threshold = calibration(model, batches)
     save_model(model, output_file or model_file)
     print(f"Threshold {before:.6g} -> {threshold:.6g}, written to {output_file or model_file}")
     return threshold
 
 
 def finish_training(
-    model: IterMask, checkpoint: TrainingCheckpoint, trained: tuple[str, ...], model_file: str, **calibration: object
+    model: IterMask,
+    checkpoint: TrainingCheckpoint,
+    trained: Sequence[str],
+    model_file: str,
+    calibration: Callable[..., float],
+    batches: Iterable[dict[str, Tensor]],
 ) -> None:
     """Take the best averaged weights, calibrate, and write the model file.
 
@@ -173,7 +232,8 @@ def finish_training(
         checkpoint: Holds the best weights.
         trained: Which networks were trained.
         model_file: Where the model goes.
-        calibration: The other arguments of `calibrate`.
+        calibration: `calibrate` or `calibrate_scores` with its options.
+        batches: Healthy slices for it.
 
     Raises:
         SystemExit: When the training was interrupted.
@@ -183,16 +243,16 @@ def finish_training(
             f"{checkpoint.interrupted.name}: training stopped, saved {checkpoint.path}; "
             "run the same command with --resume true to go on."
         )
-    complete = set(trained) == set(NETWORKS)
+    complete = set(trained) == set(networks_of(model))
     if not complete and Path(model_file).exists():
         load_model(model, model_file, calibrated=False)
         complete = True
     model.load_state_dict(checkpoint.best_weights, strict=False)
     if complete:
-        threshold = calibrate(model, **calibration)
+        threshold = calibration(model, batches)
         print(f"Best validation error {checkpoint.best_metric:.6g}, threshold {threshold:.6g}")
     else:
-        other = next(name for name in NETWORKS if name not in trained)
+        other = next(name for name in networks_of(model) if name not in trained)
         model.threshold.fill_(float("nan"))
         print(f"Only {trained[0]} is trained: train {other} with the same `model_file` to get a threshold.")
     save_model(model, model_file)

@@ -36,6 +36,9 @@ def hide(image: Tensor, spatial_mask: Tensor, filling: Tensor) -> Tensor:
 class IterMask(nn.Module):
     """The two networks of IterMask2 and the iterative refinement that uses them (Liang et al. 2024, section 2).
 
+    `refine` is the algorithm; the methods before it are the choices of the published method, and
+    `probabilistic.ProbabilisticIterMask` makes others.
+
     Args:
         network: Makes a 2-D image-to-image network from ``in_channels`` and ``out_channels``; any MONAI network
             whose forward pass takes (N, in_channels, H, W) to (N, out_channels, H, W) will do.
@@ -43,7 +46,7 @@ class IterMask(nn.Module):
         radius: Radius of the frequency mask, in bins at the network's image size.
         sigma: Smoothing of the error map, in pixels at the network's image size.
         first_fraction: Part of the brain, in (0, 1], that the first mask hides.
-        threshold: Error above which a pixel stays hidden. NaN until it has been calibrated on healthy slices.
+        threshold: Score above which a pixel is anomalous. NaN until it has been calibrated on healthy slices.
 
     Raises:
         ValueError: When a fraction is outside its range.
@@ -74,13 +77,35 @@ class IterMask(nn.Module):
         brain_mask = image[:, self.modalities :] > 0.5
         return self.refine(image[:, : self.modalities], brain_mask)[0].to(image.dtype)
 
-    def reconstruct_first(self, image: Tensor) -> Tensor:
-        """First iteration: reconstruct slices (N, M, H, W) from their high-frequency image alone."""
-        return self.first_iteration(high_frequency(image, self.radius))
+    def context(self, image: Tensor, brain_mask: Tensor) -> Tensor:
+        """What every pass sees beside the corrupted slice: the high-frequency image, (N, M, H, W)."""
+        return high_frequency(image, self.radius)
 
-    def reconstruct_hidden(self, image: Tensor, spatial_mask: Tensor, high: Tensor, noise: Tensor) -> Tensor:
-        """Later iterations: reconstruct slices (N, M, H, W) from what is not hidden and the high-frequency image."""
-        return self.masked(torch.cat([hide(image, spatial_mask, noise), high], dim=1))
+    def first_pass(self, image: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruct the whole brain from the high-frequency image alone; give score and reconstruction."""
+        reconstruction = self.first_iteration(context)
+        return error_map(image, reconstruction, brain_mask, self.sigma), reconstruction
+
+    def first_mask(self, score: Tensor, brain_mask: Tensor, threshold_scale: float) -> Tensor:
+        """Hide the part of the brain that was reconstructed worst."""
+        return highest_fraction(score, brain_mask, self.first_fraction)
+
+    def masked_pass(
+        self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Reconstruct what is hidden under noise from the rest; give score and reconstruction."""
+        reconstruction = self.masked(torch.cat([hide(image, spatial_mask, noise), context], dim=1))
+        return error_map(image, reconstruction, brain_mask, self.sigma), reconstruction
+
+    def refining_threshold(self) -> Tensor:
+        """The score above which a hidden pixel stays hidden."""
+        return self.threshold
+
+    def decide(
+        self, spatial_mask: Tensor, first_score: Tensor, last_score: Tensor, brain_mask: Tensor, threshold_scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Give mask and anomaly map: what is still hidden, and the score of the last pass."""
+        return spatial_mask, last_score
 
     def refine(
         self,
@@ -107,50 +132,50 @@ class IterMask(nn.Module):
             seed: Seed of the noise that fills hidden pixels.
 
         Returns:
-            ``pred_mask`` (N, 1, H, W) bool; ``anomaly_map`` (N, 1, H, W), the error of each slice's last pass, 0
-            outside the brain; ``reconstruction`` (N, M, H, W) of that pass; ``passes`` (N,), how often a network
-            saw the slice.
+            ``pred_mask`` (N, 1, H, W) bool; ``anomaly_map`` (N, 1, H, W), 0 outside the brain; ``reconstruction``
+            (N, M, H, W) of each slice's last pass; ``passes`` (N,), how often a network saw the slice.
 
         Raises:
             RuntimeError: When the threshold has not been calibrated.
         """
-        threshold = float(self.threshold) * threshold_scale
+        threshold = float(self.refining_threshold()) * threshold_scale
         if threshold != threshold:
             raise RuntimeError(
                 "IterMask has no threshold: run configs/train.json to the end, or set network_def#threshold."
             )
-        high = high_frequency(image, self.radius)
+        context = self.context(image, brain_mask)
         spatial_mask = torch.zeros_like(brain_mask)
-        anomaly_map = torch.zeros_like(brain_mask, dtype=image.dtype)
+        first_score = torch.zeros_like(image[:, :1])
+        last_score = torch.zeros_like(first_score)
         reconstruction = image.clone()
         passes = torch.zeros(len(image), dtype=torch.int64, device=image.device)
 
-        # First iteration: hide the part of the brain that the high-frequency image explains worst.
+        # First iteration: reconstruct the whole brain and hide what came out worst.
+        noise = pass_noise(image, seed)
         with_brain = brain_mask.flatten(1).any(dim=1).nonzero()[:, 0]
         for part in with_brain.split(batch_size):
-            reconstruction[part] = self.first_iteration(high[part])
-            anomaly_map[part] = error_map(image[part], reconstruction[part], brain_mask[part], self.sigma)
-            spatial_mask[part] = highest_fraction(anomaly_map[part], brain_mask[part], self.first_fraction)
+            score, filled = self.first_pass(image[part], brain_mask[part], context[part], noise)
+            first_score[part], reconstruction[part] = score, filled
+            spatial_mask[part] = self.first_mask(score, brain_mask[part], threshold_scale)
             passes[part] += 1
 
         # Next iterations: fill what is hidden, unhide what was filled well; only slices that still shrink go on.
-        shrinking = with_brain
+        shrinking = spatial_mask.flatten(1).any(dim=1).nonzero()[:, 0]
         for iteration in range(max_passes):
             if len(shrinking) == 0:
                 break
-            noise = pass_noise(image, seed + iteration)
+            noise = pass_noise(image, seed + 1 + iteration)
             still = []
             for part in shrinking.split(batch_size):
                 hidden = spatial_mask[part]
-                filled = self.reconstruct_hidden(image[part], hidden, high[part], noise)
-                error = error_map(image[part], filled, brain_mask[part], self.sigma)
-                refined = hidden & (error > threshold)
+                score, filled = self.masked_pass(image[part], hidden, brain_mask[part], context[part], noise)
+                refined = hidden & (score > threshold)
                 size, refined_size = hidden.flatten(1).sum(dim=1), refined.flatten(1).sum(dim=1)
                 moved = (size - refined_size) >= stop_shrink * size
-                reconstruction[part] = filled
-                anomaly_map[part] = error
+                last_score[part], reconstruction[part] = score, filled
                 passes[part] += 1
                 spatial_mask[part[moved]] = refined[moved]
                 still.append(part[moved & (refined_size > 0)])
             shrinking = torch.cat(still)
-        return spatial_mask, anomaly_map, reconstruction, passes
+        mask, anomaly_map = self.decide(spatial_mask, first_score, last_score, brain_mask, threshold_scale)
+        return mask, anomaly_map, reconstruction, passes

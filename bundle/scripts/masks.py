@@ -63,6 +63,30 @@ def random_blobs(brain_mask: Tensor, generator: torch.Generator, whole_brain_fra
     return brain_mask & (ranks.view_as(field) < (fraction * count).ceil())
 
 
+def coarse_noise(shape: torch.Size, generator: torch.Generator, grids: tuple[int, ...] = (8, 12, 16, 24)) -> Tensor:
+    """Draw smooth noise that hides low frequencies: standard normal knots of a random coarse grid, bilinear between.
+
+    Args:
+        shape: Slices (N, M, H, W).
+        generator: Source of randomness; the noise is on its device.
+        grids: Knots along each side, drawn for each slice.
+
+    Returns:
+        Noise (N, M, H, W), its grid shifted at random.
+    """
+    number, channels, height, width = shape
+    device = generator.device
+    fields = []
+    for knots in grids:
+        random = torch.randn(number, channels, knots, knots, generator=generator, device=device)
+        margin = (height // knots, width // knots)
+        field = F.interpolate(random, (height + margin[0], width + margin[1]), mode="bilinear")
+        top, left = (int(torch.randint(m + 1, (1,), generator=generator, device=device)) for m in margin)
+        fields.append(field[..., top : top + height, left : left + width])
+    chosen = torch.randint(len(grids), (number,), generator=generator, device=device)
+    return torch.stack(fields)[chosen, torch.arange(number, device=device)]
+
+
 def random_squares(brain_mask: Tensor, generator: torch.Generator) -> Tensor:
     """Draw masks as the published training does: squares of three sizes around one random place of the brain.
 

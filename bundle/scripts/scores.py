@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def gaussian_smooth(image: Tensor, region: Tensor, sigma: float) -> Tensor:
+def gaussian_smooth(image: Tensor, region: Tensor, sigma: float, least_mass: float = 1e-6) -> Tensor:
     """Smooth slices inside a region with a Gaussian that does not mix in what lies outside (normalized convolution).
 
     Args:
         image: Slices (N, 1, H, W), float.
         region: Pixels that count (N, 1, H, W), bool.
         sigma: Standard deviation in pixels; 0 returns ``image`` inside the region.
+        least_mass: Smallest part of the kernel that the result is divided by; a region of few pixels counts less.
 
     Returns:
         Smoothed slices (N, 1, H, W), 0 outside the region.
@@ -29,7 +30,7 @@ def gaussian_smooth(image: Tensor, region: Tensor, sigma: float) -> Tensor:
     both = F.conv2d(both, kernel[None, None, :, None], padding=[radius, 0])
     both = F.conv2d(both, kernel[None, None, None, :], padding=[0, radius])
     smooth, mass = both.chunk(2, dim=0)
-    return smooth / mass.clamp(min=1e-6) * weight
+    return smooth / mass.clamp(min=least_mass) * weight
 
 
 def error_map(image: Tensor, reconstruction: Tensor, brain_mask: Tensor, sigma: float = 0.0) -> Tensor:

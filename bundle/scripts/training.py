@@ -10,18 +10,32 @@ from pathlib import Path
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from monai.engines import PrepareBatch
+from monai.engines import IterationEvents, PrepareBatch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
 
+from .augmentation import random_affine, random_intensity
 from .files import atomic
 from .itermask import IterMask, hide
+from .masks import coarse_noise
+from .probabilistic import (
+    BACKGROUND,
+    LARGEST_LOG_VARIANCE,
+    LEAST_LOG_VARIANCE,
+    NOISE_DEVIATION,
+    standardize,
+)
 
 logger = logging.getLogger(__name__)
 
 NETWORKS = ("first_iteration", "masked")
+
+
+def networks_of(model: IterMask) -> list[str]:
+    """The names of a model's networks."""
+    return [name for name in NETWORKS if hasattr(model, name)]
 
 
 class Reconstructions(nn.Module):
@@ -37,13 +51,17 @@ class Reconstructions(nn.Module):
 
     def __init__(self, model: IterMask, trained: Sequence[str] = NETWORKS):
         super().__init__()
-        if not trained or any(name not in NETWORKS for name in trained):
-            raise ValueError(f"`trained` must list one or both of {', '.join(NETWORKS)}, got {list(trained)}.")
+        names = networks_of(model)
+        if not trained or any(name not in names for name in trained):
+            raise ValueError(f"`trained` must list one or both of {', '.join(names)}, got {list(trained)}.")
         for name in trained:
             self.add_module(name, getattr(model, name))
 
     def forward(self, corrupted_and_high: Tensor) -> Tensor:
-        """Reconstruct: (N, 2 M, H, W) of corrupted and high-frequency image to (N, M per network, H, W)."""
+        """Run each network on its input, (N, 2 M, H, W) of corrupted and high-frequency image, and join the channels.
+
+        The first-iteration network gets the second half of the channels, the masked network all of them.
+        """
         high = corrupted_and_high[:, corrupted_and_high.shape[1] // 2 :]
         inputs = {"first_iteration": high, "masked": corrupted_and_high}
         return torch.cat([network(inputs[name]) for name, network in self.named_children()], dim=1)
@@ -80,6 +98,103 @@ class PrepareCorruptedBatch(PrepareBatch):
         noise = torch.randn(image.shape, generator=generator, device=device)
         corrupted = hide(image, spatial_mask, noise)
         return torch.cat([corrupted, high], dim=1), image.repeat(1, self.networks, 1, 1)
+
+
+class PrepareMaskedBatch(PrepareBatch):
+    """Hide the low frequencies, or all, of a random area of changed slices: the training of `ProbabilisticIterMask`.
+
+    Args:
+        spatial_masks: Draws hidden pixels from brain masks (N, 1, H, W) and a generator: a function of `masks`.
+        seed: Seed of all that is drawn.
+        noise_range: Amplitude of the coarse noise over the hidden pixels, in robust standard deviations of the brain.
+        noise_fraction: Part of the slices, in [0, 1], whose hidden pixels hold noise alone.
+        augment: Flip, move and change intensities at random.
+    """
+
+    def __init__(
+        self,
+        spatial_masks: Callable[[Tensor, torch.Generator], Tensor],
+        seed: int = 0,
+        noise_range: Sequence[float] = (0.5, 3.0),
+        noise_fraction: float = 0.25,
+        augment: bool = True,
+    ):
+        self.spatial_masks = spatial_masks
+        self.seed = seed
+        self.noise_range = noise_range
+        self.noise_fraction = noise_fraction
+        self.augment = augment
+        self.iteration = 0
+
+    def __call__(
+        self, batchdata: dict[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Give (N, M + 1, H, W) of corrupted slice and spatial mask, and (N, M + 2, ...) of slice and both masks."""
+        image, brain = (batchdata[key].to(device, non_blocking=non_blocking) for key in ("image", "brain_mask"))
+        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.iteration)
+        brain_mask = brain > 0
+        standard = standardize(image, brain_mask, background=0.0)[0]
+        if self.augment:
+            standard, brain_mask = random_affine(standard, brain_mask, generator)
+            standard = random_intensity(standard, generator)
+        standard = torch.where(brain_mask, standard, torch.full_like(standard, BACKGROUND))
+        spatial_mask = self.spatial_masks(brain_mask, generator)
+        draw = torch.rand(2, len(image), 1, 1, 1, generator=generator, device=device)
+        low, high = self.noise_range
+        noisy = standard + (low + (high - low) * draw[0]) / 3 * coarse_noise(standard.shape, generator)
+        pure = NOISE_DEVIATION * torch.randn(standard.shape, generator=generator, device=device)
+        filling = torch.where(draw[1] < self.noise_fraction, pure, noisy)
+        hidden = spatial_mask.to(standard.dtype)
+        inputs = torch.cat([hide(standard, spatial_mask, filling), hidden], dim=1)
+        return inputs, torch.cat([standard, hidden, brain_mask.to(standard.dtype)], dim=1)
+
+
+def masked_likelihood(prediction: Tensor, target: Tensor, visible_weight: float = 0.1) -> Tensor:
+    """Loss of predicted mean and log-variance: squared error of the mean, Gaussian likelihood of the variance.
+
+    The mean learns from its squared error alone; each pixel's likelihood is weighted by its variance, up to 1, so
+    that the variance of well-known pixels does not drown the rest (beta-weighted likelihood, Seitzer et al. 2022,
+    with beta = 1).
+
+    Args:
+        prediction: Mean and log-variance (N, 2 M, H, W).
+        target: Slices, spatial mask and brain mask (N, M + 2, H, W).
+        visible_weight: Weight of the squared error where nothing is hidden.
+
+    Returns:
+        The loss, a scalar.
+    """
+    image, hidden, brain = target[:, :-2], target[:, -2:-1], target[:, -1:]
+    mean, log_variance = prediction.chunk(2, dim=1)
+    log_variance = log_variance.clamp(LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
+    error = (mean - image).square()
+    likelihood = error.detach() * torch.exp(-log_variance) + log_variance
+    likelihood = likelihood * log_variance.detach().exp().clamp(max=1)
+    pixels, brain_pixels = hidden.sum().clamp(min=1), brain.sum().clamp(min=1)
+    modalities = image.shape[1]
+    masked = ((error + 0.5 * likelihood) * hidden).sum() / pixels
+    visible = (error * (brain - hidden)).sum() / brain_pixels
+    return (masked + visible_weight * visible) / modalities
+
+
+class ClipGradients:
+    """Limit the norm of the gradients before every step.
+
+    Args:
+        network: The network in training.
+        largest_norm: Gradients of a larger norm are scaled down to it.
+    """
+
+    def __init__(self, network: nn.Module, largest_norm: float):
+        self.network = network
+        self.largest_norm = largest_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._clip)
+
+    def _clip(self, engine: Engine) -> None:
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.largest_norm)
 
 
 class SliceStream(Sampler[int]):
@@ -313,7 +428,11 @@ class FiniteLoss:
 
 
 class TensorBoardPictures:
-    """Show slices of the last validation batch: image, corrupted, high-frequency and each reconstruction in a row.
+    """Show slices of the last validation batch in a row each: channels of target, input and output.
+
+    With the high-frequency image as input: image (once for each network), corrupted and high-frequency image,
+    reconstructions. With a spatial mask: image, spatial mask, brain mask; corrupted image, spatial mask; mean,
+    log-variance.
 
     Args:
         log_dir: Folder of the TensorBoard events.
@@ -335,11 +454,10 @@ class TensorBoardPictures:
         inputs, target, reconstructions = (
             output[key][: self.number].float().cpu() for key in ("image", "label", "pred")
         )
-        image = target[:, : inputs.shape[1] // 2]
-        panels = ((torch.cat([image, inputs, reconstructions], dim=1) + 3) / 6).clamp(0, 1)
+        panels = ((torch.cat([target, inputs, reconstructions], dim=1) + 3) / 6).clamp(0, 1)
         panels = panels.flip(-1).transpose(-1, -2)  # RAS to a picture: right of the patient on the left, front on top
         rows = [torch.cat(list(row), dim=-1) for row in panels]
         picture = torch.cat(rows, dim=-2)[None]
-        title = "image, corrupted, high frequency, reconstructions"
+        title = "targets, inputs, outputs"
         self.writer.add_image(title, picture, engine.state.iteration)
         self.writer.flush()

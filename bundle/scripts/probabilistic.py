@@ -1,0 +1,163 @@
+"""The default method: IterMask's refinement with networks that also say how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .itermask import IterMask, hide
+from .scores import gaussian_smooth
+
+BACKGROUND = -2.0
+NOISE_DEVIATION = 0.7
+LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE = -7.0, 3.0
+
+
+def standardize(image: Tensor, brain_mask: Tensor, background: float = BACKGROUND) -> tuple[Tensor, Tensor, Tensor]:
+    """Center and scale the brain of each slice robustly, so that a lesion or a scanner changes little.
+
+    Args:
+        image: Slices (N, M, H, W) in any linear scale.
+        brain_mask: Brain pixels (N, 1, H, W), bool.
+        background: Value outside the brain.
+
+    Returns:
+        Slices in thirds of a robust standard deviation (1.4826 times the median absolute deviation) from the median,
+        clipped to [-2, 2.67]; the median and the deviation, (N, M, 1, 1).
+    """
+    inside = image.masked_fill(~brain_mask, float("nan"))
+    median = inside.flatten(2).nanmedian(dim=2).values[:, :, None, None]
+    deviation = 1.4826 * (inside - median).abs().flatten(2).nanmedian(dim=2).values[:, :, None, None]
+    median, deviation = median.nan_to_num(0.0), deviation.nan_to_num(1.0).clamp(min=1e-6)
+    standard = ((image - median) / deviation).clamp(-6.0, 8.0) / 3
+    return torch.where(brain_mask, standard, torch.full_like(standard, background)), median, deviation
+
+
+def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
+    """Mark the connected components (8 neighbors) of pixels above ``low`` that hold a pixel above ``high``.
+
+    skimage's `apply_hysteresis_threshold` for batches, on any device and in TorchScript.
+
+    Args:
+        score: Scores (N, 1, H, W).
+        low: Lower threshold.
+        high: Upper threshold.
+
+    Returns:
+        Marked pixels (N, 1, H, W), bool.
+    """
+    candidate = score > low
+    marked = candidate & (score > high)
+    growing = bool(marked.any())
+    while growing:
+        grown = candidate & (F.max_pool2d(marked.to(score.dtype), 3, stride=1, padding=1) > 0)
+        growing = bool((grown != marked).any())
+        marked = grown
+    return marked
+
+
+class ProbabilisticIterMask(IterMask):
+    """IterMask with one network for both kinds of hiding, a predicted uncertainty and smoothed, signed scores.
+
+    The network sees the slice with its hidden pixels filled, and which they are; it predicts mean and log-variance of
+    the healthy slice. In training hidden pixels lose their low frequencies (image plus coarse noise) or everything
+    (noise); here the first iteration hides the whole brain both ways, and the next ones hide what is suspicious.
+
+    Args:
+        network: Makes a 2-D network from ``in_channels`` and ``out_channels``.
+        modalities: Number M of MRI modalities that are reconstructed together.
+        sigma: Smoothing of the scores inside the brain, or the hidden area, in pixels at the network's image size.
+        sign: ``"bright"`` counts what is brighter than expected, ``"both"`` also what is darker.
+        mirror_weight: Part of the smoothed score of the mirrored pixel (left and right swapped) that is taken off:
+            what is unusual on both sides is rarely a lesion. 0 leaves it out.
+        threshold: Score above which a pixel may be anomalous. NaN until it has been calibrated.
+
+    Raises:
+        ValueError: When ``sign`` is neither.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        modalities: int = 1,
+        sigma: float = 2.0,
+        sign: str = "bright",
+        mirror_weight: float = 0.5,
+        threshold: float = float("nan"),
+    ):
+        nn.Module.__init__(self)
+        if sign not in ("bright", "both"):
+            raise ValueError(f"`sign` must be bright or both, got {sign!r}.")
+        self.modalities = modalities
+        self.sigma = float(sigma)
+        self.both_signs = sign == "both"
+        self.mirror_weight = float(mirror_weight)
+        self.background, self.noise_deviation = BACKGROUND, NOISE_DEVIATION
+        self.least_log_variance, self.largest_log_variance = LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE
+        self.masked = network(in_channels=modalities + 1, out_channels=2 * modalities)
+        self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32))
+        self.register_buffer("certain_threshold", torch.tensor(threshold, dtype=torch.float32))
+        self.register_buffer("first_threshold", torch.tensor(threshold, dtype=torch.float32))
+        self.register_buffer("deviations", torch.ones(2))
+
+    def context(self, image: Tensor, brain_mask: Tensor) -> Tensor:
+        """Nothing beside the slice itself."""
+        return image[:, :0]
+
+    def score(self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, filling: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill the hidden pixels, reconstruct, and give the smoothed standardized residual and the reconstruction."""
+        standard, median, deviation = standardize(image, brain_mask)
+        filling = torch.where(brain_mask, filling, torch.full_like(standard, self.background))
+        corrupted = torch.cat([hide(standard, spatial_mask, filling), spatial_mask.to(image.dtype)], dim=1)
+        mean, log_variance = self.masked(corrupted).float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(self.least_log_variance, self.largest_log_variance)
+        residual = (standard - mean) * torch.exp(-0.5 * log_variance)
+        region = spatial_mask.expand_as(residual).flatten(0, 1)[:, None]
+        smooth = gaussian_smooth(residual.flatten(0, 1)[:, None], region, self.sigma, 0.05).view_as(residual)
+        if self.both_signs:
+            smooth = smooth.abs()
+        return smooth.mean(dim=1, keepdim=True), mean * 3 * deviation + median
+
+    def raw_first_scores(self, image: Tensor, brain_mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hide the whole brain: its scores with the slice itself as filling, and with noise; the reconstruction."""
+        standard = standardize(image, brain_mask)[0]
+        clear, reconstruction = self.score(image, brain_mask, brain_mask, standard)
+        blind, _ = self.score(image, brain_mask, brain_mask, self.noise_deviation * noise.expand_as(image))
+        return clear, blind, reconstruction
+
+    def first_pass(self, image: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of both whole-brain scores, each in healthy deviations, and the reconstruction."""
+        clear, blind, reconstruction = self.raw_first_scores(image, brain_mask, noise)
+        return (clear / self.deviations[0] + blind / self.deviations[1]) / 2, reconstruction
+
+    def first_mask(self, score: Tensor, brain_mask: Tensor, threshold_scale: float) -> Tensor:
+        """Hide what scores above the tenth of healthy brain that scores highest."""
+        return brain_mask & (score > self.first_threshold * threshold_scale)
+
+    def masked_pass(
+        self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Score the hidden pixels alone, now that the network can trust the others."""
+        score, reconstruction = self.score(image, spatial_mask, brain_mask, standardize(image, brain_mask)[0])
+        return score / self.deviations[0], reconstruction
+
+    def refining_threshold(self) -> Tensor:
+        """The score above which a hidden pixel stays hidden."""
+        return self.first_threshold
+
+    def decide(
+        self, spatial_mask: Tensor, first_score: Tensor, last_score: Tensor, brain_mask: Tensor, threshold_scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Average the three scores, take off the mirrored ones, and keep areas that hold a certain pixel."""
+        combined = (2 * first_score + last_score) / 3
+        if self.mirror_weight > 0:
+            mirrored = gaussian_smooth(combined.flip(2), brain_mask.flip(2), 2.0)
+            combined = combined - self.mirror_weight * mirrored.clamp(min=0)
+        anomaly_map = combined.clamp(min=0) * brain_mask
+        mask = hysteresis(
+            anomaly_map, float(self.threshold) * threshold_scale, float(self.certain_threshold) * threshold_scale
+        )
+        return mask, anomaly_map
