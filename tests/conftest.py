@@ -4,6 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -89,3 +90,44 @@ def slices_dir(tmp_path_factory):
 def two_modality_slices(slices_dir):
     """Overrides that make a config read `slices_dir` with a small network."""
     return {"dataset_dir": str(slices_dir), "modalities": ["flair", "t1"], "image_size": 16, **SMALL_NETWORK}
+
+
+def write_nifti(path, voxels, affine=None):
+    """Save an array as NIfTI, with the identity affine by default, and give its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def make_scan(root, case, lesion=None, modalities=("flair", "t1"), suffix=".nii.gz", affine=None):
+    """Write a scan (14, 18, 12) whose brain is an ellipse in slices 1 to 10.
+
+    Args:
+        lesion: Lesion voxels of each slice that has any; None: no file NAME_seg.
+    """
+    random = np.random.default_rng(list(case.encode()))
+    rows, columns, slices = np.mgrid[-1:1:14j, -1:1:18j, 0:12]
+    brain = ((rows / 0.8) ** 2 + (columns - 0.1) ** 2 < 0.7) & (slices > 0) & (slices < 11)
+    for modality in modalities:
+        voxels = np.where(brain, random.integers(50, 900, brain.shape), 0).astype(np.int16)
+        write_nifti(root / case / f"{case}_{modality}{suffix}", voxels, affine)
+    if lesion is not None:
+        label = np.zeros(brain.shape, np.uint8)
+        for k, voxels in lesion.items():
+            label.reshape(-1, 12)[np.flatnonzero(brain[..., k])[:voxels], k] = 4
+        write_nifti(root / case / f"{case}_seg{suffix}", label, affine)
+    return root / case
+
+
+@pytest.fixture
+def scans_dir(tmp_path):
+    """Scans a and b for training, c for validation, d and e for testing, with the three split files."""
+    root = tmp_path / "scans"
+    make_scan(root, "a", lesion={4: 5, 5: 9})
+    make_scan(root, "b", lesion={})
+    make_scan(root, "c", lesion={})
+    make_scan(root, "d", lesion={3: 8, 6: 21, 7: 20, 10: 50})
+    make_scan(root, "e", lesion={10: 30})
+    for split, cases in (("training", "ab"), ("validation", "c"), ("testing", "de")):
+        (root / f"split_{split}.txt").write_text("\n".join(cases) + "\n")
+    return root

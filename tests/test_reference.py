@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import run_bundle, write_nifti
 from scripts import itermask
 from scripts.calibration import exceeded_by, hidden_errors
+from scripts.data import read_slices
 from scripts.frequency import high_frequency
 from scripts.itermask import IterMask, hide
+from scripts.metrics import overlap, ssim_map
 from scripts.networks import ReconstructionUNet, convert_research_weights
 from torch import nn
 
@@ -103,3 +106,68 @@ def test_refinement(convolutions, batch_size):
     torch.testing.assert_close(reconstruction, reference["expected_reconstruction"], rtol=0, atol=1e-5)
     if batch_size == 32:
         assert int(passes.max()) == 1 + int(reference["refine_calls"])
+
+
+@pytest.fixture
+def preprocessed(tmp_path):
+    """Runs preprocess.json on the recorded volumes as the only scan of a split; gives the slices and their arrays."""
+    with np.load(REFERENCE / "preprocessing.npz") as file:
+        reference = dict(file)
+    for name in ("flair", "t1", "seg"):
+        write_nifti(tmp_path / f"scans/one/one_{name}.nii.gz", reference[name])
+
+    def preprocess(split, **overrides):
+        splits = {f"split_{name}": "null" for name in ("training", "validation", "testing")} | {
+            f"split_{split}": ["one"]
+        }
+        options = {"dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path / "out"), "num_workers": 0}
+        run_bundle("preprocess", modalities=["flair", "t1"], **options, **splits, **overrides)
+        return [
+            {key: np.load(value) if str(value).endswith(".npy") else value for key, value in item.items()}
+            for item in read_slices(tmp_path / "out", split, ["flair", "t1"])
+        ]
+
+    return reference, preprocess
+
+
+@pytest.mark.parametrize("lower_over_volume", [True, False])
+def test_training_slices_are_the_healthy_ones(preprocessed, lower_over_volume):
+    reference, preprocess = preprocessed
+    slices = preprocess("training", lower_over_volume=lower_over_volume)
+    assert [item["slice"] for item in slices] == reference["train_slices"].tolist()
+    if lower_over_volume:
+        np.testing.assert_allclose(slices[0]["image"][0], reference["train_first_slice_flair"], atol=1e-5)
+
+
+@pytest.mark.parametrize("lower_over_volume", [True, False])
+def test_testing_slice_is_the_one_with_the_largest_lesion(preprocessed, lower_over_volume):
+    reference, preprocess = preprocessed
+    (found,) = preprocess("testing", lower_over_volume=lower_over_volume)
+    assert found["slice"] == reference["test_slice"]
+    np.testing.assert_array_equal(found["label"][0], reference["test_seg"])
+    np.testing.assert_array_equal(found["brain_mask"][0], reference["test_brain_mask"])
+    brain = reference["test_brain_mask"] > 0
+    for image, name in zip(found["image"], ("flair", "t1"), strict=True):
+        expected = reference[f"test_{name}"]
+        if not lower_over_volume:  # ours stretches the same slice, so that the brain's lower quantile is -3 too
+            volume = reference[name][reference["flair"] + reference["t1"] > 0]
+            lower, upper = np.quantile(volume, [0.02, 0.9])
+            expected = np.where(brain, ((expected + 3) * upper / 6 - lower) * 6 / (upper - lower) - 3, -3)
+        np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+@pytest.fixture
+def metrics():
+    return {key: value.numpy() for key, value in load("metrics").items()}
+
+
+@pytest.mark.parametrize("name", ["dice", "sensitivity", "precision"])
+def test_overlap(metrics, name):
+    np.testing.assert_allclose(overlap(metrics["prediction"], metrics["target"])[name], metrics[name], rtol=1e-12)
+
+
+def test_ssim(metrics):
+    image, reconstruction = (torch.from_numpy(metrics[name]) for name in ("ssim_a", "ssim_b"))
+    data_range = float(reconstruction.max() - reconstruction.min())
+    found = ssim_map(image, reconstruction, data_range).mean().item()
+    assert found == pytest.approx(float(metrics["ssim"]), abs=1e-5)

@@ -25,6 +25,24 @@ def _existing_folder(dataset_dir: str | os.PathLike) -> Path:
     return folder
 
 
+def _is_nifti_name(name: str) -> bool:
+    return name.endswith(NIFTI_SUFFIXES) and not name.startswith(".")
+
+
+def _holds_scan(folder: Path) -> bool:
+    """Whether a folder follows the convention, be it without the modality that is due."""
+    return any(_is_nifti_name(path.name) and path.name.startswith(f"{folder.name}_") for path in folder.iterdir())
+
+
+def _each_once(subjects: list[Subject], source: object) -> list[Subject]:
+    """The subjects, each of another name: outputs go by it."""
+    names = [subject["case"] for subject in subjects]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{source} holds {twice} twice: list each case once, and give each a name of its own.")
+    return subjects
+
+
 def _find_nifti(stem: Path) -> Path | None:
     return next((path for suffix in NIFTI_SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()), None)
 
@@ -35,10 +53,9 @@ def _case_name(path: Path) -> str:
 
 def _inside(root: Path, name: str, source: object) -> Path:
     """The path of ``name`` below ``root``; refuses names that lead out of it."""
-    path = root / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(root.resolve()):
+    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] in (os.pardir, os.curdir):
         raise ValueError(f"{source} names {name!r}, which is outside {root}: list only names inside the data folder.")
-    return path
+    return root / name
 
 
 def read_split(split: str | Sequence[str]) -> list[str]:
@@ -53,8 +70,8 @@ def read_split(split: str | Sequence[str]) -> list[str]:
         if not path.is_file():
             raise FileNotFoundError(f"No split file {path}: give a text file with one case name a line, or null.")
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
             raise ValueError(f"The split file {path} is no text file: give one case name a line.") from None
         names = [name for line in lines if (name := line.partition("#")[0].strip())]
     else:
@@ -128,14 +145,16 @@ def find_subjects(
     root = _existing_folder(dataset_dir)
     if split is not None:
         source = split if isinstance(split, str) else "The split"
-        return [_subject(root, name, modalities, label, brain_mask, source) for name in read_split(split)]
+        names = read_split(split)
+        return _each_once([_subject(root, name, modalities, label, brain_mask, source) for name in names], source)
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    names = [name for name in names if any(_find_nifti(root / name / f"{name}_{modality}") for modality in modalities)]
+    names = [name for name in names if _holds_scan(root / name)]
     if names:
         return [_subject(root, name, modalities, label, brain_mask, root) for name in names]
-    files = sorted(path for path in root.iterdir() if path.name.endswith(NIFTI_SUFFIXES) and path.is_file())
+    files = sorted(path for path in root.iterdir() if _is_nifti_name(path.name) and path.is_file())
     if files and len(modalities) == 1 and brain_mask is None:
-        return [{"case": _case_name(path), "image": [str(path)]} for path in files]
+        subjects = [{"case": _case_name(path), "image": [str(path)]} for path in files]
+        return _each_once(subjects, root)
     raise ValueError(
         f"No scan in {root}: expected folders NAME with files NAME_{modalities[0]}.nii.gz; check `dataset_dir` and "
         "`modalities`."
@@ -145,7 +164,7 @@ def find_subjects(
 def _datalist_subjects(path: Path, modalities: Sequence[str], split: str | Sequence[str] | None) -> list[Subject]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except OSError:
         raise FileNotFoundError(f"No datalist {path}: set `dataset_dir` to a folder or an existing datalist.") from None
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}): give a Decathlon-style datalist.") from None
@@ -168,11 +187,18 @@ def _datalist_subjects(path: Path, modalities: Sequence[str], split: str | Seque
             )
         subject: Subject = {"image": [str(_inside(path.parent, name, path)) for name in files]}
         subject |= {key: str(_inside(path.parent, item[key], path)) for key in ("label", "brain_mask") if item.get(key)}
-        subjects.append({"case": str(item.get("case") or _case_name(Path(files[0]))), **subject})
-    names = [subject["case"] for subject in subjects]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path} lists {'no case' if not names else 'a case twice'}: list each case once.")
-    return subjects
+        subjects.append({"case": _plain_name(item.get("case") or _case_name(Path(files[0])), path), **subject})
+    if not subjects:
+        raise ValueError(f"{path} lists no case: give lists of objects with image and, if any, label.")
+    return _each_once(subjects, path)
+
+
+def _plain_name(case: object, source: object) -> str:
+    """A case's name, which becomes that of a folder."""
+    name = str(case)
+    if name != os.path.basename(name) or name.startswith("."):
+        raise ValueError(f"{source} has the case name {name!r}: use a name without slashes and without a leading dot.")
+    return name
 
 
 def _is_whole(path: str, image: nib.spatialimages.SpatialImage) -> bool:
@@ -203,15 +229,17 @@ def read_header(path: str) -> tuple[tuple[int, int, int], np.ndarray]:
     try:
         image = nib.load(path)
         shape, affine = tuple(image.shape), np.asarray(image.affine, dtype=float)
-        whole = _is_whole(path, image)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"No file {path}.") from None
+        whole, kind = _is_whole(path, image), image.get_data_dtype()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No file {path}: check its name in the datalist or `image`.") from None
     except Exception as error:
         raise ValueError(
             f"{path} is not a NIfTI file that can be read ({type(error).__name__}): export it again."
         ) from None
     if not whole:
         raise ValueError(f"{path} is cut short: it holds fewer voxels than its header says; copy it again.")
+    if kind.kind not in "biuf":
+        raise ValueError(f"{path} holds voxels of type {kind}, expected one real number a voxel: export it again.")
     if len(shape) == 4 and shape[3] == 1:
         shape = shape[:3]
     if len(shape) != 3 or min(shape) < 1:
@@ -228,6 +256,17 @@ def _axial_slices(shape: tuple[int, int, int], affine: np.ndarray) -> int:
     return shape[int(np.flatnonzero(orientation[:, 0] == 2)[0])]
 
 
+def _check_slice_range(slice_range: object) -> None:
+    if slice_range is None:
+        return
+    pair = isinstance(slice_range, Sequence) and len(slice_range) == 2
+    if not pair or not all(type(k) is int for k in slice_range) or not 0 <= slice_range[0] < slice_range[1]:
+        raise ValueError(
+            "`slice_range` must be [first, after the last] of whole numbers with 0 <= first < after the last, got "
+            f"{slice_range}."
+        )
+
+
 def check_subjects(subjects: Sequence[Subject], slice_range: Sequence[int] | None = None) -> None:
     """Read the headers of all scans and refuse what later steps cannot use.
 
@@ -238,8 +277,7 @@ def check_subjects(subjects: Sequence[Subject], slice_range: Sequence[int] | Non
     Raises:
         ValueError: When files of a scan differ in shape or affine, or the range leaves the volume.
     """
-    if slice_range is not None and not 0 <= slice_range[0] < slice_range[1]:
-        raise ValueError(f"`slice_range` must be [first, after the last] with first < last, got {list(slice_range)}.")
+    _check_slice_range(slice_range)
     for subject in subjects:
         files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
         shape, affine = read_header(files[0])
@@ -284,7 +322,7 @@ def read_slices(
         content = json.loads(path.read_text(encoding="utf-8"))
         items = content.get(split) or []
         found = content.get("modalities")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError):
         raise ValueError(f"{path} is no datalist: make it again with configs/preprocess.json.") from None
     if not items:
         raise ValueError(f"{path} has no slice for {split}: run configs/preprocess.json with `split_{split}` set.")
@@ -294,11 +332,11 @@ def read_slices(
         )
     slices = []
     for item in items:
+        if not isinstance(item, dict) or not {"case", "slice", "image", "brain_mask"} <= item.keys():
+            raise ValueError(f"{path} is no datalist of slices: make it again with configs/preprocess.json.")
         files = {key: str(_inside(root, item[key], path)) for key in ("image", "brain_mask", "label") if item.get(key)}
+        missing = next((file for file in files.values() if not os.path.isfile(file)), None)
+        if missing:
+            raise FileNotFoundError(f"{path} lists {missing}, which is gone: run configs/preprocess.json again.")
         slices.append({"case": item["case"], "slice": item["slice"], **files})
-    missing = next(
-        (file for item in slices for key, file in item.items() if "/" in str(file) and not Path(file).is_file()), None
-    )
-    if missing:
-        raise FileNotFoundError(f"{path} lists {missing}, which is gone: run configs/preprocess.json again.")
     return slices

@@ -21,10 +21,10 @@ def innermost_message(error: BaseException) -> str:
     while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
         error = error.__cause__ or error.__context__
     text = str(error)
+    kind = type(error).__name__
     if "Original Traceback" in text:  # a worker's error arrives as the text of its whole chain, innermost first
-        kind, text = re.findall(r"^(\w+(?:\.\w+)*(?:Error|Exception)): (.*)$", text, re.MULTILINE)[0]
-    else:
-        kind = type(error).__name__
+        lines = text.partition("Original Traceback")[2].splitlines()[1:]
+        kind, _, text = next(line for line in lines if line[:1].strip()).partition(": ")  # code lines are indented
     text = " ".join(text.split())
     return text if kind in ("ValueError", "RuntimeError", "OSError", "FileNotFoundError") else f"{kind}: {text}"
 
@@ -47,10 +47,10 @@ def _overrides(arguments: list[str]) -> dict[str, str]:
     """The ``--id value`` and ``--id=value`` pairs of a command line."""
     pairs: dict[str, str] = {}
     for position, argument in enumerate(arguments):
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
+        if re.match(r"--?[A-Za-z_]", argument):
+            name, equals, value = argument.lstrip("-").partition("=")
             following = arguments[position + 1] if position + 1 < len(arguments) else ""
-            pairs[name.replace("-", "_")] = value if equals else following
+            pairs[name.replace("-", "_").replace("::", "#")] = value if equals else following
     return pairs
 
 
@@ -80,7 +80,9 @@ def check_overrides(arguments: list[str] | None = None) -> None:
     known = set(inspect.signature(bundle_run).parameters) - {"override"}
     for name in pairs.keys() - known:
         parent = name.rpartition("#")[0]
-        if name in parser or (parent and parent in parser and "_target_" in (parser[parent] or {})):
+        if name in parser:
+            continue
+        if parent and parent in parser and isinstance(parser[parent], dict) and "_target_" in parser[parent]:
             continue
         close = difflib.get_close_matches(name, [key for key in parser.get() if not key.startswith("_")], n=1)
         hint = f"did you mean --{close[0]}?" if close else "see the ids at the top of the config file."

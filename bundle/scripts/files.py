@@ -51,6 +51,7 @@ def check_writable(folder: str | os.PathLike) -> Path:
         (folder / ".writable").unlink()
     except OSError as error:
         raise OSError(
-            f"Cannot write in the output folder {folder} ({error.strerror}): set `output_dir` to a folder that can be written."
+            f"Cannot write in the output folder {folder} ({error.strerror}): set `output_dir` to a folder that can be "
+            "written."
         ) from None
     return folder

@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from monai.data import Dataset
+from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SELECTIONS = ("healthy", "largest_lesion", "all")
 RECORD = "subject.json"
+PARTIAL = ".partial."
 
 
 def _null(value: object) -> object:
@@ -75,38 +78,49 @@ def _fingerprint(subject: Subject, settings: Mapping[str, object]) -> str:
 
 
 class WriteSlices:
-    """Last step of a subject: save its chosen slices in a folder of their own that appears complete or not at all.
+    """Last step of a subject: save its chosen slices in a temporary folder, which the main process puts in place.
+
+    So a subject's own folder appears complete or not at all, and workers that outlive a killed run touch none.
 
     Args:
-        output_dir: The folder of all subjects.
+        temporary: The folder of the temporary folders; it exists as long as the run.
         slice_range: First slice and the one after the last; None: all.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, slice_range: Sequence[int] | None):
-        self.output_dir = Path(output_dir)
+    def __init__(self, temporary: str | os.PathLike, slice_range: Sequence[int] | None):
+        self.temporary = Path(temporary)
         self.slice_range = slice_range
 
-    def __call__(self, data: Mapping[str, object]) -> dict[str, object]:
-        """Save ``image``, ``brain_mask`` and ``label``, (C, H, W, D), and give the subject's record."""
+    def __call__(self, data: Mapping[str, object]) -> str:
+        """Save ``image``, ``brain_mask`` and ``label``, (C, H, W, D), and the record; gives their folder."""
         volumes = {key: np.asarray(data[key]) for key in ("image", "brain_mask", "label") if key in data}
         volumes["brain_mask"] = volumes["brain_mask"] > 0.5
         if "label" in volumes:
             volumes["label"] = volumes["label"] > 0.5
         label = volumes["label"][0] if "label" in volumes else None
         chosen = select_slices(volumes["brain_mask"][0], label, data["selection"], self.slice_range)
-        folder = self.output_dir / data["split"] / data["case"]
-        partial = folder.with_name(f".partial.{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        folder = self.temporary / data["case"]
+        folder.mkdir()
         for k in chosen:
             for key, volume in volumes.items():
-                plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8)
-                np.save(partial / f"{k:03d}_{key}.npy", plane)
+                plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8, order="C")
+                np.save(folder / f"{k:03d}_{key}.npy", plane)
         record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
-        (partial / RECORD).write_text(json.dumps(record))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-        return record
+        (folder / RECORD).write_text(json.dumps(record))
+        return str(folder)
+
+
+@contextmanager
+def _temporary_folder(output: Path) -> Iterator[Path]:
+    """A folder in ``output`` for the time of a run; what killed runs have left is removed first."""
+    for leftover in output.glob(f"{PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = output / f"{PARTIAL}{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:  # renamed first, so that no worker adds to it while it is removed
+        shutil.rmtree(folder.rename(f"{folder}.ended"), ignore_errors=True)
 
 
 def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, object] | None:
@@ -115,7 +129,10 @@ def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, obje
         record = json.loads((output_dir / item["split"] / item["case"] / RECORD).read_text())
     except (OSError, ValueError):
         return None
-    return record if record.get("fingerprint") == item["fingerprint"] else None
+    if not isinstance(record, dict) or record.get("fingerprint") != item["fingerprint"]:
+        return None
+    files = [entry[key] for entry in _entries(item, record) for key in record["keys"]]
+    return record if all((output_dir / file).is_file() for file in files) else None
 
 
 def _entries(item: Mapping[str, object], record: Mapping[str, object]) -> list[dict[str, object]]:
@@ -214,14 +231,17 @@ def preprocess(
     """
     slice_range, label, brain_mask, num_workers = map(_null, (slice_range, label, brain_mask, num_workers))
     splits = {split: _null(value) for split, value in splits.items()}
-    for split, selection in slice_selection.items():
-        if split not in SPLITS or selection not in SELECTIONS:
-            raise ValueError(
-                f"`slice_selection` must give {', '.join(SELECTIONS)} for {', '.join(SPLITS)}, got {split}: {selection}."
-            )
+    made = [split for split, value in splits.items() if value is not None]
+    chosen = {**dict.fromkeys(made), **slice_selection}
+    if not chosen.keys() <= {*SPLITS} or not {*chosen.values()} <= {*SELECTIONS}:
+        raise ValueError(
+            f"`slice_selection` must give one of {', '.join(SELECTIONS)} for each of {', '.join(SPLITS)}, got "
+            f"{dict(slice_selection)}."
+        )
     subjects = plan(dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask)
     output = check_writable(output_dir)
     settings = {"modalities": list(modalities), "slice_range": slice_range and list(slice_range), **settings}
+    kept = _kept_splits(output, settings, subjects)
     items = [
         {**subject, "split": split, "selection": slice_selection[split]}
         for split, members in subjects.items()
@@ -232,38 +252,64 @@ def preprocess(
     unlabeled = sum("label" not in item for item in items if item["selection"] == "healthy")
     if unlabeled:
         logger.info(f"{unlabeled} subjects have no lesion mask: all their slices count as healthy.")
-    _run(items, transform, WriteSlices(output, slice_range), num_workers)
-    return _write_datalist(output, items, settings)
-
-
-def _run(items: list[dict], transform: Callable, write: WriteSlices, num_workers: int | None) -> None:
-    """Transform and write the subjects that are not finished yet, in parallel."""
-    waiting = [item for item in items if _read_record(write.output_dir, item) is None]
+    waiting = [item for item in items if _read_record(output, item) is None]
     if len(waiting) < len(items):
         print(f"{len(items) - len(waiting)} of {len(items)} subjects are finished already.")
+    with _temporary_folder(output) as temporary:
+        _run(waiting, Compose([transform, WriteSlices(temporary, slice_range)]), output, num_workers)
+    return _write_datalist(output, items, settings, kept)
+
+
+def _run(waiting: list[dict], work: Callable[[dict], str], output: Path, num_workers: int | None) -> None:
+    """Do the work of each subject, in parallel, and put the folders that come of it in place."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores if num_workers is None else num_workers, len(waiting))
-    dataset = Dataset(waiting, lambda item: write(transform(item)))
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
-    for _ in tqdm(loader, total=len(waiting), desc="preprocessing", unit="subject", disable=not waiting):
-        pass
+    loader = DataLoader(Dataset(waiting, work), batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
+    progress = tqdm(loader, desc="preprocessing", unit="subject", disable=not waiting)
+    for item, finished in zip(waiting, progress, strict=True):
+        folder = output / item["split"] / item["case"]
+        folder.parent.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(finished, folder)
 
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _write_datalist(output: Path, items: list[dict], settings: Mapping[str, object]) -> dict[str, int]:
-    """Write the datalist of all finished subjects and say what is in it."""
-    content: dict[str, object] = {**settings}
+def _kept_splits(
+    output: Path, settings: Mapping[str, object], subjects: Mapping[str, list[Subject]]
+) -> dict[str, list[dict]]:
+    """The splits of an earlier datalist that this run does not make; one of other settings is removed at once.
+
+    It must go before its slices are made anew: a run that ends early would leave it with slices of both settings.
+    """
+    path = output / DATALIST
     try:
-        before = json.loads((output / DATALIST).read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        before = {}
-    if all(before.get(key) == value for key, value in settings.items()):
-        content |= {split: before[split] for split in SPLITS if split in before}
-    elif before:
-        print("The datalist was made with other settings: splits that are not made now are dropped from it.")
+        return {}
+    if not isinstance(before, dict) or any(before.get(key) != value for key, value in settings.items()):
+        print(f"{path} was made with other settings: it is made anew, with the splits of this run only.")
+        path.unlink()
+        return {}
+    kept = {split: before[split] for split in SPLITS if split in before and split not in subjects}
+    owner = {entry["case"]: split for split, entries in kept.items() for entry in entries}
+    for split, members in subjects.items():
+        for subject in members:
+            if subject["case"] in owner:
+                raise ValueError(
+                    f"{subject['case']} is in {split} now and in {owner[subject['case']]} of {path}: a case belongs to "
+                    "one split; make both anew, or set another `output_dir`."
+                )
+    return kept
+
+
+def _write_datalist(
+    output: Path, items: list[dict], settings: Mapping[str, object], kept: Mapping[str, list[dict]]
+) -> dict[str, int]:
+    """Write the datalist of all finished subjects and say what is in it."""
+    content: dict[str, object] = {**settings, **kept}
     counts = {}
     for split in dict.fromkeys(item["split"] for item in items):
         members = [item for item in items if item["split"] == split]
@@ -276,10 +322,10 @@ def _write_datalist(output: Path, items: list[dict], settings: Mapping[str, obje
         if left_out:
             print(f"{split}: no slice of the kind in {', '.join(left_out)}; left out.")
         if not counts[split]:
-            kind = members[0]["selection"].replace("healthy", "lesion-free").replace("_", " ")
+            kind = {"healthy": "lesion-free slice", "largest_lesion": "slice with a lesion", "all": "slice of a brain"}
             raise ValueError(
-                f"No {kind} slice in any of the {len(members)} {split} subjects within `slice_range` "
-                f"{settings['slice_range']}: widen it, or choose other subjects."
+                f"No {kind[members[0]['selection']]} in any of the {len(members)} {split} subjects within "
+                f"`slice_range` {settings['slice_range'] or 'null'}: widen it, or choose other subjects."
             )
         print(f"{split}: {counts[split]} slices of {len(members) - len(left_out)} subjects")
     write_json(output / DATALIST, content)

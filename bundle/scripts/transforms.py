@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import MetaTensor, NibabelReader
 from monai.transforms import MapTransform, Transform
-from monai.utils import TransformBackends, convert_to_dst_type
+from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,19 @@ def warn_of_skull(brain_mask: Tensor, name: str) -> None:
         )
 
 
+class ScanReader(NibabelReader):
+    """Reads the modalities of a scan, one file each, as one image on the grid of the first.
+
+    Affines that differ by a rounding error, and 4-D files of one volume beside 3-D ones, which `check_subjects` lets
+    pass, are no reason to refuse a scan, as MONAI's reader does.
+    """
+
+    def read(self, data: Sequence[str] | str, **kwargs: object) -> list[nib.Nifti1Image]:
+        """Open the files as images of the first one's affine; voxels are not read yet."""
+        images = [nib.squeeze_image(image) for image in ensure_tuple(super().read(data, **kwargs))]
+        return [type(image)(image.dataobj, images[0].affine, image.header) for image in images]
+
+
 class BrainMaskd(MapTransform):
     """Put the brain mask of a scan under its own key.
 
@@ -163,7 +177,7 @@ class BrainMaskd(MapTransform):
 class ScaleBrainIntensity(Transform):
     """Transform twin of `scale_brain_intensity`."""
 
-    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
+    backend = [TransformBackends.TORCH]
 
     def __init__(self, upper_fraction: float = 0.9, lower_fraction: float = 0.02, lower_over_volume: bool = False):
         check_fractions(lower_fraction, upper_fraction)
