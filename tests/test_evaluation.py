@@ -6,7 +6,9 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from monai.inferers import Inferer
 from PIL import Image
 from scripts.baselines import ZScoreBaseline
 from scripts.calibration import save_model
-from scripts.evaluation import Evaluation, EvaluationHandler, Sample, anomaly_thresholds, safe_file_name
+from scripts.evaluation import Evaluation, EvaluationHandler, Sample, anomaly_thresholds, find_labeled, safe_file_name
 from scripts.metrics import overlap
 
 SHAPE = (36, 40)
@@ -226,11 +228,12 @@ def test_the_calibrated_threshold_is_looked_at_exactly():
 
 
 CONFIGS = Path(__file__).parent.parent / "bundle" / "configs"
-SMALL_NETWORK = {
+SMALL = {
     "network_def#network#channels": 4,
     "network_def#network#channel_multipliers": [1, 2],
-    "network_def#network#residual_blocks": 1,
-    "network_def#network#attention_levels": [1],
+    "network_def#network#patch_size": 1,
+    "image_size": 32,
+    "radius": 4,
 }
 
 
@@ -240,76 +243,127 @@ def save_slices(folder: Path) -> None:
     splits: dict[str, list] = {"validation": [], "testing": []}
     for split, items in (("validation", healthy), ("testing", cases)):
         for case in items:
-            arrays = {"image": case["image"][:1], "brain_mask": case["image"][1:].astype(np.uint8), "label": None}
+            arrays = {"image": case["image"][:1], "brain_mask": case["image"][1:].astype(np.uint8)}
             if split == "testing":
                 arrays["label"] = case["label"].astype(np.uint8)
             entry = {"case": case["case"], "slice": 70}
             for key, array in arrays.items():
-                name = f"{split}/{case['case']}/070_{key}.npy"
-                entry[key] = None if array is None else name
-                if array is not None:
-                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    np.save(folder / name, array)
+                entry[key] = f"{split}/{case['case']}/070_{key}.npy"
+                (folder / entry[key]).parent.mkdir(parents=True, exist_ok=True)
+                np.save(folder / entry[key], array)
             splits[split].append(entry)
     (folder / "datalist.json").write_text(json.dumps({"modalities": ["flair"], **splits}))
 
 
+def save_volumes(folder: Path) -> None:
+    """Write two labeled volumes of positive intensities, the second with other axes."""
+    for name, seed, side in (("LARGE", 1, 9), ("SMALL", 2, 4)):
+        volume = item(name, seed, side, slices=5)
+        brain_mask = volume["image"][1]
+        parts = {"flair": (volume["image"][0] + 10) * 40 * brain_mask, "seg": volume["label"][0]}
+        for suffix, voxels in parts.items():
+            image = nib.Nifti1Image(voxels.astype(np.float32), np.diag([1, 1, 5, 1]))
+            if name == "SMALL":
+                image = image.as_reoriented(nib.orientations.axcodes2ornt("PIL"))
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            nib.save(image, folder / name / f"{name}_{suffix}.nii.gz")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with preprocessed slices and the weights of a small network that has a threshold."""
+    """A folder with slices, volumes, and the weights of a small untrained network that has a threshold."""
     folder = tmp_path_factory.mktemp("trained")
     save_slices(folder / "slices")
-    overrides = {**SMALL_NETWORK, "modalities": ["flair"], "network_def#threshold": 2.0}
+    save_volumes(folder / "volumes")
     parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "evaluate_slices.json"))
-    parser.update(overrides)
+    parser.update(SMALL | {"network_def#threshold": 0.15})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_model(parser.get_parsed_content("network_def"), folder / "model.pt")
     return folder
 
 
-def workflow(config: str, folder: Path, **overrides) -> ConfigWorkflow:
-    paths = {"model_file": str(folder / "model.pt"), "output_dir": str(folder / "out")}
-    created = ConfigWorkflow(
-        config_file=str(CONFIGS / config),
-        workflow_type="inference",
-        logging_file=False,
-        meta_file=None,
-        image_size=32,
-        radius=4,
-        **{**SMALL_NETWORK, **paths, **overrides},
+def run_config(name: str, folder: Path, output_dir: Path, **overrides) -> dict:
+    """Run a config of the bundle in this process, as ``python -m monai.bundle run`` does, and read its summary."""
+    paths = {"model_file": str(folder / "model.pt"), "output_dir": str(output_dir)}
+    workflow = ConfigWorkflow(
+        str(CONFIGS / f"{name}.json"), run_id="evaluate", logging_file=False, **{**SMALL, **paths, **overrides}
     )
-    created.initialize()
-    return created
+    workflow.initialize()
+    workflow.run()
+    return json.loads((output_dir / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def slices_evaluated(trained) -> dict[int, Path]:
-    """Results of evaluate_slices.json for two batch sizes."""
-    folders = {}
-    for batch_size in (1, 3):
-        folders[batch_size] = trained / f"batch{batch_size}"
-        run = workflow(
-            "evaluate_slices.json",
-            trained,
-            dataset_dir=str(trained / "slices"),
-            output_dir=str(folders[batch_size]),
-            batch_size=batch_size,
-        )
-        assert run.check_properties() == []
-        run.run()
-    return folders
+def slices_summaries(trained) -> dict[int, dict]:
+    """Summaries of evaluate_slices.json for two batch sizes."""
+    dataset_dir = str(trained / "slices")
+    return {
+        size: run_config("evaluate_slices", trained, trained / f"batch{size}", dataset_dir=dataset_dir, batch_size=size)
+        for size in (1, 3)
+    }
 
 
-def test_evaluate_slices_scores_the_splits_of_a_preprocessed_folder(slices_evaluated):
-    summary = json.loads((slices_evaluated[1] / "summary.json").read_text())
-    assert summary["cases"] == 4 and summary["healthy_slices"] == 4 and summary["threshold"] == 2
-    assert 0 < summary["dice"] <= 1 and 2 <= summary["network_passes"] <= 101
-    assert 0 < summary["ssim_healthy_brain"] < summary["ssim_healthy"] < 1
-    assert len(list((slices_evaluated[1] / "pictures").glob("CASE_*_070.png"))) == 4
+def test_evaluate_slices_scores_the_splits_of_a_preprocessed_folder(trained, slices_summaries):
+    summary = slices_summaries[1]
+    assert summary["cases"] == 4 and summary["healthy_slices"] == 4
+    assert summary["threshold"] == pytest.approx(0.15)
+    assert 0 < summary["dice"] <= 1 and 1 <= summary["network_passes"] <= 101
+    assert 0 < summary["false_positive_fraction"] < 1
+    assert len(list((trained / "batch1" / "pictures").glob("CASE_*_070.png"))) == 4
 
 
-def test_evaluate_slices_gives_the_same_whatever_the_batch(slices_evaluated):
-    one, three = (json.loads((folder / "summary.json").read_text()) for folder in slices_evaluated.values())
+def test_evaluate_slices_gives_the_same_whatever_the_batch(slices_summaries):
+    one, three = (dict(summary) for summary in slices_summaries.values())
     assert one.pop("baseline_threshold_source") == three.pop("baseline_threshold_source")
-    assert one == pytest.approx(three, abs=1e-6)
+    assert one == pytest.approx(three, abs=1e-5)
+
+
+def test_native_grid_counts_the_pixels_of_the_files(trained):
+    out = trained / "native"
+    run_config("evaluate_slices", trained, out, dataset_dir=str(trained / "slices"), native_grid=True, pictures=False)
+    assert [int(row["lesion_pixels"]) for row in read_rows(out)] == [9, 36, 81, 144]
+
+
+def test_evaluate_scores_volumes_in_their_own_voxels(trained):
+    out = trained / "volumes_out"
+    summary = run_config("evaluate", trained, out, dataset_dir=str(trained / "volumes"))
+    rows = {row["case"]: row for row in read_rows(out)}
+    assert int(rows["LARGE"]["lesion_pixels"]) == 3 * 81 and int(rows["SMALL"]["lesion_pixels"]) == 3 * 16
+    assert summary["healthy_slices"] == 4 and summary["dice"] > 0
+    assert summary["baseline_threshold_source"] == "lesion-free slices of the scored volumes"
+    assert (out / "pictures" / "LARGE.png").is_file() and (out / "pictures" / "SMALL.png").is_file()
+
+
+def test_evaluate_takes_a_slice_range_and_healthy_slices_from_elsewhere(trained):
+    options = {"dataset_dir": str(trained / "volumes"), "healthy_dir": str(trained / "slices"), "split": ["LARGE"]}
+    summary = run_config("evaluate", trained, trained / "range_out", slice_range=[3, 5], **options)
+    assert [int(row["lesion_pixels"]) for row in read_rows(trained / "range_out")] == [2 * 81]
+    assert summary["cases"] == 1 and summary["healthy_slices"] == 4
+    assert summary["baseline_threshold_source"] == "validation slices"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "evaluate_slices"])
+def test_configs_have_the_properties_that_monai_asks_for(trained, name):
+    paths = {"dataset_dir": str(trained / ("slices" if "slices" in name else "volumes"))}
+    paths |= {"model_file": str(trained / "model.pt"), "output_dir": str(trained / "properties")}
+    config = str(CONFIGS / f"{name}.json")
+    workflow = ConfigWorkflow(config, workflow_type="inference", logging_file=False, **SMALL, **paths)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_a_volume_without_label_is_named(trained, tmp_path):
+    save_volumes(tmp_path)
+    (tmp_path / "SMALL" / "SMALL_seg.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="SMALL has no label: expected SMALL_seg.nii.gz"):
+        find_labeled(str(tmp_path), ["flair"])
+
+
+def test_a_testing_slice_without_label_is_named():
+    case = item("A", 0)
+    del case["label"]
+    with pytest.raises(ValueError, match="A has no label"):
+        EvaluationHandler(Evaluation.__new__(Evaluation))(
+            SimpleNamespace(state=SimpleNamespace(batch=[case], output=[{"pred": None}]))
+        )

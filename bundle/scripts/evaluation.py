@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from .data import Subject, check_subjects, find_subjects
 from .files import atomic, check_writable
 from .frequency import high_frequency
 from .metrics import overlap_from_counts, ssim_map, threshold_counts
@@ -44,6 +45,39 @@ def safe_file_name(name: str) -> str:
     """A file name for any case name: harmless characters stay, and a checksum keeps changed names apart."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")
     return safe if name and safe == name else f"{safe}_{zlib.crc32(name.encode()):08x}"
+
+
+def find_labeled(
+    dataset_dir: str,
+    modalities: Sequence[str],
+    split: str | Sequence[str] | None = None,
+    label: str = "seg",
+    brain_mask: str | None = None,
+    slice_range: Sequence[int] | None = None,
+) -> list[Subject]:
+    """List the scans of a folder to be scored, see `find_subjects`, and check their headers.
+
+    Args:
+        dataset_dir: Folder of scans, or a datalist.
+        modalities: File name endings, in the order of the channels.
+        split: Case names, a split file, or None for all there is.
+        label: File name ending of lesion masks.
+        brain_mask: File name ending of brain masks; None: voxels above 0 are brain.
+        slice_range: First axial slice and the one after the last; None: all.
+
+    Raises:
+        FileNotFoundError: When a file is missing, the label too.
+        ValueError: When files do not fit each other.
+    """
+    subjects = find_subjects(dataset_dir, modalities, split, label, brain_mask)
+    for subject in subjects:
+        if "label" not in subject:
+            raise FileNotFoundError(
+                f"{subject['case']} has no label: expected {subject['case']}_{label}.nii.gz beside its images; "
+                "exclude the case by `split`, or change `label`."
+            )
+    check_subjects(subjects, slice_range)
+    return subjects
 
 
 def as_slices(array: Tensor) -> Tensor:
@@ -163,6 +197,7 @@ class Evaluation:
         ssim_data_range: Width of the intensities for SSIM; the brain is scaled to [-3, 3].
         healthy_source: What the healthy slices are, for the summary.
         healthy_from_cases: Whether the lesion-free slices of the labeled cases are the healthy ones.
+        first_slice: Number of the first slice of a volume, for the captions of the pictures.
         pictures: Whether to draw each case.
 
     Raises:
@@ -180,6 +215,7 @@ class Evaluation:
         ssim_data_range: float = 6.0,
         healthy_source: str = "validation slices",
         healthy_from_cases: bool = False,
+        first_slice: int = 0,
         pictures: bool = True,
     ):
         self.output_dir = check_writable(output_dir)
@@ -191,6 +227,7 @@ class Evaluation:
         self.ssim_data_range = ssim_data_range
         self.healthy_source = healthy_source
         self.healthy_from_cases = healthy_from_cases
+        self.first_slice = first_slice
         self.pictures = pictures
         self.thresholds = {METHOD: anomaly_thresholds(self.threshold)}
         self.thresholds |= {prefix: zscore_thresholds() for prefix in self.baselines}
@@ -239,7 +276,7 @@ class Evaluation:
         planes |= {"image": one.image[0].numpy(), "reconstruction": one.reconstruction[0].numpy()}
         small = high_frequency(resized, self.radius)
         planes["high_frequency"] = F.interpolate(small, size=one.image.shape[-2:], mode="nearest-exact")[0].numpy()
-        where = f", slice {index}" if len(sample.image) > 1 else ""
+        where = f", slice {self.first_slice + index}" if len(sample.image) > 1 else ""
         picture = case_picture(planes, self.modalities, f"{sample.name}{where}: Dice {dice:.3f}")
         name = f"pictures/{safe_file_name(sample.name)}.png"
         with atomic(self.output_dir / name) as temporary:
@@ -282,6 +319,7 @@ class EvaluationHandler:
     """
 
     def __init__(self, evaluation: Evaluation, healthy: bool = False):
+        self.healthy = healthy
         self.add = evaluation.add_healthy if healthy else evaluation.add_case
 
     def attach(self, engine: Engine) -> None:
@@ -290,4 +328,6 @@ class EvaluationHandler:
 
     def __call__(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            if not self.healthy and "label" not in item:
+                raise ValueError(f"{item['case']} has no label: preprocess the testing split with its lesion masks.")
             self.add(Sample.from_item({**item, "pred": output["pred"]}))

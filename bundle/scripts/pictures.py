@@ -100,7 +100,7 @@ def case_picture(
         row = [
             (modality, gray(to_display(image), low, high)),
             ("high-frequency", gray(to_display(high_frequency), -limit, limit)),
-            ("reconstruction", gray(to_display(planes["reconstruction"][index]), low, high)),
+            ("reconstruction", gray(to_display(np.where(brain, planes["reconstruction"][index], low)), low, high)),
         ]
         if index == 0:
             peak = float(planes["anomaly_map"].max())

@@ -73,7 +73,8 @@ def summarize_score(
     """Score a method over all cases: at its own masks, and over the thresholds of its map.
 
     The upper bound is the best mean Dice that one threshold for all cases reaches, chosen on the very labels it is
-    scored with; the per-image best lets every case choose its own. Neither is a result of the method.
+    scored with; the per-image best lets every case choose its own. Neither is a result of the method, and both bound
+    only masks that are the map above a threshold: connected areas chosen by more than that may score higher.
 
     Args:
         label_free: True positives and marked pixels of the masks, (N, 2).
