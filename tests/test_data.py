@@ -128,6 +128,12 @@ def test_bad_split(scans_dir, names, message, as_file):
         find_subjects(scans_dir, ["flair"], split)
 
 
+@pytest.mark.parametrize("split", [5, True, {"a": 1}])
+def test_split_of_another_kind(scans_dir, split):
+    with pytest.raises(ValueError, match="A split must be a file, a list of case names, or null, got"):
+        find_subjects(scans_dir, ["flair"], split)
+
+
 def test_split_file_that_is_missing_or_no_text(tmp_path):
     with pytest.raises(FileNotFoundError, match="No split file .*gone.txt"):
         read_split(str(tmp_path / "gone.txt"))

@@ -97,6 +97,20 @@ def test_scan_with_voxels_that_are_no_number(scan, value):
         BrainMaskd("image")({"image": image, "case": "one"})
 
 
+def test_brain_mask_with_voxels_that_are_no_number(scan):
+    mask = scan[1].float()
+    mask[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="one has a brain mask with NaN or infinite voxels"):
+        BrainMaskd("image")({"image": scan[0], "brain_mask": mask, "case": "one"})
+
+
+def test_large_finite_voxels_are_no_reason_to_refuse(scan):
+    image = scan[0] * 1e35  # their float32 sum is infinite
+    torch.testing.assert_close(
+        scale_brain_intensity(image, brain_mask_of(image)), scale_brain_intensity(*scan), rtol=0, atol=1e-4
+    )
+
+
 def test_scan_without_a_brain(scan):
     with pytest.raises(ValueError, match="one has no voxel above 0"):
         BrainMaskd("image")({"image": torch.zeros(1, 4, 4, 4), "case": "one"})
@@ -120,6 +134,8 @@ def test_modality_of_one_intensity_is_named(scan):
         (2, 0.9, r"`lower_fraction` must be in \[0, 1\], got 2; did you pass a percentage"),
         (-0.1, 0.9, "`lower_fraction` must be in"),
         (0.02, float("nan"), "`upper_fraction` must be in"),
+        (0.02, "most", "`upper_fraction` must be in"),
+        (None, 0.9, "`lower_fraction` must be in"),
         (0.9, 0.02, "`lower_fraction` must be below `upper_fraction`, got 0.9 and 0.02"),
         (0.5, 0.5, "`lower_fraction` must be below `upper_fraction`"),
     ],
@@ -167,3 +183,14 @@ def test_reader_puts_modalities_on_the_grid_of_the_first(tmp_path):
     alone = LoadImage(reader=ScanReader(), ensure_channel_first=True)(str(paths[1]))
     np.testing.assert_array_equal(alone, second[None])
     np.testing.assert_array_equal(alone.affine, nib.load(paths[1]).affine)
+
+
+@pytest.mark.parametrize("at", [0.3, 0.9])
+def test_compressed_file_whose_content_changed_is_named(tmp_path, at):
+    voxels = np.random.default_rng(0).integers(0, 9999, (40, 40, 40)).astype(np.int16)
+    path = write_nifti(tmp_path / "scan.nii.gz", voxels)
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="scan.nii.gz is damaged"):
+        ScanReader().read(str(path))

@@ -63,7 +63,7 @@ def read_split(split: str | Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: When the file does not exist.
-        ValueError: When it names no case, or one twice.
+        ValueError: When it is of another kind, or names no case, or one twice.
     """
     if isinstance(split, str):
         path = Path(split)
@@ -74,8 +74,10 @@ def read_split(split: str | Sequence[str]) -> list[str]:
         except UnicodeDecodeError:
             raise ValueError(f"The split file {path} is no text file: give one case name a line.") from None
         names = [name for line in lines if (name := line.partition("#")[0].strip())]
-    else:
+    elif isinstance(split, Sequence):
         path, names = "The split", [str(name) for name in split]
+    else:
+        raise ValueError(f"A split must be a file, a list of case names, or null, got {split!r}.")
     if not names:
         raise ValueError(f"{path} names no case: put one case name on each line, or set the split to null.")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
