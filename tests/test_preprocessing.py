@@ -37,6 +37,7 @@ def failure(scans, output, **overrides):
     with pytest.raises(Exception) as caught:
         preprocess(scans, output, **overrides)
     assert not (output / "datalist.json").exists() and not list(output.rglob(".partial*"))
+    assert not multiprocessing.active_children()
     return innermost_message(caught.value)
 
 

@@ -265,12 +265,17 @@ def _run(waiting: list[dict], work: Callable[[dict], str], output: Path, num_wor
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores if num_workers is None else num_workers, len(waiting))
     loader = DataLoader(Dataset(waiting, work), batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
-    progress = tqdm(loader, desc="preprocessing", unit="subject", disable=not waiting)
-    for item, finished in zip(waiting, progress, strict=True):
-        folder = output / item["split"] / item["case"]
-        folder.parent.mkdir(exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(finished, folder)
+    results = iter(loader)
+    progress = tqdm(results, desc="preprocessing", unit="subject", total=len(waiting), disable=not waiting)
+    try:
+        for item, finished in zip(waiting, progress, strict=True):
+            folder = output / item["split"] / item["case"]
+            folder.parent.mkdir(exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(finished, folder)
+    finally:
+        if workers:  # left to the garbage collector after an error, each worker holds up the end for 5 seconds
+            results._shutdown_workers()
 
 
 def _one_thread(worker: int) -> None:
