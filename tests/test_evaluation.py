@@ -332,6 +332,7 @@ def test_evaluate_scores_volumes_in_their_own_voxels(trained):
     assert int(rows["LARGE"]["lesion_pixels"]) == 3 * 81 and int(rows["SMALL"]["lesion_pixels"]) == 3 * 16
     assert summary["healthy_slices"] == 4 and summary["dice"] > 0
     assert summary["baseline_threshold_source"] == "lesion-free slices of the scored volumes"
+    assert (out / "iterations.png").is_file()
     assert (out / "pictures" / "LARGE.png").is_file() and (out / "pictures" / "SMALL.png").is_file()
 
 

@@ -14,6 +14,17 @@ from .files import atomic, write_json
 from .metrics import average_precision, bootstrap_interval, overlap_from_counts, threshold_at_fraction
 
 METHOD = ""  # the prefix of the method's own columns; a baseline's is "baseline_<name>_"
+SUMMARY_COLUMNS = {
+    "Dice": "dice",
+    "small": "dice_small",
+    "medium": "dice_medium",
+    "large": "dice_large",
+    "sens.": "sensitivity",
+    "prec.": "precision",
+    "AP": "average_precision",
+    "FP frac.": "false_positive_fraction",
+    "upper bound": "dice_upper_bound",
+}
 SIZE_CLASSES = {"small": (1, 200), "medium": (200, 800), "large": (800, math.inf)}
 
 
@@ -203,21 +214,10 @@ def write_tables(
 
 def summary_table(summary: Mapping[str, object], prefixes: Sequence[str]) -> str:
     """The main numbers as text, a line for the method and each baseline."""
-    columns = {
-        "Dice": "dice",
-        "small": "dice_small",
-        "medium": "dice_medium",
-        "large": "dice_large",
-        "sens.": "sensitivity",
-        "prec.": "precision",
-        "AP": "average_precision",
-        "FP frac.": "false_positive_fraction",
-        "upper bound": "dice_upper_bound",
-    }
-    lines = ["".join([f"{'':24}"] + [f"{title:>12}" for title in columns])]
+    lines = ["".join([f"{'':24}"] + [f"{title:>12}" for title in SUMMARY_COLUMNS])]
     for prefix in prefixes:
         name = prefix.removesuffix("_").replace("_", " ") or "IterMask"
-        lines.append("".join([f"{name:24}"] + [f"{summary[prefix + key]:12.4f}" for key in columns.values()]))
+        lines.append("".join([f"{name:24}"] + [f"{summary[prefix + key]:12.4f}" for key in SUMMARY_COLUMNS.values()]))
     return "\n".join(lines)
 
 
