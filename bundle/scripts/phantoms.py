@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .files import atomic, check_writable
 
-VERSION = 2  # of the drawing; raise it when the same seed gives other voxels
+VERSION = 3  # of the drawing; raise it when the same seed gives other voxels
 MODALITIES = ("flair", "t1", "t2")
 LESIONS = ("bright", "dark", "texture")
 SPLITS = ("training", "validation", "testing")
@@ -305,8 +305,8 @@ def _lesion_weight(rng: np.random.Generator, grid: Sequence[np.ndarray]) -> np.n
 
 
 def _speckle(rng: np.random.Generator, grid: Sequence[np.ndarray]) -> np.ndarray:
-    """Blotchy texture (mean 0, variance 1, within 2) of 3 mm grain, finer than the folds of the cortex."""
-    return np.clip(_field(rng, grid, 3.0), -2, 2)
+    """Blotchy texture (mean 0, variance 1, within 2) of 6 mm grain, about as coarse as the folds of the cortex."""
+    return np.clip(_field(rng, grid, 6.0), -2, 2)
 
 
 def _with_lesion(
@@ -344,7 +344,7 @@ def _write_case(output_dir: Path, seed: int, shape: tuple[int, ...], case: tuple
     name = f"phantom_{split}_{index:03d}"
     subject_seed = (seed, SPLITS.index(split), index)
     lesion = LESIONS[index % len(LESIONS)] if split == "testing" else None
-    contrast = round(_random(subject_seed, 3).uniform(0.6, 1.0), 3)
+    contrast = round(_random(subject_seed, 3).uniform(0.75, 1.0), 3)
     settings = f"phantom {VERSION}, seed {seed}, {'x'.join(map(str, shape))}"
     paths = {key: output_dir / name / f"{name}_{key}.nii.gz" for key in (*MODALITIES, "seg", "mask")}
     if not _is_written(paths.values(), settings):

@@ -70,7 +70,7 @@ class ProbabilisticIterMask(IterMask):
         network: Makes a 2-D network from ``in_channels`` and ``out_channels``.
         modalities: Number M of MRI modalities that are reconstructed together.
         sigma: Smoothing of the scores inside the brain, or the hidden area, in pixels at the network's image size.
-        sign: ``"bright"`` counts what is brighter than expected, ``"both"`` also what is darker.
+        sign: ``"bright"`` counts what is brighter than expected, ``"both"`` also what is darker, and textures.
         mirror_weight: Part of the smoothed score of the mirrored pixel (left and right swapped) that is taken off:
             what is unusual on both sides is rarely a lesion. 0 leaves it out.
         threshold: Score above which a pixel may be anomalous. NaN until it has been calibrated.
@@ -115,10 +115,10 @@ class ProbabilisticIterMask(IterMask):
         mean, log_variance = self.masked(corrupted).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(self.least_log_variance, self.largest_log_variance)
         residual = (standard - mean) * torch.exp(-0.5 * log_variance)
+        if self.both_signs:
+            residual = residual.abs()
         region = spatial_mask.expand_as(residual).flatten(0, 1)[:, None]
         smooth = gaussian_smooth(residual.flatten(0, 1)[:, None], region, self.sigma, 0.05).view_as(residual)
-        if self.both_signs:
-            smooth = smooth.abs()
         return smooth.mean(dim=1, keepdim=True), mean * 3 * deviation + median
 
     def raw_first_scores(self, image: Tensor, brain_mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
