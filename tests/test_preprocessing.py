@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -270,8 +271,15 @@ def kill_when_finished(process, output, number):
     process.kill()
 
 
+def end_group(group):
+    """End the workers of a killed process: one that had just started would wait for work for ever."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
 def preprocess_alone(*arguments, **overrides):
     """`preprocess` in a forked process, whose progress bar must not die with the lock of this one's."""
+    os.setsid()
     tqdm.set_lock(threading.RLock())
     preprocess(*arguments, **overrides)
 
@@ -280,7 +288,7 @@ def preprocess_alone(*arguments, **overrides):
 def test_killed_run_goes_on_to_the_same_files(tmp_path, workers):
     options = many_scans(tmp_path / "scans")
     preprocess(tmp_path / "scans", tmp_path / "whole", **options)
-    output, counts = tmp_path / "out", []
+    output, counts, groups = tmp_path / "out", [], []
     for number in (0, 1, 5):
         arguments = {"num_workers": workers, **options}
         process = multiprocessing.get_context("fork").Process(
@@ -289,6 +297,7 @@ def test_killed_run_goes_on_to_the_same_files(tmp_path, workers):
         process.start()
         kill_when_finished(process, output, number)
         process.join()
+        groups.append(process.pid)
         assert process.exitcode == -signal.SIGKILL
         counts.append(finished(output))
     assert counts[1] >= 1 and 5 <= counts[2] < 12 and not (output / "datalist.json").exists()
@@ -296,6 +305,8 @@ def test_killed_run_goes_on_to_the_same_files(tmp_path, workers):
     (output / ".partial.1/case11/subject.json").touch()
     preprocess(tmp_path / "scans", output, num_workers=workers, **options)
     assert tree(output) == tree(tmp_path / "whole")
+    for group in groups:
+        end_group(group)
 
 
 def command_line(folder, scans, *options, **environment):
@@ -305,7 +316,13 @@ def command_line(folder, scans, *options, **environment):
     command += ["--output_dir", str(folder / "out"), "--slice_range", "[2, 9]", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
@@ -315,6 +332,8 @@ def test_killed_command_goes_on(tmp_path):
     options = ["--split_training", str(tmp_path / "split.txt"), "--split_validation", "null", "--split_testing", "null"]
     process = command_line(tmp_path, tmp_path / "scans", "--num_workers", "1", *options)
     kill_when_finished(process, tmp_path / "out", 2)
+    process.wait()
+    end_group(process.pid)
     process.communicate()
     assert process.returncode == -signal.SIGKILL and 2 <= finished(tmp_path / "out") < 12
     settings = {"split_training": options[1], "split_validation": "null", "split_testing": "null"}
