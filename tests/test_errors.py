@@ -118,6 +118,7 @@ ACCEPTED = [
     ["--image", "x.nii"],
     ["--network_def#channels", "8"],
     ["--network_def::channels", "8"],
+    ["--network_def::dropout", "0.2"],
     ["--network_def#dropout", "0.2"],
     ["--network_def#blocks#0#size", "0.2"],
     ["--network_def#options#dropout=0.2"],

@@ -33,7 +33,11 @@ def model_file(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         network = partial(
-            ReconstructionUNet, channels=4, channel_multipliers=(1, 2), residual_blocks=1, attention_levels=(1,),
+            ReconstructionUNet,
+            channels=4,
+            channel_multipliers=(1, 2),
+            residual_blocks=1,
+            attention_levels=(1,),
             patch_size=2,
         )
         model = ProbabilisticIterMask(network, threshold=0.4)
@@ -141,7 +145,9 @@ def test_failed_volume_leaves_no_output(volume, model_file, tmp_path):
         infer(model_file, tmp_path / "out", dataset_dir=str(tmp_path / "scans"))
     assert "has no voxel above 0" in innermost_message(error.value) and "zero" in innermost_message(error.value)
     assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
-        "good_anomaly_map.nii.gz", "good_mask.nii.gz", "good_record.json",
+        "good_anomaly_map.nii.gz",
+        "good_mask.nii.gz",
+        "good_record.json",
     ]
 
 
@@ -206,7 +212,9 @@ class TestInferer:
     def test_options_reach_the_refinement(self, network, scan):
         sizes = [float(IterMaskInferer(16, threshold_scale=s)(scan, network).sum()) for s in (0.5, 1, 2)]
         assert sizes[0] > sizes[1] > sizes[2]
-        passes = [float(IterMaskInferer(16, ["passes"], max_passes=n, stop_shrink=0)(scan, network).max()) for n in (1, 3)]
+        passes = [
+            float(IterMaskInferer(16, ["passes"], max_passes=n, stop_shrink=0)(scan, network).max()) for n in (1, 3)
+        ]
         assert passes[0] < passes[1]
 
     @pytest.mark.parametrize(

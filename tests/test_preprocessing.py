@@ -1,5 +1,6 @@
 """Preprocessing: the slices are the right ones, an interrupted run goes on, and bad input ends with one sentence."""
 
+import errno
 import gzip
 import json
 import logging
@@ -425,6 +426,17 @@ def without_label(folder):
     (folder / "d/d_seg.nii.gz").unlink()
 
 
+def label_not_a_number(folder):
+    write_nifti(folder / "b/b_seg.nii.gz", np.full((14, 18, 12), np.nan, np.float32))
+
+
+def damaged(folder):
+    path = folder / "a" / "a_t1.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def lesions_everywhere(folder):
     for case in "ab":
         write_nifti(folder / f"{case}/{case}_seg.nii.gz", np.ones((14, 18, 12), np.uint8))
@@ -463,6 +475,8 @@ BAD_FILES = {
     constant: "a has a brain of constant intensity in channel 1",
     all_zero: "a has no voxel above 0",
     not_a_number: "a has NaN or infinite voxels",
+    label_not_a_number: "b has a lesion mask with NaN or infinite voxels",
+    damaged: "a_t1.nii.gz is damaged",
     other_shape: "a_seg.nii.gz has shape (14, 18, 11), but",
     other_affine: "a_seg.nii.gz has another affine than",
     time_series: "a_flair.nii.gz has shape (14, 18, 12, 3), expected a volume",
@@ -514,6 +528,9 @@ def test_bad_brain_masks(scans_dir, tmp_path, shape, message):
         ({"modalities": ["flair", "dwi"]}, "a has no dwi: expected a_dwi.nii.gz"),
         ({"slice_selection#training": "any"}, "`slice_selection` must give one of healthy, largest_lesion, all"),
         ({"brain_mask": "brain"}, "a has no brain mask: expected a_brain.nii.gz"),
+        ({"num_workers": -1}, "`num_workers` must be a whole number of processes, or null, got -1"),
+        ({"num_workers": "two"}, "`num_workers` must be a whole number of processes, or null, got 'two'"),
+        ({"split_training": 5}, "A split must be a file, a list of case names, or null, got 5"),
         ({"split_training": ["nobody"]}, "names nobody, but"),
         ({"split_training": ["a", "a"]}, "names a twice"),
         ({"split_training": ["/etc"]}, "names '/etc', which is outside"),
@@ -530,6 +547,33 @@ def test_missing_and_empty_data_folder(tmp_path):
     assert "gone: set `dataset_dir` to the folder" in failure(tmp_path / "gone", tmp_path / "out")
     assert "No split file" in failure(tmp_path / "empty", tmp_path / "out")
     assert "has no folder of that name" in failure(tmp_path / "empty", tmp_path / "out", split_training=["a"])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("9216 requested and 3968 written"), "the disk may be full"),  # what NumPy says
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_full_disk_leaves_finished_subjects_to_go_on_from(scans_dir, tmp_path, monkeypatch, error, reason):
+    preprocess(scans_dir, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        save, saved = np.save, []
+
+        def save_a_few(path, plane):
+            saved.append(path)
+            if len(saved) > 25:
+                raise error
+            save(path, plane)
+
+        patch.setattr(np, "save", save_a_few)
+        message = failure(scans_dir, tmp_path / "out")
+    assert message.startswith(f"Cannot write in {tmp_path / 'out'} any more ({reason}): ")
+    left = tree(tmp_path / "out")
+    assert left and left.items() <= tree(tmp_path / "whole").items()
+    preprocess(scans_dir, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])

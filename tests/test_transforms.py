@@ -193,4 +193,4 @@ def test_compressed_file_whose_content_changed_is_named(tmp_path, at):
     content[int(at * len(content))] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="scan.nii.gz is damaged"):
-        ScanReader().read(str(path))
+        LoadImage(reader=ScanReader())(str(path))

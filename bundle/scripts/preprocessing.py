@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .data import DATALIST, SPLITS, Subject, check_subjects, find_subjects
 from .files import check_writable, write_json
+from .transforms import all_finite
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,16 @@ class WriteSlices:
         self.slice_range = slice_range
 
     def __call__(self, data: Mapping[str, object]) -> str:
-        """Save ``image``, ``brain_mask`` and ``label``, (C, H, W, D), and the record; gives their folder."""
+        """Save ``image``, ``brain_mask`` and ``label``, (C, H, W, D), and the record; gives their folder.
+
+        Raises:
+            ValueError: When the label has voxels that are no number.
+            OSError: When nothing can be written any more.
+        """
+        if "label" in data and not all_finite(data["label"]):
+            raise ValueError(
+                f"{data['case']} has a lesion mask with NaN or infinite voxels: make it again, or exclude the case."
+            )
         volumes = {key: np.asarray(data[key]) for key in ("image", "brain_mask", "label") if key in data}
         volumes["brain_mask"] = volumes["brain_mask"] > 0.5
         if "label" in volumes:
@@ -100,14 +110,27 @@ class WriteSlices:
         label = volumes["label"][0] if "label" in volumes else None
         chosen = select_slices(volumes["brain_mask"][0], label, data["selection"], self.slice_range)
         folder = self.temporary / data["case"]
-        folder.mkdir()
-        for k in chosen:
-            for key, volume in volumes.items():
-                plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8, order="C")
-                np.save(folder / f"{k:03d}_{key}.npy", plane)
-        record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
-        (folder / RECORD).write_text(json.dumps(record))
+        with _writing(self.temporary.parent):
+            folder.mkdir()
+            for k in chosen:
+                for key, volume in volumes.items():
+                    plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8, order="C")
+                    np.save(folder / f"{k:03d}_{key}.npy", plane)
+            record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
+            (folder / RECORD).write_text(json.dumps(record))
         return str(folder)
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Say in one sentence what a full disk or a folder that became read-only means."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"Cannot write in {output} any more ({error.strerror or 'the disk may be full'}): remedy that, and run the "
+            "same command again to go on."
+        ) from None
 
 
 @contextmanager
@@ -238,6 +261,8 @@ def preprocess(
             f"`slice_selection` must give one of {', '.join(SELECTIONS)} for each of {', '.join(SPLITS)}, got "
             f"{dict(slice_selection)}."
         )
+    if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
+        raise ValueError(f"`num_workers` must be a whole number of processes, or null, got {num_workers!r}.")
     subjects = plan(dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask)
     output = check_writable(output_dir)
     settings = {"modalities": list(modalities), "slice_range": slice_range and list(slice_range), **settings}
@@ -270,9 +295,10 @@ def _run(waiting: list[dict], work: Callable[[dict], str], output: Path, num_wor
     try:
         for item, finished in zip(waiting, progress, strict=True):
             folder = output / item["split"] / item["case"]
-            folder.parent.mkdir(exist_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(finished, folder)
+            with _writing(output):
+                folder.parent.mkdir(exist_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(finished, folder)
     finally:
         if workers:  # left to the garbage collector after an error, each worker holds up the end for 5 seconds
             results._shutdown_workers()
@@ -333,6 +359,7 @@ def _write_datalist(
                 f"`slice_range` {settings['slice_range'] or 'null'}: widen it, or choose other subjects."
             )
         print(f"{split}: {counts[split]} slices of {len(members) - len(left_out)} subjects")
-    write_json(output / DATALIST, content)
+    with _writing(output):
+        write_json(output / DATALIST, content)
     print(f"Slices: {output / DATALIST}")
     return counts

@@ -158,14 +158,16 @@ class ScanReader(NibabelReader):
     pass, are no reason to refuse a scan, as MONAI's reader does.
     """
 
-    def read(self, data: Sequence[str] | str, **kwargs: object) -> list[nib.Nifti1Image]:
-        """Open the files as images of the first one's affine.
+    def get_data(self, img: nib.Nifti1Image | Sequence[nib.Nifti1Image]) -> tuple[np.ndarray, dict]:
+        """Read the voxels of opened files, on the affine of the first.
+
+        Not in ``read``, whose errors make MONAI try another reader.
 
         Raises:
             ValueError: When the content of a file is damaged.
         """
-        images = [nib.squeeze_image(_with_content(image)) for image in ensure_tuple(super().read(data, **kwargs))]
-        return [type(image)(image.dataobj, images[0].affine, image.header) for image in images]
+        images = [nib.squeeze_image(_with_content(image)) for image in ensure_tuple(img)]
+        return super().get_data([type(image)(image.dataobj, images[0].affine, image.header) for image in images])
 
 
 class BrainMaskd(MapTransform):
