@@ -21,7 +21,7 @@ import pytest
 from conftest import CONFIGS, make_scan, run_bundle, write_nifti
 from scripts.data import read_slices
 from scripts.errors import innermost_message
-from scripts.preprocessing import select_slices
+from scripts.preprocessing import _start_worker, select_slices
 from tqdm import tqdm
 
 DATA = os.environ.get("ITERMASK_DATA")
@@ -283,6 +283,14 @@ def preprocess_alone(*arguments, **overrides):
     os.setsid()
     tqdm.set_lock(threading.RLock())
     preprocess(*arguments, **overrides)
+
+
+def test_worker_of_a_run_that_was_killed_before_it_started_ends():
+    for parent, code in ((os.getpid(), 0), (os.getpid() + 1, 1)):
+        process = multiprocessing.get_context("fork").Process(target=_start_worker, args=(parent, 0))
+        process.start()
+        process.join(60)
+        assert process.exitcode == code
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -289,7 +290,8 @@ def _run(waiting: list[dict], work: Callable[[dict], str], output: Path, num_wor
     """Do the work of each subject, in parallel, and put the folders that come of it in place."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores if num_workers is None else num_workers, len(waiting))
-    loader = DataLoader(Dataset(waiting, work), batch_size=None, num_workers=workers, worker_init_fn=_one_thread)
+    start = partial(_start_worker, os.getpid())
+    loader = DataLoader(Dataset(waiting, work), batch_size=None, num_workers=workers, worker_init_fn=start)
     results = iter(loader)
     progress = tqdm(results, desc="preprocessing", unit="subject", total=len(waiting), disable=not waiting)
     try:
@@ -304,7 +306,10 @@ def _run(waiting: list[dict], work: Callable[[dict], str], output: Path, num_wor
             results._shutdown_workers()
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(parent: int, worker: int) -> None:
+    """Let a worker use one thread, and end it when its run was killed before it started, which torch overlooks."""
+    if os.getppid() != parent:
+        os._exit(1)
     torch.set_num_threads(1)
 
 
