@@ -30,17 +30,25 @@ def test_configs_are_indented_by_four_and_say_what_they_are_for(path):
     assert not re.search(r"\"/(work|home|root|tmp|workspace)\b", text)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("train", "train"), ("evaluate_slices", "infer"), ("inference", "infer")])
+@pytest.mark.parametrize("name", ["train", "evaluate_slices", "evaluate", "inference"])
 @pytest.mark.parametrize("overlay", [None, "paper", "demo", "basic_unet"])
-def test_monai_finds_every_property(name, kind, overlay):
+def test_monai_finds_every_property(name, overlay, tmp_path, slices_dir, scans_dir):
     files = [str(CONFIGS / f"{name}.json")] + ([str(CONFIGS / f"{overlay}.json")] if overlay else [])
-    assert not ConfigWorkflow(files, workflow_type=kind, logging_file=False).check_properties()
-
-
-def test_evaluation_of_volumes_has_every_property():
-    assert not ConfigWorkflow(
-        str(CONFIGS / "evaluate.json"), workflow_type="infer", logging_file=False
-    ).check_properties()
+    kind = "train" if name == "train" else "infer"
+    options = {
+        "dataset_dir": str(scans_dir if name in ("evaluate", "inference") else slices_dir),
+        "output_dir": str(tmp_path / "run"),
+        "model_file": str(tmp_path / "model.pt"),
+        "modalities": ["flair", "t1"],
+        "device": "$torch.device('cpu')",
+    }
+    network = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **options)
+    network.initialize()
+    model = network.parser.get_parsed_content("network_def")
+    torch.save({key: torch.nan_to_num(value, 1.0) for key, value in model.state_dict().items()}, options["model_file"])
+    workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **options)
+    workflow.initialize()
+    assert not workflow.check_properties()
 
 
 @pytest.mark.parametrize("name", MAIN)

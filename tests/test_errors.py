@@ -139,6 +139,8 @@ REFUSED = [
     (["--network_def#options#drop", "0.2"], "--network_def#options#drop names no id"),
     (["--netwrk_def#channels", "0.2"], "--netwrk_def#channels names no id"),
     (["--override", "{}"], "--override names no id"),
+    (["--iterations", "true"], "write --iterations True"),
+    (["--iterations=false"], "write --iterations False"),
 ]
 
 

@@ -172,7 +172,7 @@ def test_interrupted_training_resumes_to_the_same_weights(tmp_path, slices_dir, 
     if number == signal.SIGTERM:
         assert "SIGTERM: training stopped, saved" in output and "Traceback" not in output
     assert not (broken / "model.pt").exists()
-    overlay, process = train_in_subprocess(broken, slices_dir, "--resume", "true")
+    overlay, process = train_in_subprocess(broken, slices_dir, "--resume", "True")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "Training goes on from iteration" in output
     overlay.unlink()

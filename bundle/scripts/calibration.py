@@ -241,7 +241,7 @@ def finish_training(
     if checkpoint.interrupted is not None:
         raise SystemExit(
             f"{checkpoint.interrupted.name}: training stopped, saved {checkpoint.path}; "
-            "run the same command with --resume true to go on."
+            "run the same command with --resume True to go on."
         )
     complete = set(trained) == set(networks_of(model))
     if not complete and Path(model_file).exists():

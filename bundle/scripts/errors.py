@@ -67,7 +67,8 @@ def check_overrides(arguments: list[str] | None = None) -> None:
         arguments: The command line; default: this process's, when it is ``monai.bundle run``.
 
     Raises:
-        ValueError: When an override names an id that does not exist; the closest one is suggested.
+        ValueError: When an override names an id that does not exist (the closest one is suggested), or is the text
+            ``true`` or ``false``, which MONAI would take as a text and not as a truth value.
     """
     if arguments is None:
         if not sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py")):
@@ -78,6 +79,9 @@ def check_overrides(arguments: list[str] | None = None) -> None:
         return
     parser = ConfigParser(ConfigParser.load_config_files(_config_files(pairs["config_file"])))
     known = set(inspect.signature(bundle_run).parameters) - {"override"}
+    for name, value in pairs.items():
+        if value in ("true", "false"):
+            raise ValueError(f"--{name} {value} would be read as a text: write --{name} {value.capitalize()}.")
     for name in pairs.keys() - known:
         parent = name.rpartition("#")[0]
         if name in parser:

@@ -415,7 +415,7 @@ def stop_on_non_finite_loss(engine: Engine) -> None:
     if not torch.isfinite(engine.state.output["loss"]):
         raise RuntimeError(
             f"The loss became {engine.state.output['loss'].item()} at iteration {engine.state.iteration}: lower "
-            "`learning_rate`, look at the training slices for extreme intensities, and go on with --resume true."
+            "`learning_rate`, look at the training slices for extreme intensities, and go on with --resume True."
         )
 
 
