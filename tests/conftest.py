@@ -32,9 +32,7 @@ def image(brain_mask):
 @pytest.fixture
 def small_network():
     """Makes a network of two levels with attention on the coarse one."""
-    return partial(
-        ReconstructionUNet, channels=4, channel_multipliers=(1, 2), residual_blocks=1, attention_levels=(1,)
-    )
+    return partial(ReconstructionUNet, channels=4, channel_multipliers=(1, 2), residual_blocks=1, attention_levels=(1,))
 
 
 @pytest.fixture

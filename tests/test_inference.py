@@ -12,7 +12,7 @@ from conftest import CONFIGS, SMALL_NETWORK, run_bundle
 from scripts.calibration import save_model
 from scripts.errors import innermost_message
 from scripts.inference import case_of, find_inputs
-from scripts.inferers import IterMaskInferer
+from scripts.inferers import IterMaskInferer, window
 from scripts.networks import ReconstructionUNet
 from scripts.phantoms import phantom
 from scripts.probabilistic import ProbabilisticIterMask
@@ -234,3 +234,51 @@ class TestInferer:
     def test_wrong_channels(self, network):
         with pytest.raises(ValueError, match="check `modalities`"):
             IterMaskInferer(16)(torch.zeros(1, 3, 16, 16), network)
+
+
+@pytest.mark.parametrize(
+    ("field_of_view", "expected"),
+    [
+        ((0, 0), [0, 0, 0, 0]),  # unknown
+        ((40, 60), [0, 0, 0, 0]),  # the slice's own
+        ((39.5, 60.5), [0, 0, 0, 0]),  # nearly
+        (
+            (20, 30),
+            [-7, -3, -2, -8],
+        ),  # rows 2 to 11 and columns 7 to 16 around a brain in rows 4 to 9, columns 10 to 13
+        ((40, 90), [3, 7, 3, -3]),
+    ],
+)
+def test_window_is_the_field_of_view_around_the_brain(field_of_view, expected):
+    brain = torch.zeros(5, 20, 20, dtype=torch.bool)
+    brain[2, 4:10, 10:14] = True
+    spacing = torch.tensor([2.0, 3.0])
+    assert window(brain, spacing, torch.tensor(field_of_view, dtype=torch.float32)) == expected
+    assert window(torch.zeros_like(brain), spacing, torch.tensor([10.0, 10.0])) == [0, 0, 0, 0]
+
+
+def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_path):
+    arrays, affine = volume
+    weights = torch.load(model_file, weights_only=True)
+    weights["field_of_view"] = torch.tensor([160.0, 192.0])
+    torch.save(weights, tmp_path / "model.pt")
+    data = arrays["flair"]
+    rows, columns = (np.flatnonzero((data > 0).any(axis=axis)) for axis in ((1, 2), (0, 2)))
+    wide = np.pad(data, ((11, 19), (7, 30), (0, 0)))
+    write(tmp_path / "scans", "wide", wide, affine)
+    shift = [(40 - 1 - rows[0] - rows[-1]) // 2, (48 - 1 - columns[0] - columns[-1]) // 2]
+    write(tmp_path / "scans", "centered", np.roll(data, shift, (0, 1)), affine)
+    infer(tmp_path / "model.pt", tmp_path / "out", dataset_dir=str(tmp_path / "scans"))
+    mask = outputs(tmp_path / "out", "wide")[0].get_fdata()
+    assert mask.shape == wide.shape and mask.any()
+    inner = np.roll(mask[11:-19, 7:-30], shift, (0, 1))
+    difference = (inner != outputs(tmp_path / "out", "centered")[0].get_fdata()).mean()
+    assert difference == 0
+
+
+def test_inferer_leaves_arrays_without_meta_data_as_they_are(model):
+    volume = torch.randn(1, 2, 32, 48, 3, generator=torch.Generator().manual_seed(0))
+    volume[:, 1] = 1
+    model.field_of_view.fill_(10.0)
+    result = IterMaskInferer(image_size=32)(volume, model)
+    assert result.shape == (1, 1, 32, 48, 3) and result.any()

@@ -183,7 +183,9 @@ def test_likelihood_is_least_at_the_true_mean_and_variance():
     target = torch.cat([0.5 * truth, torch.ones(1, 2, 64, 64)], dim=1)
 
     def loss(mean, log_variance):
-        return float(masked_likelihood(torch.tensor([mean, log_variance]).view(1, 2, 1, 1).expand(1, 2, 64, 64), target))
+        return float(
+            masked_likelihood(torch.tensor([mean, log_variance]).view(1, 2, 1, 1).expand(1, 2, 64, 64), target)
+        )
 
     best = loss(0.0, float(np.log(0.25)))
     assert best < loss(0.3, float(np.log(0.25)))

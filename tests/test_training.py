@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import CONFIGS, SMALL_NETWORK, run_bundle
 from monai.networks.nets import BasicUNet
-from scripts.errors import innermost_message
 from scripts.calibration import exceeded_by, load_model, save_model
+from scripts.errors import innermost_message
 from scripts.itermask import IterMask
 from scripts.masks import random_blobs
 from scripts.training import PrepareCorruptedBatch, Reconstructions, SliceStream, average_weights
@@ -47,7 +47,8 @@ def test_one_pass_trains_both_networks_as_two_trainings_would(model, batch):
     both = Reconstructions(model)
     together = (both(inputs) - targets).square().mean()
     apart = sum(
-        (Reconstructions(model, [name])(inputs) - targets[:, :1]).square().mean() for name in ("first_iteration", "masked")
+        (Reconstructions(model, [name])(inputs) - targets[:, :1]).square().mean()
+        for name in ("first_iteration", "masked")
     )
     gradient = torch.autograd.grad(together, list(both.parameters()))
     separate = torch.autograd.grad(apart, list(both.parameters()))
@@ -151,7 +152,17 @@ def train_in_subprocess(folder, slices_dir, *options):
     command = [sys.executable, "-m", "monai.bundle", "run", "training"]
     command += ["--config_file", f"['{CONFIGS / 'train.json'}','{overlay}']", "--dataset_dir", str(slices_dir)]
     command += ["--output_dir", str(folder), "--model_file", str(folder / "model.pt"), "--modalities", "['flair','t1']"]
-    command += ["--image_size", "16", "--batch_size", "2", "--validation_interval", "30", "--iterations", "90", *options]
+    command += [
+        "--image_size",
+        "16",
+        "--batch_size",
+        "2",
+        "--validation_interval",
+        "30",
+        "--iterations",
+        "90",
+        *options,
+    ]
     return overlay, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
 
 
@@ -183,7 +194,9 @@ def test_interrupted_training_resumes_to_the_same_weights(tmp_path, slices_dir, 
 def test_networks_can_be_trained_one_after_the_other(tmp_path, two_modality_slices, capsys):
     options = {"iterations": 4, "validation_interval": 4, "batch_size": 2, **two_modality_slices}
     file = tmp_path / "model.pt"
-    run_bundle("train", "paper", output_dir=str(tmp_path / "1"), model_file=str(file), trained_networks=["masked"], **options)
+    run_bundle(
+        "train", "paper", output_dir=str(tmp_path / "1"), model_file=str(file), trained_networks=["masked"], **options
+    )
     first = torch.load(file, weights_only=True)
     assert torch.isnan(first["threshold"]) and "train first_iteration with the same" in capsys.readouterr().out
     options["trained_networks"] = ["first_iteration"]

@@ -221,6 +221,7 @@ def finish_training(
     model_file: str,
     calibration: Callable[..., float],
     batches: Iterable[dict[str, Tensor]],
+    field_of_view: Sequence[float] = (0.0, 0.0),
 ) -> None:
     """Take the best averaged weights, calibrate, and write the model file.
 
@@ -234,6 +235,7 @@ def finish_training(
         model_file: Where the model goes.
         calibration: `calibrate` or `calibrate_scores` with its options.
         batches: Healthy slices for it.
+        field_of_view: Height and width of the training slices in mm, kept in the model; zeros: unknown.
 
     Raises:
         SystemExit: When the training was interrupted.
@@ -248,6 +250,7 @@ def finish_training(
         load_model(model, model_file, calibrated=False)
         complete = True
     model.load_state_dict(checkpoint.best_weights, strict=False)
+    model.field_of_view.copy_(torch.tensor(field_of_view))
     if complete:
         threshold = calibration(model, batches)
         print(f"Best validation error {checkpoint.best_metric:.6g}, threshold {threshold:.6g}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -310,7 +311,8 @@ def read_slices(
         modalities: What the model takes; the slices must hold the same.
 
     Returns:
-        For each slice ``case``, ``slice`` and the files ``image``, ``brain_mask`` and, if any, ``label``.
+        For each slice ``case``, ``slice``, ``field_of_view`` (height and width in mm) and the files ``image``,
+        ``brain_mask`` and, if any, ``label``.
 
     Raises:
         FileNotFoundError: When there is no datalist, or a file of it is gone.
@@ -340,5 +342,12 @@ def read_slices(
         missing = next((file for file in files.values() if not os.path.isfile(file)), None)
         if missing:
             raise FileNotFoundError(f"{path} lists {missing}, which is gone: run configs/preprocess.json again.")
-        slices.append({"case": item["case"], "slice": item["slice"], **files})
+        known = {key: item[key] for key in ("case", "slice", "field_of_view") if key in item}
+        slices.append({**known, **files})
     return slices
+
+
+def common_field_of_view(slices: Sequence[Mapping[str, object]]) -> tuple[float, float]:
+    """Height and width of the slices in mm, the median over them; zeros where no slice tells its own."""
+    sizes = [item["field_of_view"] for item in slices if "field_of_view" in item]
+    return tuple(map(statistics.median, zip(*sizes, strict=True))) if sizes else (0.0, 0.0)

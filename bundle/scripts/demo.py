@@ -70,7 +70,10 @@ def print_results(cases_file: Path, phantoms_file: Path) -> None:
         rows = list(csv.DictReader(file))
     columns = {"dice": "IterMask", "baseline_zscore_dice": "z-score", "baseline_smoothed_dice": "smoothed z-score"}
     print(f"\n{'mean Dice':24}" + "".join(f"{title:>18}" for title in columns.values()))
-    groups = {f"{kind} lesions": [row for row in rows if kinds[row["case"][:-4]] == kind] for kind in sorted({*kinds.values()})}
+    groups = {
+        f"{kind} lesions": [row for row in rows if kinds[row["case"][:-4]] == kind]
+        for kind in sorted({*kinds.values()})
+    }
     groups["not the brightest tissue"] = groups.get("dark lesions", []) + groups.get("texture lesions", [])
     groups["all"] = rows
     for title, members in groups.items():
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default="demo", help="where everything goes (default: ./demo)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms and of the training")
-    parser.add_argument("--subjects", type=int, nargs=3, default=(40, 8, 24), help="to train on, validate and test")
+    parser.add_argument("--subjects", type=int, nargs=3, default=(96, 12, 24), help="to train on, validate and test")
     parser.add_argument("--iterations", type=int, help="of the training (default: that of demo.json)")
     options = parser.parse_args(arguments)
     try:

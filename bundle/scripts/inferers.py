@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
@@ -15,13 +16,44 @@ from tqdm import tqdm
 from .itermask import IterMask
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
+SAME_FIELD_OF_VIEW = 0.02  # part by which two may differ
+
+
+def window(brain_mask: Tensor, spacing: Tensor, field_of_view: Tensor) -> list[int]:
+    """How to pad (negative: crop) slices so that they show the field of view of other slices, the brain in its center.
+
+    Args:
+        brain_mask: The brain of all slices (D, H, W), bool.
+        spacing: Millimeters between rows and between columns, shape (2,).
+        field_of_view: Height and width in mm, shape (2,); zeros: leave the slices as they are.
+
+    Returns:
+        Columns at the left and right, rows at the top and bottom, as `torch.nn.functional.pad` takes them; zeros for
+        slices that have this field of view already, wherever the brain lies in them.
+    """
+    size, spacing = torch.tensor(brain_mask.shape[1:]), spacing.cpu()
+    wanted = field_of_view.cpu()
+    if (
+        not brain_mask.any()
+        or not (wanted > 0).all()
+        or ((size * spacing / wanted - 1).abs() < SAME_FIELD_OF_VIEW).all()
+    ):
+        return [0, 0, 0, 0]
+    padding: list[int] = []
+    for axis in (1, 0):
+        found = brain_mask.any(dim=0).any(dim=1 - axis).nonzero()
+        length = max(1, round(float(wanted[axis] / spacing[axis])))
+        start = round(float(found.min() + found.max() + 1 - length) / 2)
+        padding += [-start, start + length - int(size[axis])]
+    return padding
 
 
 class IterMaskInferer(Inferer):
     """Segment slices (N, M + 1, H, W) or the axial slices of volumes (N, M + 1, H, W, D).
 
     The input holds M modalities, scaled as in training, and the brain mask as its last channel. Slices without brain
-    are skipped, the others are brought to the network's image size and their results back to the input's.
+    are skipped, the others are brought to the network's image size and their results back to the input's. Volumes with
+    meta data (`MetaTensor`) are shown to the network in the field of view of its training slices, see `window`.
 
     Args:
         image_size: Height and width, in pixels, that the networks work at; that of training.
@@ -80,13 +112,23 @@ class IterMaskInferer(Inferer):
                 f"`inputs` must have shape (N, {expected}, H, W) or (N, {expected}, H, W, D), the last channel being "
                 f"the brain mask, got {list(inputs.shape)}: check `modalities`."
             )
-        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        is_volume = plain.ndim == 5
-        slices = plain.movedim(-1, 1).flatten(0, 1) if is_volume else plain
-        result = self._segment(slices.float(), network)
-        if is_volume:
-            result = result.unflatten(0, (len(plain), plain.shape[-1])).movedim(1, -1)
+        plain = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
+        if plain.ndim == 5:
+            spacing = (
+                affine_to_spacing(inputs.affine.reshape(-1, 4, 4)[0])[:2] if isinstance(inputs, MetaTensor) else None
+            )
+            volumes = [self._segment_volume(volume.movedim(-1, 0), network, spacing) for volume in plain]
+            result = torch.stack(volumes).movedim(1, -1)
+        else:
+            result = self._segment(plain, network)
         return convert_to_dst_type(result, inputs, dtype=torch.float32)[0] if isinstance(inputs, MetaTensor) else result
+
+    def _segment_volume(self, slices: Tensor, network: IterMask, spacing: Tensor | None) -> Tensor:
+        """Segment slices (D, M + 1, H, W) in the field of view that the network was trained with, around the brain."""
+        padding = [0, 0, 0, 0] if spacing is None else window(slices[:, -1] > 0.5, spacing, network.field_of_view)
+        image = F.pad(slices[:, :-1], padding, value=float(slices[:, :-1].min()))
+        found = self._segment(torch.cat([image, F.pad(slices[:, -1:], padding)], dim=1), network)
+        return F.pad(found, [-n for n in padding])
 
     def _segment(self, slices: Tensor, network: IterMask) -> Tensor:
         with_brain = (slices[:, -1] > 0.5).flatten(1).any(dim=1).nonzero()[:, 0]

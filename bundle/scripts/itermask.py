@@ -48,6 +48,8 @@ class IterMask(nn.Module):
         first_fraction: Part of the brain, in (0, 1], that the first mask hides.
         threshold: Score above which a pixel is anomalous. NaN until it has been calibrated on healthy slices.
 
+    The buffer ``field_of_view`` holds height and width (mm) of the slices it was trained on, zeros where unknown.
+
     Raises:
         ValueError: When a fraction is outside its range.
     """
@@ -71,6 +73,7 @@ class IterMask(nn.Module):
         self.first_iteration = network(in_channels=modalities, out_channels=modalities)
         self.masked = network(in_channels=2 * modalities, out_channels=modalities)
         self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32))
+        self.register_buffer("field_of_view", torch.zeros(2))
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment slices: (N, M + 1, H, W) of modalities and brain mask to (N, 1, H, W), 1 where anomalous."""

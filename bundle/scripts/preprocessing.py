@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.data import Dataset
+from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -108,6 +109,8 @@ class WriteSlices:
         volumes["brain_mask"] = volumes["brain_mask"] > 0.5
         if "label" in volumes:
             volumes["label"] = volumes["label"] > 0.5
+        spacing = affine_to_spacing(data["image"].affine)[:2]
+        field_of_view = [round(float(n * mm), 3) for n, mm in zip(volumes["image"].shape[1:3], spacing, strict=True)]
         label = volumes["label"][0] if "label" in volumes else None
         chosen = select_slices(volumes["brain_mask"][0], label, data["selection"], self.slice_range)
         folder = self.temporary / data["case"]
@@ -118,6 +121,7 @@ class WriteSlices:
                     plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8, order="C")
                     np.save(folder / f"{k:03d}_{key}.npy", plane)
             record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
+            record["field_of_view"] = field_of_view
             (folder / RECORD).write_text(json.dumps(record))
         return str(folder)
 
@@ -155,6 +159,8 @@ def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, obje
         return None
     if not isinstance(record, dict) or record.get("fingerprint") != item["fingerprint"]:
         return None
+    if "field_of_view" not in record:  # of an older version
+        return None
     files = [entry[key] for entry in _entries(item, record) for key in record["keys"]]
     return record if all((output_dir / file).is_file() for file in files) else None
 
@@ -162,9 +168,9 @@ def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, obje
 def _entries(item: Mapping[str, object], record: Mapping[str, object]) -> list[dict[str, object]]:
     """What the datalist says of a subject's slices."""
     folder = f"{item['split']}/{item['case']}"
+    same = {"case": item["case"], "field_of_view": record["field_of_view"]}
     return [
-        {"case": item["case"], "slice": k, **{key: f"{folder}/{k:03d}_{key}.npy" for key in record["keys"]}}
-        for k in record["slices"]
+        {**same, "slice": k, **{key: f"{folder}/{k:03d}_{key}.npy" for key in record["keys"]}} for k in record["slices"]
     ]
 
 

@@ -99,6 +99,7 @@ class ProbabilisticIterMask(IterMask):
         self.least_log_variance, self.largest_log_variance = LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE
         self.masked = network(in_channels=modalities + 1, out_channels=2 * modalities)
         self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32))
+        self.register_buffer("field_of_view", torch.zeros(2))
         self.register_buffer("certain_threshold", torch.tensor(threshold, dtype=torch.float32))
         self.register_buffer("first_threshold", torch.tensor(threshold, dtype=torch.float32))
         self.register_buffer("deviations", torch.ones(2))
