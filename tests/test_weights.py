@@ -1,0 +1,81 @@
+"""The weights that come with the bundle: their model card, and what they do on real scans."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, run_bundle
+
+BUNDLE = CONFIGS.parent
+DATA = os.environ.get("ITERMASK_DATA")
+
+
+def card_row(start):
+    text = (BUNDLE / "docs" / "README.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith(start))
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_model_card_names_the_file():
+    content = (BUNDLE / "models" / "model.pt").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in (BUNDLE / "docs" / "README.md").read_text()
+    assert len(content) < 25e6
+
+
+def test_weights_load_without_unpickling_and_are_calibrated():
+    weights = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+    assert 0 < weights["threshold"] < weights["certain_threshold"]
+    assert weights["field_of_view"].tolist() == [157, 189]
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
+def test_results_are_those_of_the_model_card(tmp_path):
+    slices, results = tmp_path / "slices", tmp_path / "results"
+    run_bundle("preprocess", dataset_dir=f"{DATA}/soop2d", output_dir=str(slices), slice_range="null", num_workers=2)
+    run_bundle("evaluate_slices", run_id="evaluate", dataset_dir=str(slices), output_dir=str(results))
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["cases"] == 273
+    row = card_row("| this model |")
+    assert summary["dice"] == pytest.approx(float(row[1].split()[0]), abs=0.002)
+    found = [summary[key] for key in ("dice_small", "dice_medium", "dice_large", "sensitivity", "precision")]
+    assert found == pytest.approx([float(cell) for cell in row[3:8]], abs=0.005)
+    assert summary["average_precision"] == pytest.approx(float(row[8]), abs=0.002)
+    assert summary["baseline_smoothed_dice"] == pytest.approx(
+        float(card_row("| z-scored FLAIR, Gaussian")[1].split()[0]), abs=0.002
+    )
+    assert summary["dice"] > summary["baseline_smoothed_dice"] + 0.1
+
+
+def turned(image, axcodes):
+    start = nib.orientations.io_orientation(image.affine)
+    return image.as_reoriented(nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(axcodes)))
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
+def test_real_volume_in_every_orientation(tmp_path):
+    folder = Path(DATA) / "open_ms" / "OPENMS_00019"
+    flair, label = (nib.load(folder / f"OPENMS_00019_{name}.nii.gz").slicer[:, :, 96:116] for name in ("flair", "seg"))
+    scans, results = tmp_path / "scans", tmp_path / "results"
+    images = {code: turned(flair, code) for code in ("RAS", "LAS", "PIR")}
+    images["thick"] = flair.slicer[:, :, ::5]
+    for case, image in images.items():
+        (scans / case).mkdir(parents=True)
+        nib.save(image, scans / case / f"{case}_flair.nii.gz")
+    run_bundle("inference", dataset_dir=str(scans), output_dir=str(results))
+    masks = {case: nib.load(results / case / f"{case}_mask.nii.gz") for case in images}
+    for case, mask in masks.items():
+        assert mask.shape == images[case].shape
+        np.testing.assert_allclose(mask.affine, images[case].affine, atol=1e-4)
+    expected = masks["RAS"].get_fdata()
+    for case in ("LAS", "PIR"):
+        np.testing.assert_array_equal(turned(masks[case], "RAS").get_fdata(), expected)
+    lesion = label.get_fdata() > 0
+    assert 2 * (lesion * expected).sum() / (lesion.sum() + expected.sum()) > 0.4
+    assert masks["thick"].get_fdata().any()
