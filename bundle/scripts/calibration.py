@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -125,12 +126,12 @@ def calibrate_scores(
     slices = [(batch["image"].to(device), batch["brain_mask"].to(device) > 0) for batch in batches]
     noises = [pass_noise(image, seed) for image, _ in slices[:1]] * len(slices)
     raw = [
-        [score[brain].cpu() for score in model.raw_first_scores(image, brain, noise)[:2]]
+        [score[brain] for score in model.raw_first_scores(image, brain, noise)[:2]]
         for (image, brain), noise in zip(slices, noises, strict=True)
     ]
     scores = [torch.cat(values) for values in zip(*raw, strict=True)] if raw else [torch.empty(0)] * 2
-    model.deviations.copy_(torch.stack([values.std() for values in scores]))
-    first = sum(values / deviation.cpu() for values, deviation in zip(scores, model.deviations, strict=True)) / 2
+    model.deviations.copy_(torch.stack([values.std() if values.any() else torch.ones(()) for values in scores]))
+    first = model.first_score(*scores).cpu()
     model.first_threshold.fill_(exceeded_by(first, first_fraction))
     model.threshold.zero_(), model.certain_threshold.zero_()
     final = torch.cat([model.refine(image, brain, seed=seed)[1][brain].cpu() for image, brain in slices])
@@ -222,6 +223,7 @@ def finish_training(
     calibration: Callable[..., float],
     batches: Iterable[dict[str, Tensor]],
     field_of_view: Sequence[float] = (0.0, 0.0),
+    planes: Sequence[float] = (math.inf, -math.inf),
 ) -> None:
     """Take the best averaged weights, calibrate, and write the model file.
 
@@ -236,6 +238,7 @@ def finish_training(
         calibration: `calibrate` or `calibrate_scores` with its options.
         batches: Healthy slices for it.
         field_of_view: Height and width of the training slices in mm, kept in the model; zeros: unknown.
+        planes: Lowest and highest position of the training slices in mm, kept in the model; inf, -inf: unknown.
 
     Raises:
         SystemExit: When the training was interrupted.
@@ -251,6 +254,7 @@ def finish_training(
         complete = True
     model.load_state_dict(checkpoint.best_weights, strict=False)
     model.field_of_view.copy_(torch.tensor(field_of_view))
+    model.planes.copy_(torch.tensor(planes))
     if complete:
         threshold = calibration(model, batches)
         print(f"Best validation error {checkpoint.best_metric:.6g}, threshold {threshold:.6g}")

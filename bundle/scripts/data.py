@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -311,8 +312,8 @@ def read_slices(
         modalities: What the model takes; the slices must hold the same.
 
     Returns:
-        For each slice ``case``, ``slice``, ``field_of_view`` (height and width in mm) and the files ``image``,
-        ``brain_mask`` and, if any, ``label``.
+        For each slice ``case``, ``slice``, ``field_of_view`` (height and width in mm), ``position`` (z in mm) and the
+        files ``image``, ``brain_mask`` and, if any, ``label``.
 
     Raises:
         FileNotFoundError: When there is no datalist, or a file of it is gone.
@@ -342,7 +343,7 @@ def read_slices(
         missing = next((file for file in files.values() if not os.path.isfile(file)), None)
         if missing:
             raise FileNotFoundError(f"{path} lists {missing}, which is gone: run configs/preprocess.json again.")
-        known = {key: item[key] for key in ("case", "slice", "field_of_view") if key in item}
+        known = {key: item[key] for key in ("case", "slice", "field_of_view", "position") if key in item}
         slices.append({**known, **files})
     return slices
 
@@ -351,3 +352,9 @@ def common_field_of_view(slices: Sequence[Mapping[str, object]]) -> tuple[float,
     """Height and width of the slices in mm, the median over them; zeros where no slice tells its own."""
     sizes = [item["field_of_view"] for item in slices if "field_of_view" in item]
     return tuple(map(statistics.median, zip(*sizes, strict=True))) if sizes else (0.0, 0.0)
+
+
+def covered_planes(slices: Sequence[Mapping[str, object]]) -> tuple[float, float]:
+    """Lowest and highest position of the slices in mm; inf and -inf where no slice tells its own."""
+    positions = [item["position"] for item in slices if "position" in item]
+    return (min(positions), max(positions)) if positions else (math.inf, -math.inf)

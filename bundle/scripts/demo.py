@@ -24,15 +24,20 @@ SLICES = "[8,16]"
 SHOWN_CASE = "phantom_testing_000"
 
 
-def run_bundle(run_id: str, config: str, overlay: str | None, **overrides: object) -> None:
+def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> None:
     """Print and run one command of the bundle.
+
+    Args:
+        run_id: What to run.
+        configs: A config and its overlays: names of the bundle's own, or files.
+        overrides: Ids and their values.
 
     Raises:
         SystemExit: When the command fails, with its exit code.
     """
-    names = [config] if overlay is None else [config, overlay]
-    files = [os.path.relpath(BUNDLE / "configs" / f"{name}.json") for name in names]
-    command = ["-m", "monai.bundle", "run", run_id, "--config_file", str(files) if overlay else files[0]]
+    paths = [config if isinstance(config, Path) else BUNDLE / "configs" / f"{config}.json" for config in configs]
+    files = [os.path.relpath(path) for path in paths]
+    command = ["-m", "monai.bundle", "run", run_id, "--config_file", files[0] if len(files) == 1 else str(files)]
     for name, value in overrides.items():
         command += [f"--{name}", str(value)]
     shown = " ".join(f'"{part}"' if part.startswith("[") else part for part in command)
@@ -101,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print(f"Phantoms: brains in FLAIR, T1 and T2, in {scans}", flush=True)
     make_phantoms(scans, *options.subjects, seed=options.seed, num_workers=os.cpu_count() or 1)
-    run_bundle("preprocess", "preprocess", None, dataset_dir=scans, output_dir=slices, slice_range=SLICES)
+    run_bundle("preprocess", "preprocess", dataset_dir=scans, output_dir=slices, slice_range=SLICES)
     length = {} if options.iterations is None else {"iterations": options.iterations}
     training = {"output_dir": output / "training", "seed": options.seed, "resume": True, **length}
     run_bundle("training", "train", "demo", dataset_dir=slices, model_file=model, **training)

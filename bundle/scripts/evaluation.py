@@ -20,7 +20,7 @@ from .files import atomic, check_writable
 from .frequency import high_frequency
 from .metrics import overlap_from_counts, ssim_map, threshold_counts
 from .pictures import case_picture
-from .summaries import METHOD, CaseScores, HealthyScores, print_summary, summarize, write_tables
+from .summaries import METHOD, CaseScores, HealthyScores, print_summary, read_subsets, summarize, write_tables
 
 REFERENCE_SIZE = 128
 BELOW_EVERY_SCORE = -1000.0
@@ -199,9 +199,11 @@ class Evaluation:
         healthy_from_cases: Whether the lesion-free slices of the labeled cases are the healthy ones.
         first_slice: Number of the first slice of a volume, for the captions of the pictures.
         pictures: Whether to draw each case.
+        subsets: Name of each subset whose Dice is wanted too to a file with a case name a line.
 
     Raises:
         OSError: When ``output_dir`` cannot be written.
+        ValueError: When a file of ``subsets`` is missing or empty.
     """
 
     def __init__(
@@ -217,7 +219,9 @@ class Evaluation:
         healthy_from_cases: bool = False,
         first_slice: int = 0,
         pictures: bool = True,
+        subsets: Mapping[str, str] | None = None,
     ):
+        self.subsets = read_subsets(subsets or {})
         self.output_dir = check_writable(output_dir)
         self.threshold = float(threshold)
         self.modalities = list(modalities)
@@ -283,12 +287,6 @@ class Evaluation:
             picture.save(temporary)
         return name
 
-    def _gather(self) -> None:
-        """Bring the cases and counts of all processes together, in the order of the cases' names."""
-        shares = idist.all_gather({"cases": self.cases, "healthy": self.healthy})
-        self.cases = sorted((case for share in shares for case in share["cases"]), key=lambda case: case.row["case"])
-        self.healthy = sum((share["healthy"] for share in shares), HealthyScores())
-
     def finish(self) -> dict[str, object]:
         """Write ``cases.csv``, ``curves.csv`` and ``summary.json``, print a table, and return the summary.
 
@@ -302,7 +300,7 @@ class Evaluation:
         if not cases:
             raise RuntimeError("No case was evaluated: set `dataset_dir` to a folder that holds labeled cases.")
         healthy = sum((share["healthy"] for share in shares), HealthyScores())
-        rows, summary, curves = summarize(cases, healthy, self.thresholds, self.threshold)
+        rows, summary, curves = summarize(cases, healthy, self.thresholds, self.threshold, self.subsets)
         summary["baseline_threshold_source"] = self.healthy_source
         if idist.get_rank() == 0:
             write_tables(self.output_dir, rows, summary, curves)

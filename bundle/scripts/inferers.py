@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer
+from monai.transforms import RemoveSmallObjects
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 from tqdm import tqdm
@@ -17,6 +19,9 @@ from .itermask import IterMask
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
 SAME_FIELD_OF_VIEW = 0.02  # part by which two may differ
+FAR_FROM_PLANES = 10.0  # mm
+
+logger = logging.getLogger(__name__)
 
 
 def window(brain_mask: Tensor, spacing: Tensor, field_of_view: Tensor) -> list[int]:
@@ -48,6 +53,29 @@ def window(brain_mask: Tensor, spacing: Tensor, field_of_view: Tensor) -> list[i
     return padding
 
 
+def warn_of_planes(with_brain: Tensor, affine: Tensor, planes: Tensor, name: str) -> None:
+    """Log how many slices of a volume lie far from the planes that the model was trained on.
+
+    Positions are those of the scan's header, so they mean something where scans are registered as the training's.
+
+    Args:
+        with_brain: Which slices hold brain, bool (D,).
+        affine: Of the volume in RAS order (4, 4).
+        planes: Lowest and highest position of the training slices in mm; inf and -inf: unknown, nothing is said.
+        name: Of the volume, for the message.
+    """
+    low, high = planes.tolist()
+    positions = affine[2, 3] + affine[2, 2] * with_brain.nonzero()[:, 0].to(affine)
+    if low > high:
+        return
+    far = int(((positions < low - FAR_FROM_PLANES) | (positions > high + FAR_FROM_PLANES)).sum())
+    if far:
+        logger.warning(
+            f"{name}: {far} of {len(positions)} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the "
+            f"model was trained on (z = {low:g} to {high:g} mm): their masks are not to be trusted."
+        )
+
+
 class IterMaskInferer(Inferer):
     """Segment slices (N, M + 1, H, W) or the axial slices of volumes (N, M + 1, H, W, D).
 
@@ -64,6 +92,7 @@ class IterMaskInferer(Inferer):
         max_passes: A slice is done after this many passes.
         batch_size: Slices that the networks see at once.
         seed: Seed of the noise that fills hidden pixels.
+        least_pixels: Marked areas of a slice with fewer pixels (at ``image_size``, 8 neighbors) are dropped.
         progress: Show a progress bar over the slices.
 
     Raises:
@@ -79,6 +108,7 @@ class IterMaskInferer(Inferer):
         max_passes: int = 100,
         batch_size: int = 32,
         seed: int = 0,
+        least_pixels: int = 0,
         progress: bool = False,
     ):
         super().__init__()
@@ -102,6 +132,7 @@ class IterMaskInferer(Inferer):
             "seed": int(seed),
         }
         self.progress = progress
+        self.drop_small = RemoveSmallObjects(min_size=least_pixels, connectivity=2) if least_pixels > 1 else None
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: IterMask, *args: object, **kwargs: object) -> Tensor:
@@ -114,9 +145,12 @@ class IterMaskInferer(Inferer):
             )
         plain = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
         if plain.ndim == 5:
-            spacing = (
-                affine_to_spacing(inputs.affine.reshape(-1, 4, 4)[0])[:2] if isinstance(inputs, MetaTensor) else None
-            )
+            spacing = None
+            if isinstance(inputs, MetaTensor):
+                affine, name = inputs.affine.reshape(-1, 4, 4)[0], inputs.meta.get("filename_or_obj", "volume")
+                spacing = affine_to_spacing(affine)[:2]
+                with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
+                warn_of_planes(with_brain, affine.cpu(), network.planes, name if isinstance(name, str) else name[0])
             volumes = [self._segment_volume(volume.movedim(-1, 0), network, spacing) for volume in plain]
             result = torch.stack(volumes).movedim(1, -1)
         else:
@@ -148,6 +182,8 @@ class IterMaskInferer(Inferer):
         small = F.interpolate(slices[:, :-1], working_size, mode="bilinear")
         small_brain = F.interpolate(slices[:, -1:], working_size, mode="nearest-exact") > 0.5
         mask, anomaly_map, reconstruction, passes = network.refine(small, small_brain, **self.options)
+        if self.drop_small is not None:
+            mask = torch.stack([self.drop_small(one) for one in mask.float()]) > 0
         found = {
             "mask": F.interpolate(mask.float(), size, mode="nearest-exact") * brain_mask,
             "anomaly_map": F.interpolate(anomaly_map, size, mode="bilinear") * brain_mask,

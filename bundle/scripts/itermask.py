@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -48,7 +49,8 @@ class IterMask(nn.Module):
         first_fraction: Part of the brain, in (0, 1], that the first mask hides.
         threshold: Score above which a pixel is anomalous. NaN until it has been calibrated on healthy slices.
 
-    The buffer ``field_of_view`` holds height and width (mm) of the slices it was trained on, zeros where unknown.
+    Of the slices it was trained on, the buffer ``field_of_view`` holds height and width (mm), zeros where unknown, and
+    ``planes`` the lowest and highest position along the scanner's z axis (mm), inf and -inf where unknown.
 
     Raises:
         ValueError: When a fraction is outside its range.
@@ -67,6 +69,7 @@ class IterMask(nn.Module):
         if not 0 < first_fraction <= 1:
             raise ValueError(f"`first_fraction` must be in (0, 1], got {first_fraction}; did you pass a percentage?")
         self.modalities = modalities
+        self.first_passes = 1
         self.radius = float(radius)
         self.sigma = float(sigma)
         self.first_fraction = float(first_fraction)
@@ -74,6 +77,7 @@ class IterMask(nn.Module):
         self.masked = network(in_channels=2 * modalities, out_channels=modalities)
         self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32))
         self.register_buffer("field_of_view", torch.zeros(2))
+        self.register_buffer("planes", torch.tensor([math.inf, -math.inf]))
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment slices: (N, M + 1, H, W) of modalities and brain mask to (N, 1, H, W), 1 where anomalous."""
@@ -160,7 +164,7 @@ class IterMask(nn.Module):
             score, filled = self.first_pass(image[part], brain_mask[part], context[part], noise)
             first_score[part], reconstruction[part] = score, filled
             spatial_mask[part] = self.first_mask(score, brain_mask[part], threshold_scale)
-            passes[part] += 1
+            passes[part] += self.first_passes
 
         # Next iterations: fill what is hidden, unhide what was filled well; only slices that still shrink go on.
         shrinking = spatial_mask.flatten(1).any(dim=1).nonzero()[:, 0]

@@ -109,7 +109,8 @@ class WriteSlices:
         volumes["brain_mask"] = volumes["brain_mask"] > 0.5
         if "label" in volumes:
             volumes["label"] = volumes["label"] > 0.5
-        spacing = affine_to_spacing(data["image"].affine)[:2]
+        affine = data["image"].affine
+        spacing = affine_to_spacing(affine)[:2]
         field_of_view = [round(float(n * mm), 3) for n, mm in zip(volumes["image"].shape[1:3], spacing, strict=True)]
         label = volumes["label"][0] if "label" in volumes else None
         chosen = select_slices(volumes["brain_mask"][0], label, data["selection"], self.slice_range)
@@ -122,6 +123,7 @@ class WriteSlices:
                     np.save(folder / f"{k:03d}_{key}.npy", plane)
             record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
             record["field_of_view"] = field_of_view
+            record["positions"] = [round(float(affine[2, 2] * k + affine[2, 3]), 3) for k in chosen]
             (folder / RECORD).write_text(json.dumps(record))
         return str(folder)
 
@@ -159,7 +161,7 @@ def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, obje
         return None
     if not isinstance(record, dict) or record.get("fingerprint") != item["fingerprint"]:
         return None
-    if "field_of_view" not in record:  # of an older version
+    if not {"field_of_view", "positions"} <= record.keys():  # of an older version
         return None
     files = [entry[key] for entry in _entries(item, record) for key in record["keys"]]
     return record if all((output_dir / file).is_file() for file in files) else None
@@ -170,7 +172,8 @@ def _entries(item: Mapping[str, object], record: Mapping[str, object]) -> list[d
     folder = f"{item['split']}/{item['case']}"
     same = {"case": item["case"], "field_of_view": record["field_of_view"]}
     return [
-        {**same, "slice": k, **{key: f"{folder}/{k:03d}_{key}.npy" for key in record["keys"]}} for k in record["slices"]
+        {**same, "slice": k, "position": z, **{key: f"{folder}/{k:03d}_{key}.npy" for key in record["keys"]}}
+        for k, z in zip(record["slices"], record["positions"], strict=True)
     ]
 
 

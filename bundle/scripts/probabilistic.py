@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,16 @@ NOISE_DEVIATION = 0.7
 LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE = -7.0, 3.0
 
 
-def standardize(image: Tensor, brain_mask: Tensor, background: float = BACKGROUND) -> tuple[Tensor, Tensor, Tensor]:
+def standardize(
+    image: Tensor, brain_mask: Tensor, background: float = BACKGROUND, robust: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """Center and scale the brain of each slice robustly, so that a lesion or a scanner changes little.
 
     Args:
         image: Slices (N, M, H, W) in any linear scale.
         brain_mask: Brain pixels (N, 1, H, W), bool.
         background: Value outside the brain.
+        robust: False keeps the scale of the preprocessing, [-3, 3], and takes the median as 0 and the deviation as 1.
 
     Returns:
         Slices in thirds of a robust standard deviation (1.4826 times the median absolute deviation) from the median,
@@ -32,6 +36,8 @@ def standardize(image: Tensor, brain_mask: Tensor, background: float = BACKGROUN
     median = inside.flatten(2).nanmedian(dim=2).values[:, :, None, None]
     deviation = 1.4826 * (inside - median).abs().flatten(2).nanmedian(dim=2).values[:, :, None, None]
     median, deviation = median.nan_to_num(0.0), deviation.nan_to_num(1.0).clamp(min=1e-6)
+    if not robust:
+        median, deviation = torch.zeros_like(median), torch.ones_like(deviation)
     standard = ((image - median) / deviation).clamp(-6.0, 8.0) / 3
     return torch.where(brain_mask, standard, torch.full_like(standard, background)), median, deviation
 
@@ -73,11 +79,17 @@ class ProbabilisticIterMask(IterMask):
         sign: ``"bright"`` counts what is brighter than expected, ``"both"`` also what is darker, and textures.
         mirror_weight: Part of the smoothed score of the mirrored pixel (left and right swapped) that is taken off:
             what is unusual on both sides is rarely a lesion. 0 leaves it out.
+        score_weights: Weights of the three scores in the anomaly map: whole brain hidden with the slice itself as
+            filling, with noise, and the last pass. A pass of weight 0 is not run: (1, 0, 0) is one pass.
+        predict_variance: Whether the network has channels for the log-variance; without, residuals are not divided.
+        robust_scaling: Standardize every slice by median and deviation of its brain, see `standardize`.
         threshold: Score above which a pixel may be anomalous. NaN until it has been calibrated.
 
     Raises:
-        ValueError: When ``sign`` is neither.
+        ValueError: When ``sign`` is neither, or the weights are not three of which the first is above 0.
     """
+
+    score_weights: tuple[float, float, float]
 
     def __init__(
         self,
@@ -86,20 +98,33 @@ class ProbabilisticIterMask(IterMask):
         sigma: float = 2.0,
         sign: str = "bright",
         mirror_weight: float = 0.5,
+        score_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        predict_variance: bool = True,
+        robust_scaling: bool = True,
         threshold: float = float("nan"),
     ):
         nn.Module.__init__(self)
         if sign not in ("bright", "both"):
             raise ValueError(f"`sign` must be bright or both, got {sign!r}.")
+        if len(score_weights) != 3 or min(score_weights) < 0 or score_weights[0] <= 0:
+            raise ValueError(
+                f"`score_weights` must be three numbers of which the first is above 0, got {list(score_weights)}."
+            )
         self.modalities = modalities
         self.sigma = float(sigma)
         self.both_signs = sign == "both"
         self.mirror_weight = float(mirror_weight)
+        clear, blind, last = (float(weight) / sum(score_weights) for weight in score_weights)
+        self.score_weights = (clear, blind, last)
+        self.first_passes = 1 + int(blind > 0)
+        self.predict_variance = predict_variance
+        self.robust_scaling = robust_scaling
         self.background, self.noise_deviation = BACKGROUND, NOISE_DEVIATION
         self.least_log_variance, self.largest_log_variance = LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE
-        self.masked = network(in_channels=modalities + 1, out_channels=2 * modalities)
+        self.masked = network(in_channels=modalities + 1, out_channels=(1 + predict_variance) * modalities)
         self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32))
         self.register_buffer("field_of_view", torch.zeros(2))
+        self.register_buffer("planes", torch.tensor([math.inf, -math.inf]))
         self.register_buffer("certain_threshold", torch.tensor(threshold, dtype=torch.float32))
         self.register_buffer("first_threshold", torch.tensor(threshold, dtype=torch.float32))
         self.register_buffer("deviations", torch.ones(2))
@@ -108,14 +133,21 @@ class ProbabilisticIterMask(IterMask):
         """Nothing beside the slice itself."""
         return image[:, :0]
 
+    def standard(self, image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The slices as the network sees them, see `standardize`."""
+        return standardize(image, brain_mask, self.background, self.robust_scaling)
+
     def score(self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, filling: Tensor) -> tuple[Tensor, Tensor]:
         """Fill the hidden pixels, reconstruct, and give the smoothed standardized residual and the reconstruction."""
-        standard, median, deviation = standardize(image, brain_mask)
+        standard, median, deviation = self.standard(image, brain_mask)
         filling = torch.where(brain_mask, filling, torch.full_like(standard, self.background))
         corrupted = torch.cat([hide(standard, spatial_mask, filling), spatial_mask.to(image.dtype)], dim=1)
-        mean, log_variance = self.masked(corrupted).float().chunk(2, dim=1)
-        log_variance = log_variance.clamp(self.least_log_variance, self.largest_log_variance)
-        residual = (standard - mean) * torch.exp(-0.5 * log_variance)
+        prediction = self.masked(corrupted).float()
+        mean = prediction[:, : self.modalities]
+        residual = standard - mean
+        if self.predict_variance:
+            log_variance = prediction[:, self.modalities :].clamp(self.least_log_variance, self.largest_log_variance)
+            residual = residual * torch.exp(-0.5 * log_variance)
         if self.both_signs:
             residual = residual.abs()
         region = spatial_mask.expand_as(residual).flatten(0, 1)[:, None]
@@ -124,25 +156,35 @@ class ProbabilisticIterMask(IterMask):
 
     def raw_first_scores(self, image: Tensor, brain_mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hide the whole brain: its scores with the slice itself as filling, and with noise; the reconstruction."""
-        standard = standardize(image, brain_mask)[0]
+        standard = self.standard(image, brain_mask)[0]
         clear, reconstruction = self.score(image, brain_mask, brain_mask, standard)
-        blind, _ = self.score(image, brain_mask, brain_mask, self.noise_deviation * noise.expand_as(image))
+        blind = torch.zeros_like(clear)
+        if self.score_weights[1] > 0:
+            blind = self.score(image, brain_mask, brain_mask, self.noise_deviation * noise.expand_as(image))[0]
         return clear, blind, reconstruction
 
     def first_pass(self, image: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of both whole-brain scores, each in healthy deviations, and the reconstruction."""
         clear, blind, reconstruction = self.raw_first_scores(image, brain_mask, noise)
-        return (clear / self.deviations[0] + blind / self.deviations[1]) / 2, reconstruction
+        return self.first_score(clear, blind), reconstruction
+
+    def first_score(self, clear: Tensor, blind: Tensor) -> Tensor:
+        """Weighted mean of the two whole-brain scores, each in healthy deviations."""
+        weights = self.score_weights
+        together = weights[0] * clear / self.deviations[0] + weights[1] * blind / self.deviations[1]
+        return together / (weights[0] + weights[1])
 
     def first_mask(self, score: Tensor, brain_mask: Tensor, threshold_scale: float) -> Tensor:
-        """Hide what scores above the tenth of healthy brain that scores highest."""
+        """Hide what scores above the tenth of healthy brain that scores highest; nothing if no pass would follow."""
+        if self.score_weights[2] == 0:
+            return torch.zeros_like(brain_mask)
         return brain_mask & (score > self.first_threshold * threshold_scale)
 
     def masked_pass(
         self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Score the hidden pixels alone, now that the network can trust the others."""
-        score, reconstruction = self.score(image, spatial_mask, brain_mask, standardize(image, brain_mask)[0])
+        score, reconstruction = self.score(image, spatial_mask, brain_mask, self.standard(image, brain_mask)[0])
         return score / self.deviations[0], reconstruction
 
     def refining_threshold(self) -> Tensor:
@@ -153,7 +195,7 @@ class ProbabilisticIterMask(IterMask):
         self, spatial_mask: Tensor, first_score: Tensor, last_score: Tensor, brain_mask: Tensor, threshold_scale: float
     ) -> tuple[Tensor, Tensor]:
         """Average the three scores, take off the mirrored ones, and keep areas that hold a certain pixel."""
-        combined = (2 * first_score + last_score) / 3
+        combined = (1 - self.score_weights[2]) * first_score + self.score_weights[2] * last_score
         if self.mirror_weight > 0:
             mirrored = gaussian_smooth(combined.flip(2), brain_mask.flip(2), 2.0)
             combined = combined - self.mirror_weight * mirrored.clamp(min=0)

@@ -151,8 +151,49 @@ def label_free_counts(
     return masks, {"threshold": threshold, "false_positive_fraction": float(marked[index] / healthy.brain_pixels)}
 
 
+def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
+    """Read the files that name the cases of each subset, one a line.
+
+    Raises:
+        ValueError: When a file is missing or empty.
+    """
+    names = {}
+    for name, file in subsets.items():
+        path = Path(file)
+        names[name] = set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
+        if not names[name]:
+            raise ValueError(
+                f"`subsets` expects a file with a case name a line for {name}; {path} is missing or empty."
+            )
+    return names
+
+
+def subset_means(dice: Mapping[str, np.ndarray], members: np.ndarray, name: str) -> dict[str, object]:
+    """Mean Dice of each score over the cases of a subset, and how far the method is ahead of each baseline there.
+
+    Args:
+        dice: Prefix of each score to its Dice of all cases, (N,).
+        members: Which cases belong to the subset, bool (N,).
+        name: Of the subset; "" for all cases, whose mean Dice stands elsewhere.
+    """
+    suffix = f"_{name}" if name else ""
+    found: dict[str, object] = {f"cases{suffix}": int(members.sum())} if name else {}
+    for prefix, values in dice.items():
+        parts = {f"{prefix}dice{suffix}": values[members]} if name else {}
+        if prefix != METHOD:  # paired, case by case
+            parts[f"{prefix}difference{suffix}"] = dice[METHOD][members] - values[members]
+        for key, part in parts.items():
+            low, high = bootstrap_interval(part)
+            found |= {key: mean(part), f"{key}_ci_low": low, f"{key}_ci_high": high}
+    return found
+
+
 def summarize(
-    cases: Sequence[CaseScores], healthy: HealthyScores, thresholds: Mapping[str, np.ndarray], threshold: float
+    cases: Sequence[CaseScores],
+    healthy: HealthyScores,
+    thresholds: Mapping[str, np.ndarray],
+    threshold: float,
+    subsets: Mapping[str, set[str]] | None = None,
 ) -> tuple[list[dict], dict[str, object], list[dict]]:
     """Score the method and the baselines over all cases.
 
@@ -161,6 +202,7 @@ def summarize(
         healthy: All healthy slices.
         thresholds: Prefix of each score to the thresholds that were counted, (T,).
         threshold: The method's own.
+        subsets: Name of each subset of the cases to the names of its cases (or of their slices).
 
     Returns:
         Rows of the case table, the summary, and rows of the curves over thresholds.
@@ -184,12 +226,21 @@ def summarize(
             | dict(zip(curve, values, strict=True))
             for value, *values in zip(grid.tolist(), *(column.tolist() for column in curve.values()), strict=True)
         ]
+    dice = {prefix: np.array([row[f"{prefix}dice"] for row in rows]) for prefix in thresholds}
+    for name, names in {"": None, **(subsets or {})}.items():
+        members = np.array([names is None or not names.isdisjoint(_names(row)) for row in rows])
+        summary |= subset_means(dice, members, name)
     for name in ("ssim_healthy", "ssim_healthy_brain", "network_passes"):
         summary[name] = mean([row[name] for row in rows])
     for size, (low, high) in SIZE_CLASSES.items():
         summary[f"cases_{size}"] = int(((sizes >= low) & (sizes < high)).sum())
     summary["healthy_slices"] = healthy.slices
     return rows, summary, curves
+
+
+def _names(row: Mapping[str, object]) -> set[str]:
+    """A case's own name, and for a slice that of its scan."""
+    return {str(row["case"]), str(row["case"]).rpartition("_")[0]}
 
 
 def _no_nan(row: Mapping[str, object]) -> dict[str, object]:
@@ -233,5 +284,11 @@ def print_summary(summary: Mapping[str, object], prefixes: Sequence[str], output
         f"Dice {summary['dice']:.4f} (95 % interval {summary['dice_ci_low']:.4f} to {summary['dice_ci_high']:.4f}) "
         f"at the label-free threshold {summary['threshold']:.4g}"
     )
+    for name in sorted(key.removeprefix("cases_") for key in summary if key.startswith("cases_")):
+        if f"dice_{name}_ci_low" in summary:
+            print(
+                f"{name}: Dice {summary[f'dice_{name}']:.4f} ({summary[f'dice_{name}_ci_low']:.4f} to "
+                f"{summary[f'dice_{name}_ci_high']:.4f}), {summary[f'cases_{name}']} cases"
+            )
     for name in ("summary.json", "cases.csv", "curves.csv", "pictures"):
         print(f"  {output_dir / name}")

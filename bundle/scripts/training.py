@@ -109,6 +109,7 @@ class PrepareMaskedBatch(PrepareBatch):
         noise_range: Amplitude of the coarse noise over the hidden pixels, in robust standard deviations of the brain.
         noise_fraction: Part of the slices, in [0, 1], whose hidden pixels hold noise alone.
         augment: Flip, move and change intensities at random.
+        robust_scaling: As in `ProbabilisticIterMask`.
     """
 
     def __init__(
@@ -118,12 +119,14 @@ class PrepareMaskedBatch(PrepareBatch):
         noise_range: Sequence[float] = (0.5, 3.0),
         noise_fraction: float = 0.25,
         augment: bool = True,
+        robust_scaling: bool = True,
     ):
         self.spatial_masks = spatial_masks
         self.seed = seed
         self.noise_range = noise_range
         self.noise_fraction = noise_fraction
         self.augment = augment
+        self.robust_scaling = robust_scaling
         self.iteration = 0
 
     def __call__(
@@ -133,7 +136,7 @@ class PrepareMaskedBatch(PrepareBatch):
         image, brain = (batchdata[key].to(device, non_blocking=non_blocking) for key in ("image", "brain_mask"))
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.iteration)
         brain_mask = brain > 0
-        standard = standardize(image, brain_mask, background=0.0)[0]
+        standard = standardize(image, brain_mask, 0.0, self.robust_scaling)[0]
         if self.augment:
             standard, brain_mask = random_affine(standard, brain_mask, generator)
             standard = random_intensity(standard, generator)
@@ -147,6 +150,29 @@ class PrepareMaskedBatch(PrepareBatch):
         hidden = spatial_mask.to(standard.dtype)
         inputs = torch.cat([hide(standard, spatial_mask, filling), hidden], dim=1)
         return inputs, torch.cat([standard, hidden, brain_mask.to(standard.dtype)], dim=1)
+
+
+def masked_error(prediction: Tensor, target: Tensor, visible_weight: float = 0.1) -> Tensor:
+    """Loss of a predicted mean alone: its squared error.
+
+    Args:
+        prediction: Mean (N, M, H, W).
+        target: Slices, spatial mask and brain mask (N, M + 2, H, W).
+        visible_weight: Weight of the squared error where nothing is hidden.
+
+    Returns:
+        The loss, a scalar.
+    """
+    error = (prediction - target[:, :-2]).square()
+    return _hidden_and_visible(error, error, target, visible_weight)
+
+
+def _hidden_and_visible(hidden_loss: Tensor, visible_loss: Tensor, target: Tensor, visible_weight: float) -> Tensor:
+    """Mean of one loss over the hidden pixels, and of another over the rest of the brain times a weight."""
+    hidden, brain = target[:, -2:-1], target[:, -1:]
+    masked = (hidden_loss * hidden).sum() / hidden.sum().clamp(min=1)
+    visible = (visible_loss * (brain - hidden)).sum() / brain.sum().clamp(min=1)
+    return (masked + visible_weight * visible) / hidden_loss.shape[1]
 
 
 def masked_likelihood(prediction: Tensor, target: Tensor, visible_weight: float = 0.1) -> Tensor:
@@ -164,17 +190,12 @@ def masked_likelihood(prediction: Tensor, target: Tensor, visible_weight: float 
     Returns:
         The loss, a scalar.
     """
-    image, hidden, brain = target[:, :-2], target[:, -2:-1], target[:, -1:]
     mean, log_variance = prediction.chunk(2, dim=1)
     log_variance = log_variance.clamp(LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
-    error = (mean - image).square()
+    error = (mean - target[:, :-2]).square()
     likelihood = error.detach() * torch.exp(-log_variance) + log_variance
     likelihood = likelihood * log_variance.detach().exp().clamp(max=1)
-    pixels, brain_pixels = hidden.sum().clamp(min=1), brain.sum().clamp(min=1)
-    modalities = image.shape[1]
-    masked = ((error + 0.5 * likelihood) * hidden).sum() / pixels
-    visible = (error * (brain - hidden)).sum() / brain_pixels
-    return (masked + visible_weight * visible) / modalities
+    return _hidden_and_visible(error + 0.5 * likelihood, error, target, visible_weight)
 
 
 class ClipGradients:
