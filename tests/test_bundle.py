@@ -31,7 +31,7 @@ def test_configs_are_indented_by_four_and_say_what_they_are_for(path):
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate_slices", "evaluate", "inference"])
-@pytest.mark.parametrize("overlay", [None, "paper", "demo", "basic_unet"])
+@pytest.mark.parametrize("overlay", [None, "paper", "demo", "basic_unet", "denoising"])
 def test_monai_finds_every_property(name, overlay, tmp_path, slices_dir, scans_dir):
     files = [str(CONFIGS / f"{name}.json")] + ([str(CONFIGS / f"{overlay}.json")] if overlay else [])
     kind = "train" if name == "train" else "infer"

@@ -116,7 +116,7 @@ def test_summary_is_the_mean_over_cases(evaluated):
     for name in ("dice", "sensitivity", "dice_per_image_best", "baseline_zscore_dice", "baseline_smoothed_precision"):
         assert summary[name] == pytest.approx(np.mean([float(row[name]) for row in rows]))
     small = [float(row["dice"]) for row in rows if float(row["lesion_pixels_128"]) < 200]
-    assert summary["cases_small"] == len(small) == 1 and summary["dice_small"] == pytest.approx(small[0])
+    assert summary["cases_small"] == len(small) == 1 and summary["dice_chosen"] == pytest.approx(small[0])
     assert summary["cases_medium"] + summary["cases_large"] == 3
 
 
@@ -201,6 +201,30 @@ def test_a_case_without_lesion_leaves_dice_undefined_and_the_mean_alone(tmp_path
     mixed = evaluate(tmp_path / "b", [*cases, item("NOTHING", 5)], healthy)
     assert mixed["dice"] == with_lesions["dice"] and mixed["cases"] == 5
     assert next(row for row in read_rows(tmp_path / "b") if row["case"] == "NOTHING")["dice"] == ""
+
+
+def test_subsets_and_differences_are_those_of_the_rows(tmp_path):
+    cases, healthy = slices()
+    (tmp_path / "small.txt").write_text("CASE_03\nCASE_06_076\nANOTHER\n")
+    summary = evaluate(tmp_path / "out", cases, healthy, subsets={"chosen": str(tmp_path / "small.txt")})
+    rows = read_rows(tmp_path / "out")
+    own, other = (np.array([float(row[name]) for row in rows]) for name in ("dice", "baseline_smoothed_dice"))
+    assert summary["cases_chosen"] == 2
+    assert summary["dice_chosen"] == pytest.approx(own[:2].mean())
+    assert summary["baseline_smoothed_difference"] == pytest.approx((own - other).mean())
+    assert summary["baseline_smoothed_difference_chosen"] == pytest.approx((own - other)[:2].mean())
+    low, high = summary["baseline_smoothed_difference_ci_low"], summary["baseline_smoothed_difference_ci_high"]
+    assert low < summary["baseline_smoothed_difference"] < high
+
+
+def test_a_subset_of_a_taken_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`subsets` must not use the names small, medium, large"):
+        evaluate(tmp_path, *slices(), subsets={"small": str(tmp_path / "none.txt")})
+
+
+def test_a_subset_without_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="`subsets` expects a file with a case name a line for visible"):
+        evaluate(tmp_path, *slices(), subsets={"visible": str(tmp_path / "none.txt")})
 
 
 def test_no_case_is_an_error(tmp_path):

@@ -1,5 +1,7 @@
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,7 +14,7 @@ from conftest import CONFIGS, SMALL_NETWORK, run_bundle
 from scripts.calibration import save_model
 from scripts.errors import innermost_message
 from scripts.inference import case_of, find_inputs
-from scripts.inferers import IterMaskInferer, window
+from scripts.inferers import IterMaskInferer, warn_of_planes, window
 from scripts.networks import ReconstructionUNet
 from scripts.phantoms import phantom
 from scripts.probabilistic import ProbabilisticIterMask
@@ -282,3 +284,38 @@ def test_inferer_leaves_arrays_without_meta_data_as_they_are(model):
     model.field_of_view.fill_(10.0)
     result = IterMaskInferer(image_size=32)(volume, model)
     assert result.shape == (1, 1, 32, 48, 3) and result.any()
+
+
+@pytest.mark.parametrize(
+    ("planes", "message"),
+    [
+        ([0.0, 20.0], None),
+        ([-30.0, -12.0], "scan.nii.gz: 2 of 4 axial slices lie more than 10 mm from those .*z = -30 to -12 mm"),
+        ([math.inf, -math.inf], None),
+    ],
+)
+def test_slices_far_from_those_of_training_are_told(planes, message, caplog):
+    affine = torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0]))
+    affine[2, 3] = -10
+    with_brain = torch.tensor([False, True, True, True, True, False])  # at -7, -4, -1 and 2 mm
+    warn_of_planes(with_brain, affine, torch.tensor(planes), "scan.nii.gz")
+    assert bool(caplog.records) == bool(message)
+    if message:
+        assert re.search(message, caplog.text)
+
+
+def test_small_areas_are_dropped_on_request():
+    class Marks(torch.nn.Module):
+        modalities = 1
+
+        def refine(self, image, brain_mask, **options):
+            mask = torch.zeros_like(brain_mask)
+            mask[..., 2:5, 2:5] = mask[..., 10, 10] = mask[..., 11, 11] = True
+            return mask, image, image, torch.ones(len(image), dtype=torch.int64)
+
+    slices = torch.ones(2, 2, 16, 16)
+    sizes = {
+        least: IterMaskInferer(16, least_pixels=least)(slices, Marks()).sum(dim=(1, 2, 3)).tolist()
+        for least in (0, 2, 3, 9, 10)
+    }
+    assert sizes == {0: [11, 11], 2: [11, 11], 3: [9, 9], 9: [9, 9], 10: [0, 0]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import DiceMetric, compute_confusion_matrix_metric, get_confusion_matrix
-from scripts.baselines import ZScoreBaseline, zscore
+from scripts.baselines import AtlasBaseline, ZScoreBaseline, zscore
 from scripts.metrics import (
     average_precision,
     bootstrap_interval,
@@ -169,3 +169,21 @@ def test_only_the_absolute_baseline_finds_a_dark_lesion(rng):
     rest = brain_mask & ~lesion
     assert absolute[lesion].min() > absolute[rest].max()
     assert bright[lesion].max() < bright[rest].min()
+
+
+def test_atlas_finds_what_is_bright_for_its_place_alone(rng):
+    brain = torch.ones(1, 32, 32)
+    usual = torch.zeros(1, 32, 32)
+    usual[:, 4:12, 4:12] = 5.0
+    training = [
+        torch.cat([usual + torch.as_tensor(rng.normal(size=(1, 32, 32)), dtype=torch.float32), brain])
+        for _ in range(30)
+    ]
+    atlas = AtlasBaseline([{"image": one} for one in training], dict, sigma=0)
+    lesion = usual[None].clone()
+    lesion[..., 20:26, 20:26] = 3.0
+    scores = atlas(lesion, brain[None] > 0)
+    assert scores[..., 21:25, 21:25].min() > 2
+    assert scores[..., 5:11, 5:11].max() < 1
+    with pytest.raises(ValueError, match="one grid, or leave out configs/atlas.json"):
+        atlas(lesion[..., :16], brain[None, :, :, :16] > 0)

@@ -177,6 +177,7 @@ def test_other_settings_replace_the_files_and_workers_change_nothing(folder, tmp
     [
         ({"lesion": "green"}, "`lesion` must be None or one of bright, dark, texture, got 'green'"),
         ({"contrast": 0.0}, r"`contrast` must be in \(0, 1\], got 0.0"),
+        ({"lesion": "dark", "radius": 60}, r"`radius` must be in \(0, 40\] mm, got 60"),
         ({"shape": (48, 56)}, r"`shape` must be three numbers of voxels .* got \(48, 56\)"),
     ],
 )
@@ -188,3 +189,12 @@ def test_bad_arguments_are_named(arguments, message):
 def test_a_negative_number_of_subjects_is_named(tmp_path):
     with pytest.raises(ValueError, match="`testing` must be 0 or more, got -1"):
         make_phantoms(tmp_path, testing=-1)
+
+
+def test_a_lesion_has_the_radius_that_was_asked():
+    sizes = [int(phantom(5, SHAPE, "dark", radius=radius)["seg"].sum()) for radius in (6, 12, 24)]
+    assert 0 < 3 * sizes[0] < sizes[1] and 2 * sizes[1] < sizes[2]
+    healthy = phantom(5, SHAPE)["flair"]
+    small = phantom(5, SHAPE, "dark", radius=6)
+    changed = (healthy != small["flair"]) & (small["mask"] > 0)
+    assert 0 < changed.sum() < 8 * sizes[0]

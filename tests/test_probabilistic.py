@@ -8,7 +8,8 @@ from scripts.augmentation import random_affine, random_intensity
 from scripts.calibration import calibrate_scores
 from scripts.masks import coarse_noise, random_blobs
 from scripts.probabilistic import ProbabilisticIterMask, hysteresis, standardize
-from scripts.training import PrepareMaskedBatch, masked_likelihood
+from scripts.recipes import KneeThreshold, NoiseDraws
+from scripts.training import PrepareMaskedBatch, masked_error, masked_likelihood
 from torch import nn
 
 
@@ -21,7 +22,7 @@ class Expects(nn.Module):
 
     def __init__(self, in_channels, out_channels, mean=0.0, log_variance=0.0):
         super().__init__()
-        self.values = [mean, log_variance]
+        self.values = [mean, log_variance][:out_channels]
         self.seen = []
 
     def forward(self, inputs):
@@ -201,3 +202,70 @@ def test_likelihood_is_least_at_the_true_mean_and_variance():
 def test_unknown_sign_is_an_error(small_network):
     with pytest.raises(ValueError, match="`sign` must be bright or both, got 'dark'"):
         ProbabilisticIterMask(small_network, sign="dark")
+
+
+@pytest.mark.parametrize(("weights", "passes"), [((1, 0, 0), 1), ((1, 1, 0), 2), ((1, 0, 1), 2), ((1, 1, 1), 3)])
+def test_a_pass_without_weight_is_not_run(flat, brain_mask, weights, passes):
+    image, square = flat
+    model = expecting(score_weights=weights)
+    with torch.no_grad():
+        mask, _, _, counted = model.refine(image, brain_mask, max_passes=1)
+    assert counted[0] == passes and counted[3] == 0
+    assert len(model.masked.seen) == passes
+    assert (mask & square).sum() > 0.6 * square.sum()
+
+
+def test_one_pass_is_the_smoothed_residual_in_healthy_deviations(flat, brain_mask):
+    image, _ = flat
+    model = expecting(score_weights=(1, 0, 0), predict_variance=False)
+    model.deviations.copy_(torch.tensor([2.0, 1.0]))
+    anomaly_map = model.refine(image, brain_mask)[1]
+    inside = standardize(image, brain_mask)[0].numpy()[0, 0] * brain_mask[0, 0].numpy()
+    mass = ndimage.gaussian_filter(brain_mask[0, 0].numpy().astype(float), 1.0, mode="constant")
+    expected = ndimage.gaussian_filter(inside, 1.0, mode="constant") / mass.clip(0.05) / 2
+    found = anomaly_map[0, 0].detach().numpy()
+    np.testing.assert_allclose(found[12:20, 20:28], expected[12:20, 20:28].clip(0), atol=2e-3)
+
+
+def test_bad_score_weights_are_named():
+    with pytest.raises(ValueError, match=r"`score_weights` must be three numbers .* got \[0, 1, 1\]"):
+        expecting(score_weights=[0, 1, 1])
+
+
+def test_loss_of_a_mean_alone_is_its_squared_error_where_hidden(brain_mask):
+    hidden = brain_mask.clone()
+    hidden[..., :24] = False
+    target = torch.cat([brain_mask.float(), hidden.float(), brain_mask.float()], dim=1)
+    assert masked_error(target[:, :1], target) == 0
+    assert masked_error(target[:, :1] + 2 * hidden, target) == pytest.approx(4.0)
+    visible = (brain_mask & ~hidden).float()
+    share = float(visible.sum() / brain_mask.sum())
+    assert masked_error(target[:, :1] + visible, target, visible_weight=0.5) == pytest.approx(0.5 * share)
+
+
+def test_scaling_of_the_preprocessing_is_kept_on_request(flat, brain_mask):
+    standard, median, deviation = standardize(flat[0] / 50, brain_mask, robust=False)
+    torch.testing.assert_close(standard[brain_mask], (flat[0] / 150)[brain_mask])
+    assert (median == 0).all() and (deviation == 1).all()
+
+
+def test_draws_of_the_noise_change_the_pass_with_noise_alone(flat, brain_mask, small_network):
+    noise = torch.randn(1, 1, 32, 48, generator=generator())
+    torch.manual_seed(0)
+    model = ProbabilisticIterMask(small_network).eval()
+    averaged = NoiseDraws(small_network).eval()
+    averaged.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        single = [model.raw_first_scores(flat[0], brain_mask, noise.roll(31 * k, 3)) for k in range(4)]
+        clear, blind, _ = averaged.raw_first_scores(flat[0], brain_mask, noise)
+    torch.testing.assert_close(clear, single[0][0])
+    torch.testing.assert_close(blind, sum(one[1] for one in single) / 4)
+
+
+def test_knee_threshold_is_each_slice_s_own(flat, brain_mask):
+    image, square = flat
+    model = expecting()
+    model.__class__ = KneeThreshold
+    mask, anomaly_map = model.refine(image, brain_mask)[:2]
+    assert (mask & square).sum() * 2 / (mask.sum() + square.sum()) > 0.5
+    assert (anomaly_map[mask] > 0.45).all()

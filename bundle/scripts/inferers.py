@@ -132,7 +132,8 @@ class IterMaskInferer(Inferer):
             "seed": int(seed),
         }
         self.progress = progress
-        self.drop_small = RemoveSmallObjects(min_size=least_pixels, connectivity=2) if least_pixels > 1 else None
+        # half a pixel less: versions of skimage differ in what happens to areas of just this size
+        self.drop_small = RemoveSmallObjects(least_pixels - 0.5, connectivity=2) if least_pixels > 1 else None
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: IterMask, *args: object, **kwargs: object) -> Tensor:

@@ -55,6 +55,7 @@ def phantom(
     shape: Sequence[int] = (96, 112, 24),
     lesion: str | None = None,
     contrast: float = 0.8,
+    radius: float | None = None,
 ) -> dict[str, np.ndarray]:
     """Make one subject in memory; with and without a lesion it is the same brain in the same scan.
 
@@ -64,6 +65,7 @@ def phantom(
         lesion: None for a healthy brain; "bright" (on FLAIR and T2, dark on T1), "dark" (on FLAIR and T1, bright on
             T2) or "texture" (mean of what it replaces, so that no threshold sees it, but speckled instead of folded).
         contrast: Strength of the lesion in (0, 1].
+        radius: Of the lesion in mm, up to 40; None: drawn between 12 and 26.
 
     Returns:
         "flair", "t1", "t2" (int16, 0 outside of the brain), "seg" (uint8, 1 in the lesion), "mask" (uint8, 1 in the
@@ -74,6 +76,8 @@ def phantom(
         ValueError: When ``lesion``, ``contrast`` or ``shape`` is not one of those.
     """
     _check(shape, lesion, contrast)
+    if radius is not None and not 0 < radius <= 40:
+        raise ValueError(f"`radius` must be in (0, 40] mm, got {radius}.")
     grid = _grid(shape)
     anatomy = _anatomy(_random(seed, 0), grid)
     brain_mask = anatomy.brain > 0.5
@@ -85,7 +89,7 @@ def phantom(
     signals = {name: np.einsum("t,txyz->xyz", SIGNAL[name], anatomy.tissues) for name in MODALITIES}
     if lesion is not None:
         rng = _random(seed, 1)
-        weight = _lesion_weight(rng, grid) * anatomy.brain
+        weight = _lesion_weight(rng, grid, radius) * anatomy.brain
         subject["seg"] = ((weight > 0.5) & brain_mask).astype(np.uint8)
         speckle = _speckle(rng, grid)
         signals = {
@@ -291,9 +295,10 @@ def _ellipsoid(points: Sequence[np.ndarray], center: Sequence[float], radii: Seq
     return (1 - radius) * min(radii)
 
 
-def _lesion_weight(rng: np.random.Generator, grid: Sequence[np.ndarray]) -> np.ndarray:
-    """Part of each voxel in an irregular lesion, 12 to 26 mm in radius, that meets the central slices."""
-    radius = rng.uniform(12, 26)
+def _lesion_weight(rng: np.random.Generator, grid: Sequence[np.ndarray], radius: float | None = None) -> np.ndarray:
+    """Part of each voxel in an irregular lesion, by default 12 to 26 mm in radius, that meets the central slices."""
+    drawn = rng.uniform(12, 26)
+    radius = drawn if radius is None else radius
     angle = rng.uniform(0, 2 * np.pi)
     reach = rng.uniform(0.25, min(0.62, 1 - 0.75 * radius / 62))
     center = reach * np.array([62 * np.cos(angle), 76 * np.sin(angle), 0]) + [0, 0, rng.uniform(-7, 7)]

@@ -155,8 +155,12 @@ def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
     """Read the files that name the cases of each subset, one a line.
 
     Raises:
-        ValueError: When a file is missing or empty.
+        ValueError: When a file is missing or empty, or a name is that of a size class.
     """
+    if not SIZE_CLASSES.keys().isdisjoint(subsets):
+        raise ValueError(
+            f"`subsets` must not use the names {', '.join(SIZE_CLASSES)}, which are classes of lesion size."
+        )
     names = {}
     for name, file in subsets.items():
         path = Path(file)
