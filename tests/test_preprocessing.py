@@ -99,7 +99,9 @@ def test_uncompressed_files_and_one_modality(tmp_path):
         make_scan(tmp_path / suffix, "a", modalities=["any_name"], suffix=suffix)
         splits = {"split_training": ["a"], "split_validation": "null", "split_testing": "null"}
         datalist = preprocess(tmp_path / suffix, tmp_path / f"out{suffix}", modalities=["any_name"], **splits)
-        assert datalist["training"][0].keys() == {"case", "slice", "field_of_view", "image", "brain_mask"}
+        keys = {"case", "slice", "field_of_view", "position", "image", "brain_mask"}
+        assert datalist["training"][0].keys() == keys
+        assert datalist["training"][0]["position"] == datalist["training"][0]["slice"]  # 1 mm slices from 0
         assert datalist["training"][0]["field_of_view"] == [14.0, 18.0]
     first, second = (tmp_path / f"out{suffix}/training/a/005_image.npy" for suffix in (".nii", ".nii.gz"))
     assert np.load(first).shape == (1, 14, 18) and first.read_bytes() == second.read_bytes()
