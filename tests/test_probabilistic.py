@@ -66,6 +66,12 @@ def test_slices_without_brain_stay_finite(flat, brain_mask):
     assert torch.isfinite(standardize(flat[0], brain_mask)[0]).all()
 
 
+def test_slices_that_all_lack_a_brain_are_empty(small_network):
+    model = ProbabilisticIterMask(partial(small_network, patch_size=2), threshold=1.0).eval()
+    mask, anomaly_map, _, passes = model.refine(torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16).bool())
+    assert not mask.any() and not anomaly_map.any() and passes.tolist() == [0, 0]
+
+
 def test_bright_area_is_found_and_healthy_brain_is_not(flat, brain_mask):
     image, square = flat
     with torch.no_grad():

@@ -34,6 +34,16 @@ def hide(image: Tensor, spatial_mask: Tensor, filling: Tensor) -> Tensor:
     return torch.where(spatial_mask, filling.expand_as(image), image)
 
 
+@torch.jit.unused
+def refuse_onnx() -> None:
+    """Say why the whole method cannot be exported, where the exporter would name a line of its inside."""
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        raise NotImplementedError(
+            "The refinement stops where its data say so, which torch.export and ONNX cannot express: export the method "
+            "with `ckpt_export` (TorchScript), or its networks with `run export_onnx` of configs/inference.json."
+        )
+
+
 class IterMask(nn.Module):
     """The two networks of IterMask2 and the iterative refinement that uses them (Liang et al. 2024, section 2).
 
@@ -80,7 +90,13 @@ class IterMask(nn.Module):
         self.register_buffer("planes", torch.tensor([math.inf, -math.inf]))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Segment slices: (N, M + 1, H, W) of modalities and brain mask to (N, 1, H, W), 1 where anomalous."""
+        """Segment slices: (N, M + 1, H, W) of modalities and brain mask to (N, 1, H, W), 1 where anomalous.
+
+        Raises:
+            NotImplementedError: When it is exported to ONNX, which has no way to stop when nothing shrinks.
+        """
+        if not torch.jit.is_scripting():
+            refuse_onnx()
         brain_mask = image[:, self.modalities :] > 0.5
         return self.refine(image[:, : self.modalities], brain_mask)[0].to(image.dtype)
 
@@ -161,6 +177,8 @@ class IterMask(nn.Module):
         noise = pass_noise(image, seed)
         with_brain = brain_mask.flatten(1).any(dim=1).nonzero()[:, 0]
         for part in with_brain.split(batch_size):
+            if len(part) == 0:  # what an empty tensor splits into
+                break
             score, filled = self.first_pass(image[part], brain_mask[part], context[part], noise)
             first_score[part], reconstruction[part] = score, filled
             spatial_mask[part] = self.first_mask(score, brain_mask[part], threshold_scale)

@@ -47,8 +47,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         flat = self.norm(features).flatten(2)
-        query, key, value = self.qkv(flat).transpose(1, 2).chunk(3, dim=2)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        query, key, value = self.qkv(flat).transpose(1, 2).unsqueeze(1).chunk(3, dim=3)
+        attended = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         return features + self.projection(attended.transpose(1, 2)).reshape(features.shape)
 
 

@@ -89,8 +89,6 @@ class ProbabilisticIterMask(IterMask):
         ValueError: When ``sign`` is neither, or the weights are not three of which the first is above 0.
     """
 
-    score_weights: tuple[float, float, float]
-
     def __init__(
         self,
         network: Callable[..., nn.Module],
