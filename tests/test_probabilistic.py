@@ -261,9 +261,14 @@ def test_draws_of_the_noise_change_the_pass_with_noise_alone(flat, brain_mask, s
     model = ProbabilisticIterMask(small_network).eval()
     averaged = NoiseDraws(small_network).eval()
     averaged.load_state_dict(model.state_dict())
+    prepared = model.prepare(flat[0], brain_mask)[0]
+
+    def first_scores(one, noise):
+        return one.raw_first_scores(prepared, brain_mask, one.context(prepared, brain_mask, noise, 1.0, 4)[0])
+
     with torch.no_grad():
-        single = [model.raw_first_scores(flat[0], brain_mask, noise.roll(31 * k, 3)) for k in range(4)]
-        clear, blind, _ = averaged.raw_first_scores(flat[0], brain_mask, noise)
+        single = [first_scores(model, noise.roll(31 * k, 3)) for k in range(4)]
+        clear, blind, _ = first_scores(averaged, noise)
     torch.testing.assert_close(clear, single[0][0])
     torch.testing.assert_close(blind, sum(one[1] for one in single) / 4)
 

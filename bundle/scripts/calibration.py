@@ -57,7 +57,8 @@ def hidden_errors(
     """
     hidden = spatial_mask & brain_mask
     noise = pass_noise(image, 0) if noise is None else noise
-    return model.masked_pass(image, hidden, brain_mask, model.context(image, brain_mask), noise)[0][hidden]
+    context = model.context(image, brain_mask, noise, 1.0, len(image))[0]
+    return model.masked_pass(image, hidden, brain_mask, context, noise)[0][hidden]
 
 
 def calibrate(
@@ -124,11 +125,7 @@ def calibrate_scores(
     model.eval()
     device = model.threshold.device
     slices = [(batch["image"].to(device), batch["brain_mask"].to(device) > 0) for batch in batches]
-    noises = [pass_noise(image, seed) for image, _ in slices[:1]] * len(slices)
-    raw = [
-        [score[brain] for score in model.raw_first_scores(image, brain, noise)[:2]]
-        for (image, brain), noise in zip(slices, noises, strict=True)
-    ]
+    raw = [[score[brain] for score in _first_scores(model, image, brain, seed)] for image, brain in slices]
     scores = [torch.cat(values) for values in zip(*raw, strict=True)] if raw else [torch.empty(0)] * 2
     model.deviations.copy_(torch.stack([values.std() if values.any() else torch.ones(()) for values in scores]))
     first = model.first_score(*scores).cpu()
@@ -138,6 +135,13 @@ def calibrate_scores(
     model.threshold.fill_(exceeded_by(final, exceed_fraction))
     model.certain_threshold.fill_(exceeded_by(final, certain_fraction))
     return float(model.threshold)
+
+
+def _first_scores(model: ProbabilisticIterMask, image: Tensor, brain_mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Both scores of the first iteration, before they are brought to healthy deviations."""
+    prepared = model.prepare(image, brain_mask)[0]
+    context = model.context(prepared, brain_mask, pass_noise(image, seed), 1.0, len(image))[0]
+    return model.raw_first_scores(prepared, brain_mask, context)[:2]
 
 
 def load_model(model: IterMask, model_file: str, calibrated: bool = True) -> IterMask:

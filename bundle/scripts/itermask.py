@@ -79,7 +79,6 @@ class IterMask(nn.Module):
         if not 0 < first_fraction <= 1:
             raise ValueError(f"`first_fraction` must be in (0, 1], got {first_fraction}; did you pass a percentage?")
         self.modalities = modalities
-        self.first_passes = 1
         self.radius = float(radius)
         self.sigma = float(sigma)
         self.first_fraction = float(first_fraction)
@@ -100,11 +99,18 @@ class IterMask(nn.Module):
         brain_mask = image[:, self.modalities :] > 0.5
         return self.refine(image[:, : self.modalities], brain_mask)[0].to(image.dtype)
 
-    def context(self, image: Tensor, brain_mask: Tensor) -> Tensor:
-        """What every pass sees beside the corrupted slice: the high-frequency image, (N, M, H, W)."""
-        return high_frequency(image, self.radius)
+    def prepare(self, image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The slices as the networks see them, and factor and offset (N, M, 1, 1) that undo it in a reconstruction."""
+        one = torch.ones_like(image[:, :, :1, :1])
+        return image, one, torch.zeros_like(one)
 
-    def first_pass(self, image: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def context(
+        self, image: Tensor, brain_mask: Tensor, noise: Tensor, shared_overlap: float, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """What the passes see beside the corrupted slice: the high-frequency image (N, M, H, W), for no network pass."""
+        return high_frequency(image, self.radius), torch.zeros(len(image), dtype=torch.int64, device=image.device)
+
+    def first_pass(self, image: Tensor, brain_mask: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruct the whole brain from the high-frequency image alone; give score and reconstruction."""
         reconstruction = self.first_iteration(context)
         return error_map(image, reconstruction, brain_mask, self.sigma), reconstruction
@@ -139,6 +145,7 @@ class IterMask(nn.Module):
         max_passes: int = 100,
         batch_size: int = 32,
         seed: int = 0,
+        shared_overlap: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Shrink a mask over the brain until what stays hidden cannot be reconstructed: the anomaly.
 
@@ -153,6 +160,8 @@ class IterMask(nn.Module):
             max_passes: A slice is done after this many passes of the masked network.
             batch_size: Slices that the networks see at once.
             seed: Seed of the noise that fills hidden pixels.
+            shared_overlap: Slices whose brains overlap by at least this much (intersection over union) share what
+                depends on the shape of the brain alone; 1: none do. Below 1 a result may depend on the other slices.
 
         Returns:
             ``pred_mask`` (N, 1, H, W) bool; ``anomaly_map`` (N, 1, H, W), 0 outside the brain; ``reconstruction``
@@ -166,23 +175,27 @@ class IterMask(nn.Module):
             raise RuntimeError(
                 "IterMask has no threshold: run configs/train.json to the end, or set network_def#threshold."
             )
-        context = self.context(image, brain_mask)
+        prepared, factor, offset = self.prepare(image, brain_mask)
         spatial_mask = torch.zeros_like(brain_mask)
         first_score = torch.zeros_like(image[:, :1])
         last_score = torch.zeros_like(first_score)
-        reconstruction = image.clone()
+        reconstruction = prepared.clone()
         passes = torch.zeros(len(image), dtype=torch.int64, device=image.device)
 
         # First iteration: reconstruct the whole brain and hide what came out worst.
         noise = pass_noise(image, seed)
         with_brain = brain_mask.flatten(1).any(dim=1).nonzero()[:, 0]
+        if len(with_brain) == 0:
+            return spatial_mask, first_score, image.clone(), passes
+        context, used = self.context(prepared[with_brain], brain_mask[with_brain], noise, shared_overlap, batch_size)
+        passes[with_brain] = used
+        row = torch.zeros_like(passes)  # of each slice, in the context
+        row[with_brain] = torch.arange(len(with_brain), device=image.device)
         for part in with_brain.split(batch_size):
-            if len(part) == 0:  # what an empty tensor splits into
-                break
-            score, filled = self.first_pass(image[part], brain_mask[part], context[part], noise)
+            score, filled = self.first_pass(prepared[part], brain_mask[part], context[row[part]])
             first_score[part], reconstruction[part] = score, filled
             spatial_mask[part] = self.first_mask(score, brain_mask[part], threshold_scale)
-            passes[part] += self.first_passes
+            passes[part] += 1
 
         # Next iterations: fill what is hidden, unhide what was filled well; only slices that still shrink go on.
         shrinking = spatial_mask.flatten(1).any(dim=1).nonzero()[:, 0]
@@ -193,7 +206,7 @@ class IterMask(nn.Module):
             still = []
             for part in shrinking.split(batch_size):
                 hidden = spatial_mask[part]
-                score, filled = self.masked_pass(image[part], hidden, brain_mask[part], context[part], noise)
+                score, filled = self.masked_pass(prepared[part], hidden, brain_mask[part], context[row[part]], noise)
                 refined = hidden & (score > threshold)
                 size, refined_size = hidden.flatten(1).sum(dim=1), refined.flatten(1).sum(dim=1)
                 moved = (size - refined_size) >= stop_shrink * size
@@ -203,4 +216,5 @@ class IterMask(nn.Module):
                 still.append(part[moved & (refined_size > 0)])
             shrinking = torch.cat(still)
         mask, anomaly_map = self.decide(spatial_mask, first_score, last_score, brain_mask, threshold_scale)
-        return mask, anomaly_map, reconstruction, passes
+        seen = (passes > 0)[:, None, None, None]
+        return mask, anomaly_map, torch.where(seen, reconstruction * factor + offset, image), passes

@@ -57,12 +57,48 @@ def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
     """
     candidate = score > low
     marked = candidate & (score > high)
-    growing = bool(marked.any())
-    while growing:
-        grown = candidate & (F.max_pool2d(marked.to(score.dtype), 3, stride=1, padding=1) > 0)
-        growing = bool((grown != marked).any())
-        marked = grown
+    growing = (marked.flatten(1).any(dim=1) & (candidate != marked).flatten(1).any(dim=1)).nonzero()[:, 0]
+    while len(growing) > 0:
+        before, allowed = marked[growing], candidate[growing]
+        grown = before
+        for _ in range(4):
+            grown = with_neighbors(grown) & allowed
+        marked[growing] = grown
+        growing = growing[(grown != before).flatten(1).any(dim=1)]
     return marked
+
+
+def with_neighbors(mask: Tensor) -> Tensor:
+    """Each pixel of masks (N, 1, H, W), bool, or any of its 8 neighbors."""
+    padded = F.pad(mask, [1, 1, 1, 1])
+    rows = padded[:, :, :-2] | padded[:, :, 1:-1] | padded[:, :, 2:]
+    return rows[..., :-2] | rows[..., 1:-1] | rows[..., 2:]
+
+
+def alike(mask: Tensor, overlap: float) -> Tensor:
+    """For each mask an earlier one, or itself, that can stand for it; those chosen stand for themselves.
+
+    Args:
+        mask: Masks (N, 1, H, W), bool.
+        overlap: Least intersection over union, in (0, 1); 1 and more: every mask stands for itself.
+
+    Returns:
+        Numbers of the masks (N,).
+    """
+    chosen = torch.arange(len(mask), device=mask.device)
+    if overlap >= 1:
+        return chosen
+    flat = mask.flatten(1).float()
+    both, size = flat @ flat.t(), flat.sum(dim=1)
+    similar = both >= overlap * (size[:, None] + size[None, :] - both)
+    free = torch.ones_like(similar[0])
+    for index in range(len(mask)):
+        if bool(free[index]):
+            members = free & similar[index]
+            members[index] = True
+            chosen[members] = index
+            free &= ~members
+    return chosen
 
 
 class ProbabilisticIterMask(IterMask):
@@ -114,7 +150,6 @@ class ProbabilisticIterMask(IterMask):
         self.mirror_weight = float(mirror_weight)
         clear, blind, last = (float(weight) / sum(score_weights) for weight in score_weights)
         self.score_weights = (clear, blind, last)
-        self.first_passes = 1 + int(blind > 0)
         self.predict_variance = predict_variance
         self.robust_scaling = robust_scaling
         self.background, self.noise_deviation = BACKGROUND, NOISE_DEVIATION
@@ -127,43 +162,60 @@ class ProbabilisticIterMask(IterMask):
         self.register_buffer("first_threshold", torch.tensor(threshold, dtype=torch.float32))
         self.register_buffer("deviations", torch.ones(2))
 
-    def context(self, image: Tensor, brain_mask: Tensor) -> Tensor:
-        """Nothing beside the slice itself."""
-        return image[:, :0]
+    def prepare(self, image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The slices as the network sees them, see `standardize`, and what undoes it in a reconstruction."""
+        standard, median, deviation = standardize(image, brain_mask, self.background, self.robust_scaling)
+        return standard, 3 * deviation, median
 
-    def standard(self, image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The slices as the network sees them, see `standardize`."""
-        return standardize(image, brain_mask, self.background, self.robust_scaling)
+    def predict(self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, filling: Tensor) -> Tensor:
+        """Fill the hidden pixels and predict mean and log-variance, (N, 2 M, H, W), or the mean alone."""
+        filling = torch.where(brain_mask, filling, torch.full_like(image, self.background))
+        prediction = self.masked(torch.cat([hide(image, spatial_mask, filling), spatial_mask.to(image.dtype)], dim=1))
+        return prediction.float()
 
-    def score(self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, filling: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill the hidden pixels, reconstruct, and give the smoothed standardized residual and the reconstruction."""
-        standard, median, deviation = self.standard(image, brain_mask)
-        filling = torch.where(brain_mask, filling, torch.full_like(standard, self.background))
-        corrupted = torch.cat([hide(standard, spatial_mask, filling), spatial_mask.to(image.dtype)], dim=1)
-        prediction = self.masked(corrupted).float()
-        mean = prediction[:, : self.modalities]
-        residual = standard - mean
+    def residual(self, image: Tensor, prediction: Tensor) -> Tensor:
+        """What prepared slices have beyond the prediction, in its deviations: mean over the modalities, (N, 1, H, W)."""
+        residual = image - prediction[:, : self.modalities]
         if self.predict_variance:
             log_variance = prediction[:, self.modalities :].clamp(self.least_log_variance, self.largest_log_variance)
             residual = residual * torch.exp(-0.5 * log_variance)
         if self.both_signs:
             residual = residual.abs()
-        region = spatial_mask.expand_as(residual).flatten(0, 1)[:, None]
-        smooth = gaussian_smooth(residual.flatten(0, 1)[:, None], region, self.sigma, 0.05).view_as(residual)
-        return smooth.mean(dim=1, keepdim=True), mean * 3 * deviation + median
+        return residual.mean(dim=1, keepdim=True)
 
-    def raw_first_scores(self, image: Tensor, brain_mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def context(
+        self, image: Tensor, brain_mask: Tensor, noise: Tensor, shared_overlap: float, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """What the network expects of brains that are noise: it depends on the shape of the brain alone.
+
+        Returns:
+            Prediction (N, 2 M, H, W), of no channels where its score has no weight, and the network passes (N,).
+        """
+        passes = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+        if self.score_weights[1] == 0:
+            return image[:, :0], passes
+        chosen = alike(brain_mask, shared_overlap)
+        own = (chosen == torch.arange(len(image), device=image.device)).nonzero()[:, 0]
+        passes[own] = 1
+        filling = self.noise_deviation * noise
+        parts = [self.predict(image[k], brain_mask[k], brain_mask[k], filling) for k in own.split(batch_size)]
+        row = torch.zeros_like(chosen)
+        row[own] = torch.arange(len(own), device=image.device)
+        return torch.cat(parts)[row[chosen]], passes
+
+    def raw_first_scores(self, image: Tensor, brain_mask: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hide the whole brain: its scores with the slice itself as filling, and with noise; the reconstruction."""
-        standard = self.standard(image, brain_mask)[0]
-        clear, reconstruction = self.score(image, brain_mask, brain_mask, standard)
-        blind = torch.zeros_like(clear)
-        if self.score_weights[1] > 0:
-            blind = self.score(image, brain_mask, brain_mask, self.noise_deviation * noise.expand_as(image))[0]
-        return clear, blind, reconstruction
+        prediction = self.predict(image, brain_mask, brain_mask, image)
+        residuals = [self.residual(image, prediction)]
+        if context.shape[1] > 0:
+            residuals.append(self.residual(image, context))
+        scores = gaussian_smooth(torch.cat(residuals, dim=1), brain_mask, self.sigma, 0.05)
+        blind = scores[:, 1:] if context.shape[1] > 0 else torch.zeros_like(scores)
+        return scores[:, :1], blind, prediction[:, : self.modalities]
 
-    def first_pass(self, image: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def first_pass(self, image: Tensor, brain_mask: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of both whole-brain scores, each in healthy deviations, and the reconstruction."""
-        clear, blind, reconstruction = self.raw_first_scores(image, brain_mask, noise)
+        clear, blind, reconstruction = self.raw_first_scores(image, brain_mask, context)
         return self.first_score(clear, blind), reconstruction
 
     def first_score(self, clear: Tensor, blind: Tensor) -> Tensor:
@@ -182,8 +234,9 @@ class ProbabilisticIterMask(IterMask):
         self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Score the hidden pixels alone, now that the network can trust the others."""
-        score, reconstruction = self.score(image, spatial_mask, brain_mask, self.standard(image, brain_mask)[0])
-        return score / self.deviations[0], reconstruction
+        prediction = self.predict(image, spatial_mask, brain_mask, image)
+        score = gaussian_smooth(self.residual(image, prediction), spatial_mask, self.sigma, 0.05)
+        return score / self.deviations[0], prediction[:, : self.modalities]
 
     def refining_threshold(self) -> Tensor:
         """The score above which a hidden pixel stays hidden."""

@@ -38,9 +38,19 @@ MEAN_LOSS = {"_target_": "scripts.training.masked_error", "_mode_": "callable"}
 class NoiseDraws(ProbabilisticIterMask):
     """The pass with noise alone is averaged over four draws."""
 
-    def raw_first_scores(self, image: Tensor, brain_mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As in the parent; the draws are the noise, shifted."""
-        found = [super(NoiseDraws, self).raw_first_scores(image, brain_mask, noise.roll(31 * k, 3)) for k in range(4)]
+    def context(
+        self, image: Tensor, brain_mask: Tensor, noise: Tensor, shared_overlap: float, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """The predictions of all draws, the noise being shifted from one to the next, and the network passes."""
+        found = [
+            super(NoiseDraws, self).context(image, brain_mask, noise.roll(31 * k, 3), shared_overlap, batch_size)
+            for k in range(4)
+        ]
+        return torch.cat([prediction for prediction, _ in found], dim=1), sum(passes for _, passes in found)
+
+    def raw_first_scores(self, image: Tensor, brain_mask: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the parent, with the mean score of the draws."""
+        found = [super(NoiseDraws, self).raw_first_scores(image, brain_mask, draw) for draw in context.chunk(4, dim=1)]
         return found[0][0], torch.stack([blind for _, blind, _ in found]).mean(dim=0), found[0][2]
 
 
