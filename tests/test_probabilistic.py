@@ -7,7 +7,7 @@ from scipy import ndimage
 from scripts.augmentation import random_affine, random_intensity
 from scripts.calibration import calibrate_scores
 from scripts.masks import coarse_noise, random_blobs
-from scripts.probabilistic import ProbabilisticIterMask, hysteresis, standardize
+from scripts.probabilistic import ProbabilisticIterMask, StandardizeBraind, alike, hysteresis, standardize
 from scripts.recipes import KneeThreshold, NoiseDraws
 from scripts.training import PrepareMaskedBatch, masked_error, masked_likelihood
 from torch import nn
@@ -60,6 +60,14 @@ def test_standardizing_gives_back_median_and_deviation(flat, brain_mask):
     standard, median, deviation = standardize(flat[0], brain_mask)
     restored = standard * 3 * deviation + median
     torch.testing.assert_close(restored[1][brain_mask[1]], flat[0][1][brain_mask[1]], rtol=0, atol=1e-3)
+
+
+def test_standardized_slices_are_those_of_each_alone(flat, brain_mask):
+    transform = StandardizeBraind("image", "standard")
+    expected = standardize(flat[0], brain_mask, 0.0)[0]
+    for index in range(4):
+        found = transform({"image": flat[0][index], "brain_mask": brain_mask[index].float()})
+        assert torch.equal(found["standard"], expected[index]) and torch.equal(found["image"], flat[0][index])
 
 
 def test_slices_without_brain_stay_finite(flat, brain_mask):
@@ -128,6 +136,30 @@ def test_first_iteration_hides_the_whole_brain_and_later_ones_what_is_suspicious
     assert masks[2].sum() < 0.5 * masks[0].sum() and (masks[2] * square[:1, 0]).sum() > 0.9 * square.sum()
 
 
+def test_masks_stand_for_those_that_overlap_enough():
+    mask = torch.zeros(4, 1, 4, 10, dtype=torch.bool)
+    for index, columns in enumerate((10, 9, 5, 8)):
+        mask[index, ..., :columns] = True
+    assert alike(mask, 1.0).tolist() == [0, 1, 2, 3]
+    assert alike(mask, 0.85).tolist() == [0, 0, 2, 3]  # 8 of 10 columns is too little, though 8 of 9 would not be
+    assert alike(mask, 0.6).tolist() == [0, 0, 2, 0]
+    assert alike(mask[[2, 0, 3]], 0.7).tolist() == [0, 1, 1]  # the best of those chosen: 8 of 10, not 5 of 8
+
+
+def test_slices_of_one_brain_share_the_pass_with_noise_exactly(small_network, image, brain_mask):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ProbabilisticIterMask(small_network, threshold=0.5).eval()
+    same = brain_mask[:1].repeat(3, 1, 1, 1)
+    slices = torch.cat([image[:1], image[:1].flip(2), 2 * image[:1].flip(3)])
+    with torch.no_grad():
+        own = model.refine(slices, same, max_passes=2)
+        shared = model.refine(slices, same, max_passes=2, shared_overlap=0.99)
+    assert torch.equal(own[0], shared[0])
+    torch.testing.assert_close(own[1], shared[1], rtol=0, atol=1e-4)
+    assert (own[3] - shared[3]).tolist() == [0, 1, 1]
+
+
 def test_calibration_exceeds_the_asked_parts_of_the_healthy_brain(small_network, image, brain_mask):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -151,7 +183,7 @@ def test_coarse_noise_hides_low_frequencies_alone():
 
 @pytest.fixture
 def batch(image, brain_mask):
-    return {"image": image, "brain_mask": brain_mask.float()}
+    return {"standard": standardize(image, brain_mask, 0.0)[0], "brain_mask": brain_mask.float()}
 
 
 def test_training_batch_keeps_what_is_not_hidden(batch):

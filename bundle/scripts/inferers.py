@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .itermask import IterMask
+from .precision import check_precision, in_precision
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
 SAME_FIELD_OF_VIEW = 0.02  # part by which two may differ
@@ -92,6 +93,10 @@ class IterMaskInferer(Inferer):
         max_passes: A slice is done after this many passes.
         batch_size: Slices that the networks see at once.
         seed: Seed of the noise that fills hidden pixels.
+        shared_overlap: Slices of one input whose brains overlap by at least this much (intersection over union) share
+            the network pass that depends on the shape of the brain alone; 1: none do.
+        precision: Of the networks: ``"float32"``, ``"bfloat16"``, or ``"auto"`` (bfloat16 where the device computes it
+            natively).
         least_pixels: Marked areas of a slice with fewer pixels (at ``image_size``, 8 neighbors) are dropped.
         progress: Show a progress bar over the slices.
 
@@ -108,6 +113,8 @@ class IterMaskInferer(Inferer):
         max_passes: int = 100,
         batch_size: int = 32,
         seed: int = 0,
+        shared_overlap: float = 1.0,
+        precision: str = "float32",
         least_pixels: int = 0,
         progress: bool = False,
     ):
@@ -122,6 +129,10 @@ class IterMaskInferer(Inferer):
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if threshold_scale <= 0:
             raise ValueError(f"`threshold_scale` must be above 0, got {threshold_scale}.")
+        if not 0 < shared_overlap <= 1:
+            raise ValueError(f"`shared_overlap` must be in (0, 1], got {shared_overlap}; did you pass a percentage?")
+        check_precision(precision)
+        self.precision = precision
         self.image_size = int(image_size)
         self.outputs = tuple(outputs)
         self.options = {
@@ -130,6 +141,7 @@ class IterMaskInferer(Inferer):
             "max_passes": int(max_passes),
             "batch_size": int(batch_size),
             "seed": int(seed),
+            "shared_overlap": float(shared_overlap),
         }
         self.progress = progress
         # half a pixel less: versions of skimage differ in what happens to areas of just this size
@@ -144,6 +156,7 @@ class IterMaskInferer(Inferer):
                 f"`inputs` must have shape (N, {expected}, H, W) or (N, {expected}, H, W, D), the last channel being "
                 f"the brain mask, got {list(inputs.shape)}: check `modalities`."
             )
+        network = in_precision(network, self.precision)
         plain = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
         if plain.ndim == 5:
             spacing = None

@@ -107,7 +107,7 @@ class IterMask(nn.Module):
     def context(
         self, image: Tensor, brain_mask: Tensor, noise: Tensor, shared_overlap: float, batch_size: int
     ) -> tuple[Tensor, Tensor]:
-        """What the passes see beside the corrupted slice: the high-frequency image (N, M, H, W), for no network pass."""
+        """What passes see beside the corrupted slice: the high-frequency image (N, M, H, W), for no network pass."""
         return high_frequency(image, self.radius), torch.zeros(len(image), dtype=torch.int64, device=image.device)
 
     def first_pass(self, image: Tensor, brain_mask: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,22 +45,17 @@ def random_blobs(brain_mask: Tensor, generator: torch.Generator, whole_brain_fra
     """
     number, device = len(brain_mask), brain_mask.device
     grids = (4, 8, 16, 32)
-    fields = [
-        F.interpolate(
-            torch.randn(number, 1, knots, knots, generator=generator, device=device),
-            size=brain_mask.shape[-2:],
-            mode="bicubic",
-        )
-        for knots in grids
-    ]
+    knots = [torch.randn(number, 1, size, size, generator=generator, device=device) for size in grids]
     chosen = torch.randint(len(grids), (number,), generator=generator, device=device)
-    field = torch.stack(fields)[chosen, torch.arange(number, device=device)]
-    fraction = 1 - torch.rand(number, generator=generator, device=device)
+    field = torch.zeros(brain_mask.shape, device=device)
+    for index, random in enumerate(knots):
+        taken = chosen == index
+        field[taken] = F.interpolate(random[taken], size=brain_mask.shape[-2:], mode="bicubic")
+    # As high as at a random brain pixel, whose rank is uniform: no need to sort the pixels.
+    order = torch.rand(brain_mask.shape, generator=generator, device=device).masked_fill(~brain_mask, -1)
+    cut = field.flatten(1).gather(1, order.flatten(1).argmax(dim=1, keepdim=True))[:, :, None, None]
     whole = torch.rand(number, generator=generator, device=device) < whole_brain_fraction
-    fraction = torch.where(whole, torch.ones_like(fraction), fraction)[:, None, None, None]
-    ranks = field.masked_fill(~brain_mask, -float("inf")).flatten(1).argsort(dim=1, descending=True).argsort(dim=1)
-    count = brain_mask.flatten(1).sum(dim=1)[:, None, None, None]
-    return brain_mask & (ranks.view_as(field) < (fraction * count).ceil())
+    return brain_mask & ((field >= cut) | whole[:, None, None, None])
 
 
 def coarse_noise(shape: torch.Size, generator: torch.Generator, grids: tuple[int, ...] = (8, 12, 16, 24)) -> Tensor:
@@ -76,15 +71,16 @@ def coarse_noise(shape: torch.Size, generator: torch.Generator, grids: tuple[int
     """
     number, channels, height, width = shape
     device = generator.device
-    fields = []
-    for knots in grids:
-        random = torch.randn(number, channels, knots, knots, generator=generator, device=device)
-        margin = (height // knots, width // knots)
-        field = F.interpolate(random, (height + margin[0], width + margin[1]), mode="bilinear")
-        top, left = (int(torch.randint(m + 1, (1,), generator=generator, device=device)) for m in margin)
-        fields.append(field[..., top : top + height, left : left + width])
     chosen = torch.randint(len(grids), (number,), generator=generator, device=device)
-    return torch.stack(fields)[chosen, torch.arange(number, device=device)]
+    noise = torch.zeros(shape, device=device)
+    for index, knots in enumerate(grids):
+        taken = chosen == index
+        random = torch.randn(number, channels, knots, knots, generator=generator, device=device)[taken]
+        margin = (height // knots, width // knots)
+        top, left = (int(torch.randint(m + 1, (1,), generator=generator, device=device)) for m in margin)
+        field = F.interpolate(random, (height + margin[0], width + margin[1]), mode="bilinear")
+        noise[taken] = field[..., top : top + height, left : left + width]
+    return noise
 
 
 def random_squares(brain_mask: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
 from .itermask import IterMask, hide
@@ -40,6 +43,38 @@ def standardize(
         median, deviation = torch.zeros_like(median), torch.ones_like(deviation)
     standard = ((image - median) / deviation).clamp(-6.0, 8.0) / 3
     return torch.where(brain_mask, standard, torch.full_like(standard, background)), median, deviation
+
+
+class StandardizeBraind(MapTransform):
+    """Add each slice as the network sees it, see `standardize`, 0 outside the brain, so that it is computed once.
+
+    Args:
+        keys: Slices (M, H, W).
+        names: Where the standardized slices go, one for each key.
+        mask_key: Their brain mask (1, H, W), above 0 in the brain.
+        robust_scaling: As in `ProbabilisticIterMask`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        names: KeysCollection,
+        mask_key: str = "brain_mask",
+        robust_scaling: bool = True,
+        allow_missing_keys: bool = False,
+    ):
+        super().__init__(keys, allow_missing_keys)
+        self.names = ensure_tuple_rep(names, len(self.keys))
+        self.mask_key = mask_key
+        self.robust_scaling = robust_scaling
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """Give a copy of ``data`` with the standardized slices."""
+        result = dict(data)
+        for key, name in self.key_iterator(result, self.names):
+            image, brain_mask = result[key][None], result[self.mask_key][None] > 0
+            result[name] = standardize(image, brain_mask, 0.0, self.robust_scaling)[0][0]
+        return result
 
 
 def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
@@ -76,7 +111,9 @@ def with_neighbors(mask: Tensor) -> Tensor:
 
 
 def alike(mask: Tensor, overlap: float) -> Tensor:
-    """For each mask an earlier one, or itself, that can stand for it; those chosen stand for themselves.
+    """For each mask the one that can stand for it best, of a choice of masks that stand for themselves.
+
+    A mask is chosen when no earlier chosen one overlaps enough.
 
     Args:
         mask: Masks (N, 1, H, W), bool.
@@ -90,15 +127,15 @@ def alike(mask: Tensor, overlap: float) -> Tensor:
         return chosen
     flat = mask.flatten(1).float()
     both, size = flat @ flat.t(), flat.sum(dim=1)
-    similar = both >= overlap * (size[:, None] + size[None, :] - both)
-    free = torch.ones_like(similar[0])
+    found = both / (size[:, None] + size[None, :] - both).clamp(min=1)
+    free = torch.ones_like(chosen, dtype=torch.bool)
+    stands = torch.zeros_like(free)
     for index in range(len(mask)):
         if bool(free[index]):
-            members = free & similar[index]
-            members[index] = True
-            chosen[members] = index
-            free &= ~members
-    return chosen
+            stands[index] = True
+            free = free & (found[index] < overlap)
+    found = found + 2 * torch.eye(len(mask), device=mask.device)  # one that is chosen stands for itself
+    return (found * stands).argmax(dim=1)
 
 
 class ProbabilisticIterMask(IterMask):
@@ -174,7 +211,7 @@ class ProbabilisticIterMask(IterMask):
         return prediction.float()
 
     def residual(self, image: Tensor, prediction: Tensor) -> Tensor:
-        """What prepared slices have beyond the prediction, in its deviations: mean over the modalities, (N, 1, H, W)."""
+        """What prepared slices have beyond the prediction, in its deviations; mean over modalities, (N, 1, H, W)."""
         residual = image - prediction[:, : self.modalities]
         if self.predict_variance:
             log_variance = prediction[:, self.modalities :].clamp(self.least_log_variance, self.largest_log_variance)
@@ -201,7 +238,11 @@ class ProbabilisticIterMask(IterMask):
         parts = [self.predict(image[k], brain_mask[k], brain_mask[k], filling) for k in own.split(batch_size)]
         row = torch.zeros_like(chosen)
         row[own] = torch.arange(len(own), device=image.device)
-        return torch.cat(parts)[row[chosen]], passes
+        prediction = torch.cat(parts)[row[chosen]]
+        if len(own) < len(image):  # where a shared brain ends too early the slice itself is expected
+            missing = brain_mask & ~brain_mask[chosen]
+            prediction[:, : self.modalities] = torch.where(missing, image, prediction[:, : self.modalities])
+        return prediction, passes
 
     def raw_first_scores(self, image: Tensor, brain_mask: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hide the whole brain: its scores with the slice itself as filling, and with noise; the reconstruction."""

@@ -20,12 +20,12 @@ from .augmentation import random_affine, random_intensity
 from .files import atomic
 from .itermask import IterMask, hide
 from .masks import coarse_noise
+from .precision import autocast, check_precision
 from .probabilistic import (
     BACKGROUND,
     LARGEST_LOG_VARIANCE,
     LEAST_LOG_VARIANCE,
     NOISE_DEVIATION,
-    standardize,
 )
 
 logger = logging.getLogger(__name__)
@@ -44,13 +44,16 @@ class Reconstructions(nn.Module):
     Args:
         model: The networks to train.
         trained: Which of ``first_iteration`` and ``masked``; the other one stays as it is.
+        precision: Of the forward and backward passes, see `precision.autocast`; weights and loss are float32.
 
     Raises:
-        ValueError: When ``trained`` names no network.
+        ValueError: When ``trained`` names no network, or ``precision`` none.
     """
 
-    def __init__(self, model: IterMask, trained: Sequence[str] = NETWORKS):
+    def __init__(self, model: IterMask, trained: Sequence[str] = NETWORKS, precision: str = "float32"):
         super().__init__()
+        check_precision(precision)
+        self.precision = precision
         names = networks_of(model)
         if not trained or any(name not in names for name in trained):
             raise ValueError(f"`trained` must list one or both of {', '.join(names)}, got {list(trained)}.")
@@ -64,7 +67,9 @@ class Reconstructions(nn.Module):
         """
         high = corrupted_and_high[:, corrupted_and_high.shape[1] // 2 :]
         inputs = {"first_iteration": high, "masked": corrupted_and_high}
-        return torch.cat([network(inputs[name]) for name, network in self.named_children()], dim=1)
+        with autocast(self.precision, corrupted_and_high.device):
+            outputs = [network(inputs[name]) for name, network in self.named_children()]
+        return torch.cat(outputs, dim=1).float()
 
 
 class PrepareCorruptedBatch(PrepareBatch):
@@ -109,7 +114,6 @@ class PrepareMaskedBatch(PrepareBatch):
         noise_range: Amplitude of the coarse noise over the hidden pixels, in robust standard deviations of the brain.
         noise_fraction: Part of the slices, in [0, 1], whose hidden pixels hold noise alone.
         augment: Flip, move and change intensities at random.
-        robust_scaling: As in `ProbabilisticIterMask`.
     """
 
     def __init__(
@@ -119,30 +123,30 @@ class PrepareMaskedBatch(PrepareBatch):
         noise_range: Sequence[float] = (0.5, 3.0),
         noise_fraction: float = 0.25,
         augment: bool = True,
-        robust_scaling: bool = True,
     ):
         self.spatial_masks = spatial_masks
         self.seed = seed
         self.noise_range = noise_range
         self.noise_fraction = noise_fraction
         self.augment = augment
-        self.robust_scaling = robust_scaling
         self.iteration = 0
 
     def __call__(
         self, batchdata: dict[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Give (N, M + 1, H, W) of corrupted slice and spatial mask, and (N, M + 2, ...) of slice and both masks."""
-        image, brain = (batchdata[key].to(device, non_blocking=non_blocking) for key in ("image", "brain_mask"))
+        """Give (N, M + 1, H, W) of corrupted slice and spatial mask, and (N, M + 2, ...) of slice and both masks.
+
+        The batch holds the slices as `StandardizeBraind` made them, under ``standard``.
+        """
+        standard, brain = (batchdata[key].to(device, non_blocking=non_blocking) for key in ("standard", "brain_mask"))
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.iteration)
         brain_mask = brain > 0
-        standard = standardize(image, brain_mask, 0.0, self.robust_scaling)[0]
         if self.augment:
             standard, brain_mask = random_affine(standard, brain_mask, generator)
             standard = random_intensity(standard, generator)
         standard = torch.where(brain_mask, standard, torch.full_like(standard, BACKGROUND))
         spatial_mask = self.spatial_masks(brain_mask, generator)
-        draw = torch.rand(2, len(image), 1, 1, 1, generator=generator, device=device)
+        draw = torch.rand(2, len(standard), 1, 1, 1, generator=generator, device=device)
         low, high = self.noise_range
         noisy = standard + (low + (high - low) * draw[0]) / 3 * coarse_noise(standard.shape, generator)
         pure = NOISE_DEVIATION * torch.randn(standard.shape, generator=generator, device=device)
