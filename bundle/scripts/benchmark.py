@@ -9,6 +9,7 @@ import argparse
 import copy
 import gzip
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -442,6 +443,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_file", help="write the tables there too (Markdown)")
     options = parser.parse_args(arguments)
     report_errors()
+    logging.getLogger("scripts.inferers").setLevel(logging.ERROR)  # planes far from training are no matter here
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     text = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
