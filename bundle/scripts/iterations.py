@@ -43,10 +43,9 @@ class IterationStrip:
         self.found: tuple[Sample, Tensor] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Look at every case of an evaluator, and draw at its end."""
+        """Look at every case of an evaluator."""
         if self.enabled:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
-            engine.add_event_handler(Events.COMPLETED, self._draw)
 
     def _look(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
@@ -58,10 +57,15 @@ class IterationStrip:
                 one = sample.select(torch.arange(len(slices)) == index)
                 self.found = one, torch.cat([one.image, one.brain_mask.float()], dim=1)
 
-    def _draw(self, engine: Engine) -> None:
-        if self.found is None or idist.get_rank() > 0:
+    def draw(self) -> None:
+        """Draw the case of all processes, on the first of them."""
+        shares = idist.all_gather({"passes": self.passes, "found": self.found})
+        most = max(shares, key=lambda share: share["passes"])
+        if most["found"] is None or idist.get_rank() > 0:
             return
-        sample, inputs = self.found
+        self.passes = most["passes"]
+        sample, inputs = most["found"]
+        device = next(self.network.parameters()).device
         planes = {key: getattr(sample, key)[0, 0].numpy() for key in ("brain_mask", "label", "pred_mask", "image")}
         box = brain_box(planes)
         image, label, brain_mask = (planes[key][box] for key in ("image", "label", "brain_mask"))
@@ -70,7 +74,7 @@ class IterationStrip:
         row = []
         for count in np.unique(np.linspace(0, self.passes - 1, min(self.panels, self.passes)).round().astype(int)):
             self.inferer.options = {**self.inferer.options, "max_passes": int(count)}
-            mask = self.inferer(inputs.to(engine.state.device), self.network)[0, 0].cpu().numpy()
+            mask = self.inferer(inputs.to(device), self.network)[0, 0].cpu().numpy()
             panel = outline(drawn, mask[box], PRED_COLOR)
             row.append((f"after {count} refinements", enlarge(to_display(panel), 400)))
         half = math.ceil(len(row) / 2) if len(row) > 4 else len(row)
