@@ -117,29 +117,31 @@ def alone(tmp_path_factory, two_modality_slices, method):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory, two_modality_slices, method):
-    """Two processes with batches of two slices, and their output."""
+    """Two processes with batches of two slices, with a folder for each, and what they print."""
     folder = tmp_path_factory.mktemp("together")
     overlay, options = method
     configs = ["train", *([overlay] if overlay else []), "multi_gpu_train"]
     options = training_options(folder, two_modality_slices, batch_size=2, **options)
+    options["output_dir"] = f"$'{folder}/' + os.environ['RANK']"
+    options["model_file"] = f"{options['output_dir']} + '/model.pt'"
     return folder, finish(start(2, folder, "training", configs, **options))
 
 
 def test_two_processes_follow_one_with_twice_the_batch(alone, together):
     for tag, number in (("train_loss", 20), ("validation_error", 2)):
-        expected, found = (curve(folder, tag)[1] for folder in (alone, together[0]))
+        expected, found = (curve(folder, tag)[1] for folder in (alone, together[0] / "0"))
         assert len(expected) == number and len(set(expected)) == number
         np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert_same_models(alone, together[0])
+    assert_same_models(alone, together[0] / "0")
 
 
 def test_first_process_alone_writes_and_speaks(alone, together):
     folder, output = together
-    files = [path.name.split(".") for path in curve(folder)[0]]
-    assert len(files) == len(curve(alone)[0]) and len({process for *_, process, _ in files}) == 1
-    assert output.count("Model: ") == 1 and output.count("Best validation error") == 1
-    assert output.count("Saved ") == 2
-    assert not list(folder.glob(".*"))
+    assert {path.name for path in (folder / "0").iterdir()} == {path.name for path in alone.iterdir()}
+    assert list((folder / "1").iterdir()) == []
+    for words in ("Model: ", "Best validation error", "training [2/2]", "Saved "):
+        assert output.count(words) >= 1
+    assert output.count("Model: ") == 1 and output.count("Saved ") == 2
 
 
 @pytest.fixture
@@ -217,12 +219,12 @@ def test_signal_stops_all_processes_with_one_checkpoint_and_training_resumes(tmp
 def model_file(tmp_path_factory):
     """Makes weights of a small random network for a number of modalities, with thresholds that some pixels exceed."""
 
-    def make(modalities):
+    def make(modalities, threshold=0.4):
         with torch.random.fork_rng():
             torch.manual_seed(1)
             options = {"channels": 4, "channel_multipliers": (1, 2), "residual_blocks": 1, "attention_levels": (1,)}
             network = partial(ReconstructionUNet, patch_size=2, **options)
-            model = ProbabilisticIterMask(network, modalities, threshold=0.4)
+            model = ProbabilisticIterMask(network, modalities, threshold=threshold)
         path = tmp_path_factory.mktemp("model") / "model.pt"
         save_model(model, path)
         return str(path)
@@ -244,19 +246,19 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(
-    ("config", "processes", "batch_size"),
+    ("config", "processes", "batch_size", "order"),
     [
-        ("evaluate_slices", 2, 2),  # two healthy slices and one; two labeled ones and none
-        ("evaluate", 2, 8),  # three volumes and two
+        ("evaluate_slices", 2, 2, None),  # two healthy slices and one; two labeled ones and none
+        ("evaluate", 2, 8, ["b", "a", "c", "d", "e"]),  # three volumes and two; the second process has a
     ],
 )
 def test_any_number_of_processes_evaluates_to_the_same_files(
-    config, processes, batch_size, slices_dir, scans_dir, model_file, tmp_path, one_thread
+    config, processes, batch_size, order, slices_dir, scans_dir, model_file, tmp_path, one_thread
 ):
     options = {"dataset_dir": str(slices_dir), "modalities": ["flair", "t1"], "batch_size": batch_size, **SMALL}
-    options["model_file"] = model_file(2)
+    options |= {"model_file": model_file(2, threshold=0.1), "stop_shrink": 0.0, "max_passes": 8}
     if config == "evaluate":
-        options |= {"dataset_dir": str(scans_dir)}
+        options |= {"dataset_dir": str(scans_dir), "split": order}
         make_scan(scans_dir, "c", lesion={5: 12})
     run_bundle(config, run_id="evaluate", output_dir=str(tmp_path / "alone"), **options)
     process = start(

@@ -1,7 +1,6 @@
-"""Training and evaluation in several processes: one batch over all of them, or a share of the data for each.
+"""Several processes: one batch over all of them in training, a share of the data for each in all else.
 
-What is called joint here is what one process with all the slices would compute. Without a process group everything is
-as in one process.
+What is called joint here is what one process with all the slices would have: its batch, its loss.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 import ignite.distributed as idist
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from monai.engines import PrepareBatch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -41,24 +40,9 @@ def share(items: Sequence[Item], rank: int, world_size: int, group: int = 1) -> 
     ]
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over the processes; each gets the gradient of all."""
-
-    @staticmethod
-    def forward(ctx: object, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return _Sum.apply(gradient)
-
-
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a tensor over the processes, which can be differentiated; collective."""
-    ranks = idist.get_world_size()
-    return _Sum.apply(value) / ranks if ranks > 1 else value
+    """The mean of a tensor over the processes, without a gradient; collective."""
+    return idist.all_reduce(value.detach().clone()) / idist.get_world_size()
 
 
 def joint_loss(prediction: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -69,14 +53,15 @@ def joint_loss(prediction: Tensor, target: Tensor, loss: Callable[[Tensor, Tenso
         target: The same.
         loss: A mean over slices, or one whose denominators are joint, as `training.masked_likelihood`.
     """
-    return mean_over_ranks(loss(prediction, target))
+    own = loss(prediction, target)
+    return own + (mean_over_ranks(own) - own.detach())
 
 
 class PrepareJointBatch(PrepareBatch):
     """Prepare the joint batch on every process, and keep this process's slices.
 
-    So each slice is corrupted as in one process, and no two processes draw the same. It costs every process the
-    preparation of the joint batch; the network's share of a training step is about twenty times as much for each slice.
+    So each slice is corrupted as in one process, and no two processes draw the same. Every process pays for the
+    preparation of the joint batch; docs/many_gpus.md has the price, and how to do without.
 
     Args:
         prepare: Prepares a batch; what it draws depends on the whole batch.
@@ -98,6 +83,30 @@ class PrepareJointBatch(PrepareBatch):
         return inputs[rank::ranks], target[rank::ranks]
 
 
+class _JointNormalization(torch.autograd.Function):
+    """Normalize by the mean and variance of the joint batch, through which the gradients of all processes go."""
+
+    @staticmethod
+    def forward(
+        ctx: object, features: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float
+    ) -> Tensor:
+        ctx.save_for_backward(features, weight, mean, variance)
+        ctx.epsilon = epsilon
+        return F.batch_norm(features, mean, variance, weight, bias, training=False, eps=epsilon)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, mean, variance = ctx.saved_tensors
+        direct, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, features, weight, mean, variance, None, None, False, ctx.epsilon, [True, True, True]
+        )
+        pixels = features.numel() // features.shape[1]
+        by_mean, by_deviation = mean_over_ranks(torch.stack([to_bias, to_weight])).div(pixels).unbind()
+        scale = weight * (variance + ctx.epsilon).rsqrt()
+        indirect = F.batch_norm(features, mean, variance, scale * by_deviation, scale * by_mean, eps=ctx.epsilon)
+        return direct - indirect, to_weight, to_bias, None, None, None
+
+
 class JointBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the batches of all processes, which are of the same size; torch's `SyncBatchNorm` needs a GPU."""
 
@@ -105,18 +114,17 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         ranks = idist.get_world_size()
         if not self.training or ranks == 1:
             return super().forward(features)
-        wide = features.float()
-        variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
-        mean, square, variance = mean_over_ranks(torch.stack([mean, mean.square(), variance])).unbind()
-        variance = variance + (square - mean.square())
         with torch.no_grad():
+            _, own_mean, inverse = torch.native_batch_norm(features, None, None, None, None, True, 0.0, self.eps)
+            own = torch.stack([own_mean, inverse.pow(-2) - self.eps])
+            means, variances = idist.all_gather(own[None]).unbind(1)
+            mean = means.mean(dim=0)
+            variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
             number = ranks * features.numel() / features.shape[1]
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (number / (number - 1)), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        normalized = wide * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
-        return normalized.to(features.dtype)
+        return _JointNormalization.apply(features, self.weight, self.bias, mean, variance, self.eps)
 
 
 def _join_batch_norm(network: nn.Module) -> None:
