@@ -19,7 +19,7 @@ import torch
 from conftest import CONFIGS, SMALL_NETWORK, make_scan, run_bundle, write_nifti
 from monai.bundle import ConfigWorkflow
 from scripts.calibration import save_model
-from scripts.distributed import share
+from scripts.distributed import JointBatchNorm2d, share
 from scripts.networks import ReconstructionUNet
 from scripts.probabilistic import ProbabilisticIterMask
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -144,13 +144,47 @@ def test_first_process_alone_writes_and_speaks(alone, together):
     assert output.count("Model: ") == 1 and output.count("Saved ") == 2
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def compare_batch_norm(rank, port):
+    """What one of two processes checks: outputs, gradients and statistics are those of the joint batch."""
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for dtype, mean, tolerance in (
+        (torch.float32, 3.0, 1e-5),
+        (torch.float32, 100.0, 3e-4),
+        (torch.bfloat16, 3.0, 0.02),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        features, gradient = (torch.randn(6, 5, 7, 9, generator=generator) for _ in range(2))
+        alone, joint = torch.nn.BatchNorm2d(5), JointBatchNorm2d(5)
+        for module in (alone, joint):
+            torch.nn.init.uniform_(module.weight, generator=torch.Generator().manual_seed(1))
+        whole = (mean + 2 * features).to(dtype)
+        own = whole[rank::2].clone().requires_grad_()
+        expected, found = alone(whole.requires_grad_()), joint(own)
+        expected.backward(gradient.to(dtype)), found.backward(gradient[rank::2].to(dtype))
+        torch.distributed.all_reduce(joint.weight.grad), torch.distributed.all_reduce(joint.bias.grad)
+        pairs = [(found, expected[rank::2]), (own.grad, whole.grad[rank::2])]
+        pairs += [(joint.weight.grad, alone.weight.grad), (joint.bias.grad, alone.bias.grad)]
+        pairs += [(joint.running_mean, alone.running_mean), (joint.running_var, alone.running_var)]
+        for value, reference in pairs:
+            torch.testing.assert_close(value, reference, rtol=tolerance, atol=tolerance)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_joint_batch_norm_is_that_of_the_joint_batch():
+    torch.multiprocessing.spawn(compare_batch_norm, (free_port(),), nprocs=2)
+
+
 @pytest.fixture
 def group_of_one(monkeypatch):
     """The environment of a process that torchrun started alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     yield
@@ -163,6 +197,16 @@ def test_group_of_one_process_trains_bit_for_bit_as_without(tmp_path, two_modali
     for run, overlay in (("plain", None), ("group", "multi_gpu_train")):
         run_bundle("train", overlay, **training_options(tmp_path / run, two_modality_slices, **options))
     assert_same_models(tmp_path / "plain", tmp_path / "group", rtol=0, atol=0)
+
+
+def test_checkpoint_that_not_all_processes_see_is_refused(tmp_path, two_modality_slices):
+    options = training_options(tmp_path / "0", two_modality_slices, batch_size=4, iterations=2, validation_interval=2)
+    run_bundle("train", run_id="training", **options)
+    options |= {"batch_size": 2, "resume": True, "output_dir": f"$'{tmp_path}/' + os.environ['RANK']"}
+    process = start(2, tmp_path, "training", ["train", "multi_gpu_train"], **options)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "The processes go on from different iterations [2, 0]: set `output_dir` to a folder that all" in output
 
 
 @pytest.mark.parametrize(

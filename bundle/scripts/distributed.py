@@ -115,7 +115,8 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         if not self.training or ranks == 1:
             return super().forward(features)
         with torch.no_grad():
-            _, own_mean, inverse = torch.native_batch_norm(features, None, None, None, None, True, 0.0, self.eps)
+            affine = (self.weight, self.bias)  # float32, and with them the statistics of features in bfloat16
+            _, own_mean, inverse = torch.native_batch_norm(features, *affine, None, None, True, 0.0, self.eps)
             own = torch.stack([own_mean, inverse.pow(-2) - self.eps])
             means, variances = idist.all_gather(own[None]).unbind(1)
             mean = means.mean(dim=0)
