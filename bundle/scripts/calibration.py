@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor
 
@@ -232,7 +233,7 @@ def finish_training(
     """Take the best averaged weights, calibrate, and write the model file.
 
     Where only one of the two networks was trained, the other comes from ``model_file``; as long as there is none,
-    the model has no threshold and cannot be used.
+    the model has no threshold and cannot be used. Of several processes the first does all this.
 
     Args:
         model: The networks that were trained.
@@ -248,10 +249,13 @@ def finish_training(
         SystemExit: When the training was interrupted.
     """
     if checkpoint.interrupted is not None:
-        raise SystemExit(
+        message = (
             f"{checkpoint.interrupted.name}: training stopped, saved {checkpoint.path}; "
             "run the same command with --resume True to go on."
         )
+        raise SystemExit(message if idist.get_rank() == 0 else 1)
+    if idist.get_rank() > 0:
+        return
     complete = set(trained) == set(networks_of(model))
     if not complete and Path(model_file).exists():
         load_model(model, model_file, calibrated=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,9 +47,9 @@ def check_writable(folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     try:
-        with atomic(folder / ".writable") as temporary:
-            temporary.touch()
-        (folder / ".writable").unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"\n")
     except OSError as error:
         raise OSError(
             f"Cannot write in the output folder {folder} ({error.strerror}): set `output_dir` to a folder that can be "

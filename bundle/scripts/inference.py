@@ -13,6 +13,7 @@ from monai.data import NibabelWriter
 from monai.engines import SupervisedEvaluator
 
 from .data import NIFTI_SUFFIXES, Subject, check_subjects, find_subjects
+from .distributed import share
 from .files import atomic, check_writable, write_json
 
 
@@ -21,14 +22,18 @@ def find_inputs(
     modalities: Sequence[str],
     image: str | Sequence[str] | None = None,
     brain_mask: str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[Subject]:
-    """List the volumes to segment and check their headers.
+    """List the volumes that this process segments and check their headers.
 
     Args:
         dataset_dir: Folder of scans, see `find_subjects`.
         modalities: File name endings, in the order of the channels.
         image: One volume instead of the folder: a file, or one file for each modality.
         brain_mask: File name ending of brain masks; with ``image`` the mask's file. None: voxels above 0 are brain.
+        rank: This process.
+        world_size: Number of processes; each gets its share of the volumes.
 
     Returns:
         The scans, as `find_subjects` gives them.
@@ -48,6 +53,7 @@ def find_inputs(
             )
         subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
         subjects = [subject | ({"brain_mask": brain_mask} if brain_mask else {})]
+    subjects = share(subjects, rank, world_size)
     check_subjects(subjects)
     return subjects
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
@@ -172,10 +173,14 @@ def masked_error(prediction: Tensor, target: Tensor, visible_weight: float = 0.1
 
 
 def _hidden_and_visible(hidden_loss: Tensor, visible_loss: Tensor, target: Tensor, visible_weight: float) -> Tensor:
-    """Mean of one loss over the hidden pixels, and of another over the rest of the brain times a weight."""
+    """Mean of one loss over the hidden pixels, and of another over the rest of the brain times a weight.
+
+    In several processes the pixels are those of all, so that the mean over the processes is the loss of all slices.
+    """
     hidden, brain = target[:, -2:-1], target[:, -1:]
-    masked = (hidden_loss * hidden).sum() / hidden.sum().clamp(min=1)
-    visible = (visible_loss * (brain - hidden)).sum() / brain.sum().clamp(min=1)
+    pixels = idist.all_reduce(torch.stack([hidden.sum(), brain.sum()])).clamp(min=1) / idist.get_world_size()
+    masked = (hidden_loss * hidden).sum() / pixels[0]
+    visible = (visible_loss * (brain - hidden)).sum() / pixels[1]
     return (masked + visible_weight * visible) / hidden_loss.shape[1]
 
 
@@ -282,7 +287,8 @@ class SeedIterations:
 
     def _iteration(self, engine: Engine) -> None:
         self.prepare_batch.iteration = engine.state.iteration
-        torch.manual_seed(self.seed * 1_000_003 + engine.state.iteration)
+        rank_seed = 1_000_000_007 * idist.get_rank()  # dropout is each process's own
+        torch.manual_seed(self.seed * 1_000_003 + engine.state.iteration + rank_seed)
 
 
 def average_weights(averaged: list[Tensor], newest: list[Tensor], updates: Tensor, momentum: float) -> None:
@@ -326,6 +332,8 @@ class TrainingCheckpoint:
     at the end of every epoch (a validation) and when the process gets SIGINT or SIGTERM, which end the training after
     the iteration in progress. The best weights so far, by the validation error, are part of it.
 
+    Of several processes the first writes and all read; a signal to one of them ends the training of all.
+
     Args:
         path: The checkpoint.
         save_dict: Named objects with a state dict; the trainer is saved beside them.
@@ -347,6 +355,7 @@ class TrainingCheckpoint:
         self.resume = resume
         self.best_metric = float("inf")
         self.best_weights: dict[str, Tensor] = {}
+        self.received: int = 0
         self.interrupted: signal.Signals | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -362,6 +371,12 @@ class TrainingCheckpoint:
             self._load(engine)
         elif self.resume:
             logger.info(f"No checkpoint at {self.path}: training starts from the beginning.")
+        iterations = idist.all_gather(engine.state.iteration)
+        if isinstance(iterations, list) and len(set(iterations)) > 1:
+            raise RuntimeError(
+                f"The processes go on from different iterations {iterations}: set `output_dir` to a folder that all "
+                "of them share."
+            )
 
     def _load(self, engine: Engine) -> None:
         try:
@@ -381,14 +396,21 @@ class TrainingCheckpoint:
         logger.info(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
 
     def _interrupt(self, number: int, frame: object) -> None:
-        self.interrupted = signal.Signals(number)
+        self.received = number
+
+    def _agree(self) -> None:
+        """Take the signal of one process as one to all, so that they stop together."""
+        number = int(idist.all_reduce(self.received, "MAX"))
+        self.interrupted = signal.Signals(number) if number else None
 
     def _iteration(self, engine: Engine) -> None:
+        self._agree()
         if self.interrupted is not None:
             self._save(engine)
             engine.terminate()
 
     def _epoch(self, engine: Engine) -> None:
+        self._agree()
         metric = self.validator.state.metrics[self.validator.state.key_metric_name]
         if metric < self.best_metric:
             self.best_metric = float(metric)
@@ -399,6 +421,8 @@ class TrainingCheckpoint:
             self._save(engine)
 
     def _save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         content = {name: target.state_dict() for name, target in self.save_dict.items()}
         content |= {
             "trainer": engine.state_dict(),
