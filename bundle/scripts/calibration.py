@@ -11,12 +11,15 @@ import ignite.distributed as idist
 import torch
 from torch import Tensor
 
-from .files import atomic
+from .files import check_writable, save_tensors
 from .itermask import IterMask, pass_noise
 from .probabilistic import ProbabilisticIterMask
 from .training import TrainingCheckpoint, networks_of
 
 logger = logging.getLogger(__name__)
+
+LONGEST_TAIL = 1.25  # times that of an exponential distribution
+UNEXPLAINED_ERROR = 9.0  # largest squared error of gray in the middle, the brain being scaled to [-3, 3]
 
 
 def exceeded_by(values: Tensor, fraction: float) -> float:
@@ -135,6 +138,7 @@ def calibrate_scores(
     final = torch.cat([model.refine(image, brain, seed=seed)[1][brain].cpu() for image, brain in slices])
     model.threshold.fill_(exceeded_by(final, exceed_fraction))
     model.certain_threshold.fill_(exceeded_by(final, certain_fraction))
+    warn_of_heavy_tail(final, float(model.threshold), float(model.certain_threshold), exceed_fraction, certain_fraction)
     return float(model.threshold)
 
 
@@ -143,6 +147,50 @@ def _first_scores(model: ProbabilisticIterMask, image: Tensor, brain_mask: Tenso
     prepared = model.prepare(image, brain_mask)[0]
     context = model.context(prepared, brain_mask, pass_noise(image, seed), 1.0, len(image))[0]
     return model.raw_first_scores(prepared, brain_mask, context)[:2]
+
+
+def warn_of_heavy_tail(scores: Tensor, low: float, high: float, low_fraction: float, high_fraction: float) -> None:
+    """Log when the highest scores of healthy slices lie apart from the rest, as those of lesions do.
+
+    Args:
+        scores: All scores, flattened.
+        low: What ``low_fraction`` of them exceed.
+        high: What ``high_fraction`` of them exceed.
+        low_fraction: In (0, 0.5).
+        high_fraction: In (0, ``low_fraction``].
+    """
+    middle = float(scores.flatten().median())
+    exponential = math.log(0.5 / high_fraction) / math.log(0.5 / low_fraction)  # of a Laplace distribution
+    if high - middle > LONGEST_TAIL * exponential * (low - middle):
+        logger.warning(
+            f"The validation slices score above {low:.3g} in {low_fraction:.1%} of the brain and above {high:.3g} in "
+            f"{high_fraction:.1%}: the highest scores lie apart from the rest, as those of lesions do. Look at the "
+            "validation slices, leave out those that are not healthy, and run `calibrate`."
+        )
+
+
+def check_thresholds(model: IterMask) -> None:
+    """Refuse thresholds that no trained model has on healthy slices, and warn of unlikely ones.
+
+    Raises:
+        RuntimeError: When one is not above 0, or the upper below the lower.
+    """
+    names = ("threshold", "certain_threshold", "first_threshold", "deviations")
+    found = {name: getattr(model, name).flatten().tolist() for name in names if hasattr(model, name)}
+    shown = ", ".join(f"{name} {', '.join(f'{value:.4g}' for value in values)}" for name, values in found.items())
+    possible = all(math.isfinite(value) and value > 0 for values in found.values() for value in values)
+    if not possible or found.get("certain_threshold", found["threshold"]) < found["threshold"]:
+        raise RuntimeError(
+            f"The thresholds that the validation slices give are impossible ({shown}): expected all above 0, and the "
+            "upper one not below the lower. Check that the validation slices hold brain as preprocess.json makes it "
+            "and that the training's loss fell; the model file is as it was."
+        )
+    largest = max(found["deviations"]) if "deviations" in found else found["threshold"][0] / UNEXPLAINED_ERROR
+    if largest > 1:
+        logger.warning(
+            f"The model explains the validation slices badly ({shown}): are they healthy, of the same modality and "
+            "scaled as those it was trained on? If so, train longer; do not trust its masks."
+        )
 
 
 def load_model(model: IterMask, model_file: str, calibrated: bool = True) -> IterMask:
@@ -189,8 +237,7 @@ def load_model(model: IterMask, model_file: str, calibrated: bool = True) -> Ite
 
 def save_model(model: IterMask, model_file: str) -> None:
     """Write both networks and the threshold as one state dict, atomically."""
-    with atomic(model_file) as temporary:
-        torch.save({name: value.detach().cpu() for name, value in model.state_dict().items()}, temporary)
+    save_tensors(model_file, {name: value.detach().cpu() for name, value in model.state_dict().items()})
 
 
 def recalibrate(
@@ -213,8 +260,10 @@ def recalibrate(
         The new threshold.
     """
     load_model(model, model_file, calibrated=False)
+    check_writable(Path(output_file or model_file).parent)
     before = float(model.threshold)
     threshold = calibration(model, batches)
+    check_thresholds(model)
     save_model(model, output_file or model_file)
     print(f"Threshold {before:.6g} -> {threshold:.6g}, written to {output_file or model_file}")
     return threshold
@@ -265,6 +314,7 @@ def finish_training(
     model.planes.copy_(torch.tensor(planes))
     if complete:
         threshold = calibration(model, batches)
+        check_thresholds(model)
         print(f"Best validation error {checkpoint.best_metric:.6g}, threshold {threshold:.6g}")
     else:
         other = next(name for name in networks_of(model) if name not in trained)

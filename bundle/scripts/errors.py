@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import ast
 import difflib
+import errno
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
 from types import TracebackType
 
 from monai.bundle import ConfigParser
 from monai.bundle.scripts import run as bundle_run
 
 TRACEBACK_VARIABLE = "ITERMASK_TRACEBACK"
+TRACEBACK = "Traceback (most recent call last)"
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The error that started a chain of errors."""
+    while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def innermost_message(error: BaseException) -> str:
     """The sentence of the error that started a chain of errors, also when it came from a data loader's worker."""
-    while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
-        error = error.__cause__ or error.__context__
+    error = _innermost(error)
     text = str(error)
     kind = type(error).__name__
-    if "Original Traceback" in text:  # a worker's error arrives as the text of its whole chain, innermost first
-        lines = text.partition("Original Traceback")[2].splitlines()[1:]
+    if TRACEBACK in text:  # of workers and image writers: the text of the whole chain, innermost first
+        lines = text.partition(TRACEBACK)[2].splitlines()[1:]
         kind, _, text = next(line for line in lines if line[:1].strip()).partition(": ")  # code lines are indented
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        text = f"Cannot write ({error.strerror}): make room, or name another place, and run the same command again."
     text = " ".join(text.split())
     return text if kind in ("ValueError", "RuntimeError", "OSError", "FileNotFoundError") else f"{kind}: {text}"
 
 
 def _print_sentence(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
+    first = _innermost(error)  # a signal to all processes ends workers too, about which their loader complains
+    if isinstance(first, KeyboardInterrupt):
         print("interrupted: run the same command again to go on.", file=sys.stderr)
+    elif isinstance(first, SystemExit):
+        print(first, file=sys.stderr)
     elif os.environ.get(TRACEBACK_VARIABLE):
         sys.__excepthook__(kind, error, traceback)
     else:
@@ -39,8 +55,24 @@ def _print_sentence(kind: type[BaseException], error: BaseException, traceback: 
 
 
 def report_errors() -> None:
-    """Print an uncaught error as one line instead of a traceback; ``ITERMASK_TRACEBACK=1`` keeps the traceback."""
+    """Print an uncaught error as one line instead of a traceback; ``ITERMASK_TRACEBACK=1`` keeps the traceback.
+
+    SIGTERM ends the process with one line, too.
+    """
     sys.excepthook = _print_sentence
+    threading.excepthook = _print_thread_error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _print_thread_error(arguments: threading.ExceptHookArgs) -> None:
+    """Leave the errors of the writer of TensorBoard events to the main thread, which gets them too."""
+    if type(arguments.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(arguments)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(f"{signal.Signals(number).name}: stopped; run the same command again to go on.")
 
 
 def _overrides(arguments: list[str]) -> dict[str, str]:

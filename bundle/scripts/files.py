@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
+import io
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import torch
 
 
 @contextmanager
@@ -16,27 +20,69 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary file carries the whole name of ``path`` at its end, so that writers which go by the suffix
     (``.nii.gz``, ``.png``) do the right thing. It is removed when the block fails, and ``path`` then is as it was.
+    What runs that were killed have left of ``path`` is removed. The content reaches the disk before the name does, so
+    that a power failure leaves the earlier file or the new one.
 
     Args:
         path: The file to write; its folder is made.
 
     Raises:
-        OSError: When the folder cannot be made or written.
+        OSError: When the folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"Cannot write {path} ({error.strerror or 'the disk may be full'}): remedy that, and run the same command "
+            "again; an earlier file of this name is as it was."
+        ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of ``path`` whose processes have ended."""
+    for leftover in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
+        process = leftover.name.split(".")[1]
+        if os.name == "posix" and process.isdigit() and _has_ended(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's
+        return False
+    return False
 
 
 def write_json(path: str | os.PathLike, content: object) -> None:
     """Write ``content`` as indented JSON, atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4) + "\n")
+
+
+def save_tensors(path: str | os.PathLike, content: object) -> None:
+    """Write what `torch.save` takes, atomically; PyTorch's own writer does not say when a disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def not_empty(path: Path) -> bool:
+    """Whether a file is there and holds something: what was written just before a power failure may not."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def check_writable(folder: str | os.PathLike) -> Path:

@@ -14,7 +14,7 @@ from monai.engines import SupervisedEvaluator
 
 from .data import NIFTI_SUFFIXES, Subject, check_subjects, find_subjects
 from .distributed import share
-from .files import atomic, check_writable, write_json
+from .files import atomic, check_writable, not_empty, write_json
 
 
 def find_inputs(
@@ -116,10 +116,12 @@ class Volumes:
         return self.output_dir / case / f"{case}_record.json"
 
     def _finished(self, case: str) -> object:
+        results = [self.output_dir / case / f"{case}_{name}.nii.gz" for name in ("mask", "anomaly_map")]
         try:
-            return json.loads(self._record_file(case).read_text())
+            record = json.loads(self._record_file(case).read_text())
         except (OSError, ValueError):
             return None
+        return record if all(not_empty(result) for result in results) else None
 
     def attach(self, engine: Engine) -> None:
         """Note every volume that the evaluator has finished."""

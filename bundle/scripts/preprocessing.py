@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .data import DATALIST, SPLITS, Subject, check_subjects, find_subjects
-from .files import check_writable, write_json
+from .files import check_writable, not_empty, write_json
 from .transforms import all_finite
 
 logger = logging.getLogger(__name__)
@@ -120,12 +121,19 @@ class WriteSlices:
             for k in chosen:
                 for key, volume in volumes.items():
                     plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8, order="C")
-                    np.save(folder / f"{k:03d}_{key}.npy", plane)
+                    _save_array(folder / f"{k:03d}_{key}.npy", plane)
             record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
             record["field_of_view"] = field_of_view
             record["positions"] = [round(float(affine[2, 2] * k + affine[2, 3]), 3) for k in chosen]
             (folder / RECORD).write_text(json.dumps(record))
         return str(folder)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    """`np.save`, which does not notice when the last few kilobytes of a file find no room on the disk."""
+    content = io.BytesIO()
+    np.save(content, array)
+    path.write_bytes(content.getbuffer())
 
 
 @contextmanager
@@ -164,7 +172,7 @@ def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, obje
     if not {"field_of_view", "positions"} <= record.keys():  # of an older version
         return None
     files = [entry[key] for entry in _entries(item, record) for key in record["keys"]]
-    return record if all((output_dir / file).is_file() for file in files) else None
+    return record if all(not_empty(output_dir / file) for file in files) else None
 
 
 def _entries(item: Mapping[str, object], record: Mapping[str, object]) -> list[dict[str, object]]:
@@ -373,7 +381,6 @@ def _write_datalist(
                 f"`slice_range` {settings['slice_range'] or 'null'}: widen it, or choose other subjects."
             )
         print(f"{split}: {counts[split]} slices of {len(members) - len(left_out)} subjects")
-    with _writing(output):
-        write_json(output / DATALIST, content)
+    write_json(output / DATALIST, content)
     print(f"Slices: {output / DATALIST}")
     return counts

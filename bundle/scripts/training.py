@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
 
 from .augmentation import random_affine, random_intensity
-from .files import atomic
+from .files import save_tensors
 from .itermask import IterMask, hide
 from .masks import coarse_noise
 from .precision import autocast, check_precision
@@ -330,7 +331,8 @@ class TrainingCheckpoint:
 
     MONAI's `CheckpointSaver` writes in place, so a killed process can leave half a checkpoint. The file is written
     at the end of every epoch (a validation) and when the process gets SIGINT or SIGTERM, which end the training after
-    the iteration in progress. The best weights so far, by the validation error, are part of it.
+    the iteration in progress, and after its validation where one is due. The best weights so far, by the validation
+    error, are part of it.
 
     Of several processes the first writes and all read; a signal to one of them ends the training of all.
 
@@ -357,16 +359,18 @@ class TrainingCheckpoint:
         self.best_weights: dict[str, Tensor] = {}
         self.received: int = 0
         self.interrupted: signal.Signals | None = None
+        self.handlers: dict[int, object] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the averaging of weights and the validation."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        engine.add_event_handler(Events.COMPLETED, self._end)
 
     def _start(self, engine: Engine) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._interrupt)
+            self.handlers[number] = signal.signal(number, self._interrupt)
         if self.resume and self.path.exists():
             self._load(engine)
         elif self.resume:
@@ -405,20 +409,31 @@ class TrainingCheckpoint:
 
     def _iteration(self, engine: Engine) -> None:
         self._agree()
-        if self.interrupted is not None:
+        if self.interrupted is not None and engine.state.iteration % engine.state.epoch_length:
             self._save(engine)
             engine.terminate()
+
+    def _end(self, engine: Engine) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     def _epoch(self, engine: Engine) -> None:
         self._agree()
         metric = self.validator.state.metrics[self.validator.state.key_metric_name]
+        if not math.isfinite(metric):
+            raise RuntimeError(
+                f"The validation error became {metric} at iteration {engine.state.iteration}: look at the validation "
+                f"slices for extreme intensities, lower `learning_rate`, and go on with --resume True; {self.path} "
+                "stays as it was."
+            )
         if metric < self.best_metric:
             self.best_metric = float(metric)
             self.best_weights = {
                 name: value.detach().cpu().clone() for name, value in self.ema.module.state_dict().items()
             }
-        if self.interrupted is None:
-            self._save(engine)
+        self._save(engine)
+        if self.interrupted is not None:
+            engine.terminate()
 
     def _save(self, engine: Engine) -> None:
         if idist.get_rank() > 0:
@@ -430,8 +445,7 @@ class TrainingCheckpoint:
             "best_metric": self.best_metric,
             "best_weights": self.best_weights,
         }
-        with atomic(self.path) as temporary:
-            torch.save(content, temporary)
+        save_tensors(self.path, content)
         logger.info(f"Saved {self.path} at iteration {engine.state.iteration}.")
 
 
@@ -474,6 +488,51 @@ class FiniteLoss:
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, before anything that saves."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, stop_on_non_finite_loss)
+
+
+class WatchTraining:
+    """Warn of what makes a training useless without ending it: batches of one slice, a validation error that rises.
+
+    Args:
+        network: The network in training.
+        validator: Its state has the validation error as key metric (lower is better).
+        patience: Validations that an error may stay above its best.
+        largest_rise: Part, in (0, 1), of the error's fall so far that it may have risen again by then.
+    """
+
+    def __init__(self, network: nn.Module, validator: Engine, patience: int = 5, largest_rise: float = 0.25):
+        self.network = network
+        self.validator = validator
+        self.patience = patience
+        self.largest_rise = largest_rise
+        self.errors: list[float] = []
+        self.warned_of = math.nan
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after the validation."""
+        engine.add_event_handler(Events.ITERATION_STARTED(once=1), self._batch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
+
+    def _batch(self, engine: Engine) -> None:
+        normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
+        if normalized and len(engine.state.batch["image"]) == 1:
+            logger.warning(
+                "The batches hold one slice, of which batch normalization takes its statistics; those of other slices "
+                "differ, and so will the validation: set `batch_size` to 2 or more (8 by default)."
+            )
+
+    def _validated(self, engine: Engine) -> None:
+        self.errors.append(float(self.validator.state.metrics[self.validator.state.key_metric_name]))
+        best = min(self.errors)
+        age = len(self.errors) - 1 - self.errors.index(best)
+        risen = self.errors[-1] - best > self.largest_rise * (self.errors[0] - best)
+        if age >= self.patience and risen and best != self.warned_of:
+            self.warned_of = best
+            logger.warning(
+                f"The validation error was lowest, {best:.4g}, {age} validations ago and is {self.errors[-1]:.4g} at "
+                f"iteration {engine.state.iteration}. The best weights are kept; more iterations may not help: train "
+                "on more slices, or set a lower `learning_rate` or fewer `iterations`."
+            )
 
 
 class TensorBoardPictures:
