@@ -116,9 +116,9 @@ class Client:
         """Submit the corrected label of a scan."""
         self.call("PUT", "/datastore/label", {"image": image, "tag": "final"}, {"label": path})
 
-    def train(self):
-        """Train one epoch on half of the labeled scans, as the Train button does; give the task when it has ended."""
-        options = {"max_epochs": 1, "val_split": 0.5, "device": "cpu", "multi_gpu": False}
+    def train(self, options):
+        """Train one epoch on half of the labeled scans; give the task when it has ended."""
+        options = options | {"max_epochs": 1, "val_split": 0.5}
         task = json.loads(self.call("POST", f"/train/{NAME}", content=options))["id"]
         for _ in range(600):
             found = json.loads(self.call("GET", "/train/"))
@@ -306,7 +306,7 @@ class TestTraining:
     def test_scans_without_healthy_slice_leave_the_model_as_it_was(self, server, labeled):
         before = server.weights.read_bytes()
         labeled(1)
-        task = server.train()
+        task = server.train({"device": "cpu", "multi_gpu": False})
         assert task["status"] == "ERROR"
         assert server.logs("No lesion-free slice in any of the 1 training subjects")
         assert server.weights.read_bytes() == before and os.listdir(server.weights.parent) == ["model.pt"]
@@ -316,9 +316,12 @@ class TestTraining:
     ):
         before = torch.load(server.weights, weights_only=True)
         labeled(0)
-        task = server.train()
+        # the button of 3D Slicer sends all options as they are shown, of lists the first entry
+        shown = json.loads(server.call("GET", "/info/"))["trainers"][NAME]["config"]
+        task = server.train({name: value[0] if isinstance(value, list) else value for name, value in shown.items()})
         assert task["status"] == "DONE", server.log.read_text()[-3000:]
         after = torch.load(server.weights, weights_only=True)
+        assert server.log.read_text().count("Best validation error") == 1  # trained once
         assert os.listdir(server.weights.parent) == ["model.pt"] and after.keys() == before.keys()
         networks = [name for name in after if name.startswith("masked.")]
         change = sum(float((after[name] - before[name]).abs().sum()) for name in networks)
