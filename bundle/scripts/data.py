@@ -8,6 +8,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 import nibabel as nib
@@ -163,6 +164,34 @@ def find_subjects(
         f"No scan in {root}: expected folders NAME with files NAME_{modalities[0]}.nii.gz; check `dataset_dir` and "
         "`modalities`."
     )
+
+
+def scan_subjects(
+    scans: Sequence[Mapping[str, object]], modalities: Sequence[str], slice_range: Sequence[int] | None = None
+) -> list[Subject]:
+    """Give scans that are listed by their files the form of `find_subjects`, and check their headers.
+
+    Args:
+        scans: For each scan its files ``image`` (one, or one for each modality) and, if any, ``label``.
+        modalities: Names of the channels.
+        slice_range: First axial slice, and the one after the last, that will be used; None: all.
+
+    Raises:
+        ValueError: What `check_subjects` finds in NIfTI files; or when a scan has another number of files than there
+            are modalities, or two have the same name.
+    """
+    subjects = []
+    for scan in scans:
+        files = [scan["image"]] if isinstance(scan["image"], str) else list(scan["image"])
+        if len(files) != len(modalities):
+            raise ValueError(f"{files[0]} is one of {len(files)} files, but `modalities` has {len(modalities)}.")
+        label = {"label": scan["label"]} if scan.get("label") else {}
+        subjects.append({"case": _case_name(Path(files[0])), "image": files, **label})
+    _check_slice_range(slice_range)
+    files_of = [[*subject["image"], subject.get("label", ".nii")] for subject in subjects]
+    nifti = [all(file.endswith(NIFTI_SUFFIXES) for file in files) for files in files_of]
+    check_subjects(list(compress(subjects, nifti)), slice_range)
+    return _each_once(subjects, "The list of scans")
 
 
 def _datalist_subjects(path: Path, modalities: Sequence[str], split: str | Sequence[str] | None) -> list[Subject]:

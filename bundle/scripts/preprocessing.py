@@ -13,17 +13,20 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import ignite.distributed as idist
 import numpy as np
 import torch
-from monai.data import Dataset
+from monai.bundle import ConfigParser
+from monai.data import CacheDataset, Dataset
 from monai.data.utils import affine_to_spacing
 from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .data import DATALIST, SPLITS, Subject, check_subjects, find_subjects
+from .data import DATALIST, SPLITS, Subject, check_subjects, find_subjects, read_slices, scan_subjects
 from .files import check_writable, not_empty, write_json
+from .paths import bundle_root
 from .transforms import all_finite
 
 logger = logging.getLogger(__name__)
@@ -99,12 +102,17 @@ class WriteSlices:
         """Save ``image``, ``brain_mask`` and ``label``, (C, H, W, D), and the record; gives their folder.
 
         Raises:
-            ValueError: When the label has voxels that are no number.
+            ValueError: When the label has voxels that are no number, or does not fit.
             OSError: When nothing can be written any more.
         """
         if "label" in data and not all_finite(data["label"]):
             raise ValueError(
                 f"{data['case']} has a lesion mask with NaN or infinite voxels: make it again, or exclude the case."
+            )
+        if "label" in data and data["label"].shape[1:] != data["image"].shape[1:]:
+            raise ValueError(
+                f"{data['case']} has a lesion mask of shape {list(data['label'].shape[1:])}, but voxels "
+                f"{list(data['image'].shape[1:])}: resample it."
             )
         volumes = {key: np.asarray(data[key]) for key in ("image", "brain_mask", "label") if key in data}
         volumes["brain_mask"] = volumes["brain_mask"] > 0.5
@@ -282,6 +290,22 @@ def preprocess(
     if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
         raise ValueError(f"`num_workers` must be a whole number of processes, or null, got {num_workers!r}.")
     subjects = plan(dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask)
+    return write_slices(
+        subjects, output_dir, modalities, transform, settings, slice_selection, slice_range, num_workers
+    )
+
+
+def write_slices(
+    subjects: Mapping[str, list[Subject]],
+    output_dir: str,
+    modalities: Sequence[str],
+    transform: Callable[[dict], dict[str, Tensor]],
+    settings: Mapping[str, object],
+    slice_selection: Mapping[str, str],
+    slice_range: Sequence[int] | None,
+    num_workers: int | None,
+) -> dict[str, int]:
+    """What `preprocess` does with the subjects of each split, once they are found and checked."""
     output = check_writable(output_dir)
     settings = {"modalities": list(modalities), "slice_range": slice_range and list(slice_range), **settings}
     kept = _kept_splits(output, settings, subjects)
@@ -384,3 +408,69 @@ def _write_datalist(
     write_json(output / DATALIST, content)
     print(f"Slices: {output / DATALIST}")
     return counts
+
+
+def slices_of_scans(
+    scans: Sequence[Mapping[str, object]],
+    split: str,
+    output_dir: str,
+    modalities: Sequence[str],
+    least: int,
+    slice_range: Sequence[int] | None = None,
+) -> list[dict[str, object]]:
+    """Write the lesion-free slices of whole scans, as ``configs/preprocess.json`` makes them, and list them.
+
+    Slices of an earlier run are kept where neither a scan nor its label has changed.
+
+    Args:
+        scans: For each scan its files ``image`` (one, or one for each modality) and ``label``, the lesion mask.
+        split: What the slices are for, "training" or "validation".
+        output_dir: Where slices and their datalist go.
+        modalities: Names of the channels.
+        least: Fewer slices than this are an error.
+        slice_range: First axial slice and the one after the last; None: all.
+
+    Returns:
+        The slices, as `read_slices` gives them.
+
+    Raises:
+        ValueError: When there is no scan, one cannot be used, or all together have too few lesion-free slices.
+    """
+    if not scans:
+        raise ValueError(f"No labeled scan for {split}: label more scans, or set `val_split` to another part of them.")
+    if idist.get_rank() == 0:
+        config = ConfigParser(ConfigParser.load_config_file(os.path.join(bundle_root(), "configs", "preprocess.json")))
+        settings = {key: config[key] for key in ("upper_fraction", "lower_fraction", "lower_over_volume")}
+        transform = config.get_parsed_content("preprocessing")
+        subjects = {split: scan_subjects(scans, modalities, slice_range)}
+        selection = {split: "healthy"}
+        write_slices(subjects, output_dir, modalities, transform, settings, selection, slice_range, num_workers=0)
+    idist.barrier()
+    slices = read_slices(output_dir, split, modalities)
+    if len(slices) < least:
+        raise ValueError(
+            f"The {len(scans)} scans for {split} have {len(slices)} lesion-free slices, expected {least} or more: "
+            "label more scans."
+        )
+    return slices
+
+
+def slice_dataset(
+    data: Sequence[Mapping[str, object]],
+    transform: Callable[[dict], dict[str, Tensor]],
+    from_scans: Callable[[Sequence[Mapping[str, object]]], list[dict[str, object]]],
+    **options: object,
+) -> CacheDataset:
+    """Cache slices to train on, also when whole scans are given in their place, as MONAI Label does.
+
+    Args:
+        data: Slices, as `read_slices` gives them, or scans, files under ``image`` and ``label``.
+        transform: Loads a slice.
+        from_scans: Makes slices of scans: `slices_of_scans` with its options.
+        options: More arguments of `CacheDataset`.
+
+    Returns:
+        The data set; its ``data`` are the slices.
+    """
+    slices = data if data and all("slice" in item for item in data) else from_scans(data)
+    return CacheDataset(slices, transform, **options)

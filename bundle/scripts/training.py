@@ -359,18 +359,18 @@ class TrainingCheckpoint:
         self.best_weights: dict[str, Tensor] = {}
         self.received: int = 0
         self.interrupted: signal.Signals | None = None
-        self.handlers: dict[int, object] = {}
+        self.replaced: dict[int, object] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the averaging of weights and the validation."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
-        engine.add_event_handler(Events.COMPLETED, self._end)
+        engine.add_event_handler(Events.COMPLETED, self._release)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._release)
 
     def _start(self, engine: Engine) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, self._interrupt)
+        self.replaced = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         if self.resume and self.path.exists():
             self._load(engine)
         elif self.resume:
@@ -399,6 +399,13 @@ class TrainingCheckpoint:
             ) from None
         logger.info(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
 
+    def _release(self, engine: Engine, error: BaseException | None = None) -> None:
+        """Leave the signals to whom they belonged: a server that trains, for one, must still end when told to."""
+        for number, handler in self.replaced.items():
+            signal.signal(number, handler)
+        if error is not None:
+            raise error
+
     def _interrupt(self, number: int, frame: object) -> None:
         self.received = number
 
@@ -412,10 +419,6 @@ class TrainingCheckpoint:
         if self.interrupted is not None and engine.state.iteration % engine.state.epoch_length:
             self._save(engine)
             engine.terminate()
-
-    def _end(self, engine: Engine) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
 
     def _epoch(self, engine: Engine) -> None:
         self._agree()
