@@ -279,11 +279,11 @@ def test_slices_of_a_split_are_read_with_absolute_paths(slices_dir, monkeypatch)
         ({"training": [{"case": "a", "slice": 1, "image": "../x.npy", "brain_mask": "x.npy"}]}, "which is outside"),
         ({"training": [{"case": "a", "image": "x.npy"}]}, "is no datalist of slices"),
         ({"training": ["x.npy"]}, "is no datalist of slices"),
-        (None, "datalist.json is no datalist"),
+        (None, "datalist.json is no JSON"),
     ],
 )
 def test_bad_datalist_of_slices(tmp_path, change, message):
-    (tmp_path / "x.npy").touch()
+    np.save(tmp_path / "x.npy", np.zeros((1, 4, 4)))
     good = {"case": "a/b", "slice": 1, "image": "x.npy", "brain_mask": "x.npy"}
     content = {"modalities": ["flair"], "training": [good]}
     (tmp_path / "datalist.json").write_text(json.dumps(content))

@@ -376,7 +376,7 @@ def test_errors_of_the_command_line_are_one_line(scans_dir, tmp_path):
 def test_traceback_is_there_for_those_who_ask(scans_dir, tmp_path):
     process = command_line(tmp_path, scans_dir, "--upper_fraction", "90", ITERMASK_TRACEBACK="1")
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and "Traceback (most recent call last)" in errors and "in check_fractions" in errors
+    assert process.returncode == 1 and "Traceback (most recent call last)" in errors and "in check_settings" in errors
 
 
 def test_errors_are_one_line_before_anything_can_fail(scans_dir, tmp_path, monkeypatch):

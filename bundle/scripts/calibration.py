@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import ignite.distributed as idist
 import torch
 from torch import Tensor
 
-from .files import check_writable, save_tensors
+from .files import check_writable, read_tensors, save_tensors
 from .itermask import IterMask, pass_noise
 from .probabilistic import ProbabilisticIterMask
 from .training import TrainingCheckpoint, networks_of
+
+LARGEST_FIELD = 1000.0  # mm
 
 logger = logging.getLogger(__name__)
 
@@ -213,12 +215,9 @@ def load_model(model: IterMask, model_file: str, calibrated: bool = True) -> Ite
     if not path.is_file():
         raise FileNotFoundError(f"No weights at {path}: run configs/train.json to make them, or set `model_file`.")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} is not a file of network weights ({type(error).__name__}): set `model_file` to a model.pt that "
-            "configs/train.json wrote."
-        ) from None
+        weights = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: set `model_file` to a model.pt that configs/train.json wrote.") from None
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -227,12 +226,35 @@ def load_model(model: IterMask, model_file: str, calibrated: bool = True) -> Ite
             f"{path} holds the weights of another network ({detail[:200]}): set `network_def` and `modalities` to "
             "what it was trained with."
         ) from None
+    _check_numbers(model, weights, path)
     if calibrated and not torch.isfinite(model.threshold):
         raise RuntimeError(
             f"{path} has no threshold: run configs/train.json to the end, or `run calibrate`, or set "
             "network_def#threshold."
         )
     return model.eval()
+
+
+def _check_numbers(model: IterMask, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are no finite numbers, and what is kept beside them where nothing measured is like it."""
+    own = model.state_dict()
+    values = {name: value for name, value in weights.items() if name.split(".")[0] in networks_of(model)}
+    size, planes = model.field_of_view, model.planes
+    deviations = getattr(model, "deviations", torch.ones(2))
+    thresholds = [getattr(model, name, model.threshold) for name in ("certain_threshold", "first_threshold")]
+    wrong = [
+        name
+        for name, value in values.items()
+        if value.is_floating_point() != own[name].is_floating_point() or not value.isfinite().all()
+    ]
+    wrong += ["field_of_view"] * (not (size.isfinite() & (size >= 0) & (size <= LARGEST_FIELD)).all())
+    wrong += ["planes"] * bool(planes.isnan().any())
+    wrong += ["deviations"] * (not (deviations.isfinite() & (deviations > 0)).all())
+    wrong += ["thresholds"] * (bool(model.threshold.isfinite()) and not all(map(torch.isfinite, thresholds)))
+    if wrong:
+        raise ValueError(
+            f"{path} holds numbers that no training leaves ({wrong[0]}): train again, or set `model_file`."
+        )
 
 
 def save_model(model: IterMask, model_file: str) -> None:

@@ -14,11 +14,34 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from .settings import LONGEST_NAME, is_name, is_path, is_text
+
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+SMALLEST_VOXEL, LARGEST_VOXEL = 0.1, 100.0  # mm
+MOST_VOXELS = 2**30
+LEAST_DETERMINANT = 1e-3  # of the directions of the axes: 1 where they are at right angles, 0 in one plane
 DATALIST = "datalist.json"
 SPLITS = ("training", "validation", "testing")
 
 Subject = dict[str, object]
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+SLICE_ENTRIES = {  # what preprocessing notes of a slice; the last two it did not always note
+    "case": is_text,
+    "slice": lambda value: type(value) is int and 0 <= value < 2**31,
+    "image": lambda value: isinstance(value, str),
+    "brain_mask": lambda value: isinstance(value, str),
+    "label": lambda value: value is None or isinstance(value, str),
+    "position": lambda value: value is None or _is_number(value),
+    "field_of_view": lambda value: (
+        value is None
+        or (isinstance(value, list) and len(value) == 2 and all(_is_number(mm) and 0 <= mm <= 10_000 for mm in value))
+    ),
+}
 
 
 def _existing_folder(dataset_dir: str | os.PathLike) -> Path:
@@ -38,8 +61,10 @@ def _holds_scan(folder: Path) -> bool:
 
 
 def _each_once(subjects: list[Subject], source: object) -> list[Subject]:
-    """The subjects, each of another name: outputs go by it."""
+    """The subjects, each of another name that can be that of a folder: outputs go by it."""
     names = [subject["case"] for subject in subjects]
+    for name in names:
+        check_case_name(name, source)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{source} holds {twice} twice: list each case once, and give each a name of its own.")
@@ -54,11 +79,56 @@ def _case_name(path: Path) -> str:
     return next((path.name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if path.name.endswith(suffix)), path.stem)
 
 
-def _inside(root: Path, name: str, source: object) -> Path:
-    """The path of ``name`` below ``root``; refuses names that lead out of it."""
-    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] in (os.pardir, os.curdir):
-        raise ValueError(f"{source} names {name!r}, which is outside {root}: list only names inside the data folder.")
+def check_case_name(name: object, source: object) -> None:
+    """Refuse a case's name that cannot be that of a folder.
+
+    Raises:
+        ValueError: When it is no text, or has a slash, a leading dot or a control character, or is too long.
+    """
+    if not is_name(name):
+        raise ValueError(
+            f"{source} has the case name {_shown(name)}: use one line of text without slashes and without a leading "
+            f"dot, of at most {LONGEST_NAME} bytes."
+        )
+
+
+def _shown(value: object) -> str:
+    return text if len(text := repr(value)) <= 200 else f"{text[:200]}..."
+
+
+def inside(root: Path, name: object, source: object, allow_outside: bool = False) -> Path:
+    """The path of ``name`` below ``root``; refuses names that lead out of it, unless that is allowed.
+
+    Links are followed: what lies in the data folder is its owner's choice, a list may be another's.
+    """
+    if not is_path(name):
+        raise ValueError(f"{source} names {_shown(name)}, which is no file name: list names as text of one line.")
+    inside = not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] not in (os.pardir, os.curdir)
+    if not inside and not allow_outside:
+        raise ValueError(
+            f"{source} names {name!r}, which is outside {root}: list only names inside the data folder, or set "
+            "`allow_outside` when you trust the list."
+        )
     return root / name
+
+
+def read_json(path: Path, kind: str) -> object:
+    """The content of a JSON file that others may have written.
+
+    Args:
+        path: The file.
+        kind: What it should be and where it comes from, for the message.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}: give {kind}.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): give {kind}.") from None
 
 
 def read_split(split: str | Sequence[str]) -> list[str]:
@@ -78,9 +148,12 @@ def read_split(split: str | Sequence[str]) -> list[str]:
             raise ValueError(f"The split file {path} is no text file: give one case name a line.") from None
         names = [name for line in lines if (name := line.partition("#")[0].strip())]
     elif isinstance(split, Sequence):
-        path, names = "The split", [str(name) for name in split]
+        path, names = "The split", [str(name) if type(name) is int else name for name in split]
     else:
         raise ValueError(f"A split must be a file, a list of case names, or null, got {split!r}.")
+    wrong = next((name for name in names if not is_path(name)), None)
+    if wrong is not None:
+        raise ValueError(f"{path} names {_shown(wrong)}, which is no case name: give names of folders.")
     if not names:
         raise ValueError(f"{path} names no case: put one case name on each line, or set the split to null.")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
@@ -90,11 +163,19 @@ def read_split(split: str | Sequence[str]) -> list[str]:
 
 
 def _subject(
-    root: Path, name: str, modalities: Sequence[str], label: str | None, brain_mask: str | None, source: object
+    root: Path,
+    name: str,
+    modalities: Sequence[str],
+    label: str | None,
+    brain_mask: str | None,
+    source: object,
+    allow_outside: bool = False,
 ) -> Subject:
-    folder = _inside(root, name, source)
+    folder = inside(root, name, source, allow_outside)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{source} names {name}, but {root} has no folder of that name.")
+        raise FileNotFoundError(
+            f"{source} names {name}, but {root} has no folder of that name: correct the list, or add it."
+        )
     stem = folder / folder.name
     subject: Subject = {"case": folder.name, "image": []}
     for modality in modalities:
@@ -123,6 +204,7 @@ def find_subjects(
     split: str | Sequence[str] | None = None,
     label: str | None = "seg",
     brain_mask: str | None = None,
+    allow_outside: bool = False,
 ) -> list[Subject]:
     """List scans in the BraTS folder convention, ``NAME/NAME_<modality>.nii.gz``, or of a Decathlon-style datalist.
 
@@ -135,6 +217,7 @@ def find_subjects(
         split: Case names, a split file, a list's name in the datalist, or None for all there is.
         label: File name ending of lesion masks; a scan may have none.
         brain_mask: File name ending of brain masks, or None where voxels above 0 are brain.
+        allow_outside: Let the datalist or the split name files outside the folder.
 
     Returns:
         For each scan ``case``, ``image`` (a list of files), and ``label`` and ``brain_mask`` where there are any.
@@ -146,16 +229,17 @@ def find_subjects(
     if not modalities or isinstance(modalities, str):
         raise ValueError(f"`modalities` must be a list of names such as ['flair'], got {modalities!r}.")
     if str(dataset_dir).endswith(".json"):
-        return _datalist_subjects(Path(dataset_dir), modalities, split)
+        return _datalist_subjects(Path(dataset_dir), modalities, split, allow_outside)
     root = _existing_folder(dataset_dir)
     if split is not None:
         source = split if isinstance(split, str) else "The split"
         names = read_split(split)
-        return _each_once([_subject(root, name, modalities, label, brain_mask, source) for name in names], source)
+        found = [_subject(root, name, modalities, label, brain_mask, source, allow_outside) for name in names]
+        return _each_once(found, source)
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     names = [name for name in names if _holds_scan(root / name)]
     if names:
-        return [_subject(root, name, modalities, label, brain_mask, root) for name in names]
+        return _each_once([_subject(root, name, modalities, label, brain_mask, root) for name in names], root)
     files = sorted(path for path in root.iterdir() if _is_nifti_name(path.name) and path.is_file())
     if files and len(modalities) == 1 and brain_mask is None:
         subjects = [{"case": _case_name(path), "image": [str(path)]} for path in files]
@@ -194,49 +278,49 @@ def scan_subjects(
     return _each_once(subjects, "The list of scans")
 
 
-def _datalist_subjects(path: Path, modalities: Sequence[str], split: str | Sequence[str] | None) -> list[Subject]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise FileNotFoundError(f"No datalist {path}: set `dataset_dir` to a folder or an existing datalist.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): give a Decathlon-style datalist.") from None
+def _datalist_subjects(
+    path: Path, modalities: Sequence[str], split: str | Sequence[str] | None, allow_outside: bool
+) -> list[Subject]:
+    if not path.is_file():
+        raise FileNotFoundError(f"No datalist {path}: set `dataset_dir` to a folder or an existing datalist.")
+    content = read_json(path, "a Decathlon-style datalist")
     lists = (
         {name: value for name, value in content.items() if isinstance(value, list)} if isinstance(content, dict) else {}
     )
     if split is not None and (not isinstance(split, str) or split not in lists):
         raise ValueError(
-            f"{path} has no list {split!r}, only {', '.join(lists) or 'none'}: set the split to one of them."
+            f"{path} has no list {_shown(split)}, only {', '.join(lists) or 'none'}: set the split to one of them."
         )
     items = lists[split] if split is not None else [item for value in lists.values() for item in value]
     subjects = []
     for item in items:
         if not isinstance(item, dict) or "image" not in item:
             raise ValueError(f"{path} has an entry without `image`: expected objects with image and, if any, label.")
-        files = [item["image"]] if isinstance(item["image"], str) else list(item["image"])
+        files = item["image"] if isinstance(item["image"], list) else [item["image"]]
         if len(files) != len(modalities):
             raise ValueError(
-                f"{path} lists {len(files)} image files for a case, but `modalities` has {len(modalities)}."
+                f"{path} lists {len(files)} image files for a case, but `modalities` has {len(modalities)}: list one "
+                "for each."
             )
-        subject: Subject = {"image": [str(_inside(path.parent, name, path)) for name in files]}
-        subject |= {key: str(_inside(path.parent, item[key], path)) for key in ("label", "brain_mask") if item.get(key)}
-        subjects.append({"case": _plain_name(item.get("case") or _case_name(Path(files[0])), path), **subject})
+        subject: Subject = {"image": [str(inside(path.parent, name, path, allow_outside)) for name in files]}
+        for key in ("label", "brain_mask"):
+            if item.get(key):
+                subject[key] = str(inside(path.parent, item[key], path, allow_outside))
+        case = item.get("case") or _case_name(Path(files[0]))
+        subjects.append({"case": str(case) if type(case) is int else case, **subject})
     if not subjects:
         raise ValueError(f"{path} lists no case: give lists of objects with image and, if any, label.")
     return _each_once(subjects, path)
 
 
-def _plain_name(case: object, source: object) -> str:
-    """A case's name, which becomes that of a folder."""
-    name = str(case)
-    if name != os.path.basename(name) or name.startswith("."):
-        raise ValueError(f"{source} has the case name {name!r}: use a name without slashes and without a leading dot.")
-    return name
+def content_size(image: nib.spatialimages.SpatialImage) -> int:
+    """Bytes of a NIfTI file, uncompressed, that its header announces."""
+    return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
 
 
 def _is_whole(path: str, image: nib.spatialimages.SpatialImage) -> bool:
     """Whether a file holds all the voxels that its header announces."""
-    expected = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    expected = content_size(image)
     if not path.endswith(".gz"):
         return os.path.getsize(path) >= expected
     with open(path, "rb") as file:
@@ -246,7 +330,7 @@ def _is_whole(path: str, image: nib.spatialimages.SpatialImage) -> bool:
     try:
         with gzip.open(path) as file:
             size = 0
-            while block := file.read(1 << 22):
+            while size < expected and (block := file.read(1 << 22)):
                 size += len(block)
         return size >= expected
     except (OSError, EOFError):
@@ -259,12 +343,16 @@ def read_header(path: str) -> tuple[tuple[int, int, int], np.ndarray]:
     Raises:
         ValueError: When the file is no NIfTI volume, is cut short, or has an affine that fixes no space.
     """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"No file {path}: check its name in the datalist or `image`.")
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise ValueError(f"{path} is no file: give a NIfTI file.")
+    if not str(path).endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"{path} has another ending than {' or '.join(NIFTI_SUFFIXES)}: give a NIfTI file.")
     try:
         image = nib.load(path)
         shape, affine = tuple(image.shape), np.asarray(image.affine, dtype=float)
         whole, kind = _is_whole(path, image), image.get_data_dtype()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"No file {path}: check its name in the datalist or `image`.") from None
     except Exception as error:
         raise ValueError(
             f"{path} is not a NIfTI file that can be read ({type(error).__name__}): export it again."
@@ -277,9 +365,19 @@ def read_header(path: str) -> tuple[tuple[int, int, int], np.ndarray]:
         shape = shape[:3]
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"{path} has shape {shape}, expected a volume (H, W, D): give one 3-D volume a file.")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if math.prod(shape) > MOST_VOXELS:
+        raise ValueError(f"{path} has {math.prod(shape)} voxels, expected at most {MOST_VOXELS}: resample it.")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(all="ignore"):
+        determinant = abs(np.linalg.det(affine[:3, :3] / spacing))
+    if not np.isfinite(affine).all() or not determinant >= LEAST_DETERMINANT:
         raise ValueError(
             f"{path} has an affine that maps voxels to no space (singular or not finite): repair its header."
+        )
+    if spacing.min() < SMALLEST_VOXEL or spacing.max() > LARGEST_VOXEL:
+        raise ValueError(
+            f"{path} has voxels of {' x '.join(f'{mm:.3g}' for mm in spacing)} mm, expected {SMALLEST_VOXEL:g} to "
+            f"{LARGEST_VOXEL:g} mm: repair its header."
         )
     return shape, affine
 
@@ -296,7 +394,7 @@ def _check_slice_range(slice_range: object) -> None:
     if not pair or not all(type(k) is int for k in slice_range) or not 0 <= slice_range[0] < slice_range[1]:
         raise ValueError(
             "`slice_range` must be [first, after the last] of whole numbers with 0 <= first < after the last, got "
-            f"{slice_range}."
+            f"{_shown(slice_range)}."
         )
 
 
@@ -346,35 +444,56 @@ def read_slices(
 
     Raises:
         FileNotFoundError: When there is no datalist, or a file of it is gone.
-        ValueError: When the split is missing or empty, or holds other modalities.
+        ValueError: When the split is missing or empty, holds other modalities, or a file that is no slice.
     """
     root = _existing_folder(dataset_dir)
     path = root / DATALIST
     if not path.is_file():
         raise FileNotFoundError(f"No {DATALIST} in {root}: make it with configs/preprocess.json, or set `dataset_dir`.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        items = content.get(split) or []
-        found = content.get("modalities")
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path} is no datalist: make it again with configs/preprocess.json.") from None
+    content = read_json(path, "what configs/preprocess.json wrote")
+    if not isinstance(content, dict) or not isinstance(content.get(split) or [], list):
+        raise ValueError(f"{path} is no datalist: make it again with configs/preprocess.json.")
+    items, found = content.get(split) or [], content.get("modalities") or []
     if not items:
         raise ValueError(f"{path} has no slice for {split}: run configs/preprocess.json with `split_{split}` set.")
-    if modalities is not None and list(modalities) != list(found or []):
+    if modalities is not None and list(modalities) != found:
         raise ValueError(
-            f"{root} holds the modalities {found}, but `modalities` is {list(modalities)}: set it to match."
+            f"{root} holds the modalities {_shown(found)}, but `modalities` is {list(modalities)}: set it to match."
         )
     slices = []
     for item in items:
-        if not isinstance(item, dict) or not {"case", "slice", "image", "brain_mask"} <= item.keys():
+        if not isinstance(item, dict) or not all(fits(item.get(key)) for key, fits in SLICE_ENTRIES.items()):
             raise ValueError(f"{path} is no datalist of slices: make it again with configs/preprocess.json.")
-        files = {key: str(_inside(root, item[key], path)) for key in ("image", "brain_mask", "label") if item.get(key)}
+        files = {key: str(inside(root, item[key], path)) for key in ("image", "brain_mask", "label") if item.get(key)}
         missing = next((file for file in files.values() if not os.path.isfile(file)), None)
         if missing:
             raise FileNotFoundError(f"{path} lists {missing}, which is gone: run configs/preprocess.json again.")
-        known = {key: item[key] for key in ("case", "slice", "field_of_view", "position") if key in item}
+        _check_planes(files, len(modalities) if modalities is not None else None)
+        known = {key: item[key] for key in ("case", "slice", "field_of_view", "position") if item.get(key) is not None}
         slices.append({**known, **files})
     return slices
+
+
+def _check_planes(files: Mapping[str, str], modalities: int | None) -> None:
+    """Refuse files of a slice that hold no arrays (C, H, W) of numbers of one size; reads their headers alone."""
+    sizes = {}
+    for key, file in files.items():
+        channels = modalities if key == "image" else 1
+        try:
+            plane = np.load(file, mmap_mode="r", allow_pickle=False)
+            kind, shape = plane.dtype.kind, plane.shape
+        except Exception as error:
+            raise ValueError(
+                f"{file} is no slice that can be read ({type(error).__name__}): run configs/preprocess.json again."
+            ) from None
+        if kind not in "biuf" or len(shape) != 3 or channels not in (None, shape[0]) or 0 in shape:
+            raise ValueError(
+                f"{file} holds {kind!r} of shape {shape}, expected numbers ({channels or 'C'}, H, W): run "
+                "configs/preprocess.json again."
+            )
+        sizes[file] = shape[1:]
+    if len({*sizes.values()}) > 1:
+        raise ValueError(f"{next(iter(sizes))} and its masks differ in size: run configs/preprocess.json again.")
 
 
 def common_field_of_view(slices: Sequence[Mapping[str, object]]) -> tuple[float, float]:

@@ -54,6 +54,7 @@ def find_labeled(
     label: str = "seg",
     brain_mask: str | None = None,
     slice_range: Sequence[int] | None = None,
+    allow_outside: bool = False,
 ) -> list[Subject]:
     """List the scans of a folder to be scored, see `find_subjects`, and check their headers.
 
@@ -64,12 +65,13 @@ def find_labeled(
         label: File name ending of lesion masks.
         brain_mask: File name ending of brain masks; None: voxels above 0 are brain.
         slice_range: First axial slice and the one after the last; None: all.
+        allow_outside: As in `find_subjects`.
 
     Raises:
         FileNotFoundError: When a file is missing, the label too.
         ValueError: When files do not fit each other.
     """
-    subjects = find_subjects(dataset_dir, modalities, split, label, brain_mask)
+    subjects = find_subjects(dataset_dir, modalities, split, label, brain_mask, allow_outside)
     for subject in subjects:
         if "label" not in subject:
             raise FileNotFoundError(

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ignite.engine import Engine, Events
+from monai.config import NdarrayOrTensor
 from monai.data import NibabelWriter
 from monai.engines import SupervisedEvaluator
 
-from .data import NIFTI_SUFFIXES, Subject, check_subjects, find_subjects
+from .data import NIFTI_SUFFIXES, Subject, check_case_name, check_subjects, find_subjects
 from .distributed import share
 from .files import atomic, check_writable, not_empty, write_json
 
@@ -22,6 +23,7 @@ def find_inputs(
     modalities: Sequence[str],
     image: str | Sequence[str] | None = None,
     brain_mask: str | None = None,
+    allow_outside: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> list[Subject]:
@@ -32,6 +34,7 @@ def find_inputs(
         modalities: File name endings, in the order of the channels.
         image: One volume instead of the folder: a file, or one file for each modality.
         brain_mask: File name ending of brain masks; with ``image`` the mask's file. None: voxels above 0 are brain.
+        allow_outside: As in `find_subjects`.
         rank: This process.
         world_size: Number of processes; each gets its share of the volumes.
 
@@ -43,7 +46,9 @@ def find_inputs(
         ValueError: When a file is no volume, or ``image`` has another number of files than there are modalities.
     """
     if image is None:
-        subjects = find_subjects(dataset_dir, modalities, label=None, brain_mask=brain_mask)
+        subjects = find_subjects(
+            dataset_dir, modalities, label=None, brain_mask=brain_mask, allow_outside=allow_outside
+        )
     else:
         files = [image] if isinstance(image, str) else list(image)
         if len(files) != len(modalities):
@@ -51,6 +56,7 @@ def find_inputs(
                 f"`image` has {len(files)} files, but the model takes {len(modalities)} modalities "
                 f"({', '.join(modalities)}): give one file for each."
             )
+        check_case_name(case_of(files[0], modalities), "`image`")
         subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
         subjects = [subject | ({"brain_mask": brain_mask} if brain_mask else {})]
     subjects = share(subjects, rank, world_size)
@@ -67,12 +73,20 @@ def case_of(path: str | os.PathLike, modalities: Sequence[str]) -> str:
 
 
 def output_name(meta: Mapping[str, object], transform: object, modalities: Sequence[str]) -> dict[str, object]:
-    """Names an output of `SaveImage` after its case, as the ``output_name_formatter`` of that transform."""
-    return {"subject": case_of(str(meta["filename_or_obj"]), modalities), "idx": None}
+    """Names an output of `SaveImage` after its case, as the ``output_name_formatter`` of that transform.
+
+    `BrainMaskd` notes the case; without one (in MONAI Label) the file's name tells it.
+    """
+    return {"subject": str(meta.get("case") or case_of(str(meta["filename_or_obj"]), modalities)), "idx": None}
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer, but a reader never meets a half-written file."""
+    """MONAI's NIfTI writer, but a reader never meets a half-written file, and a volume of one slice stays a volume."""
+
+    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int = 0, **kwargs: object) -> None:
+        """Take a volume (1, H, W, D); its last axes stay, of whatever length."""
+        super().set_data_array(data_array, channel_dim, **{**kwargs, "squeeze_end_dims": False})
+        self.data_obj = self.data_obj[..., 0]
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
         """Write to a temporary file beside ``filename`` and put it in place."""

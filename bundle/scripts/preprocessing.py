@@ -201,6 +201,7 @@ def plan(
     slice_range: Sequence[int] | None,
     label: str | None = "seg",
     brain_mask: str | None = None,
+    allow_outside: bool = False,
 ) -> dict[str, list[Subject]]:
     """Find the subjects of each split and check all that their headers show.
 
@@ -212,6 +213,7 @@ def plan(
         slice_range: First axial slice and the one after the last; None: all.
         label: File name ending of lesion masks.
         brain_mask: File name ending of brain masks, or None.
+        allow_outside: As in `find_subjects`.
 
     Returns:
         The subjects of each split that is made.
@@ -224,7 +226,7 @@ def plan(
     for split in SPLITS:
         if splits.get(split) is None:
             continue
-        found[split] = find_subjects(dataset_dir, modalities, splits[split], label, brain_mask)
+        found[split] = find_subjects(dataset_dir, modalities, splits[split], label, brain_mask, allow_outside)
         for subject in found[split]:
             case = subject["case"]
             if case in owner:
@@ -252,6 +254,7 @@ def preprocess(
     slice_range: Sequence[int] | None = (70, 90),
     label: str | None = "seg",
     brain_mask: str | None = None,
+    allow_outside: bool = False,
     num_workers: int | None = None,
 ) -> dict[str, int]:
     """Write the chosen slices of all subjects and one datalist of them.
@@ -270,6 +273,7 @@ def preprocess(
         slice_range: First axial slice and the one after the last; None: all.
         label: File name ending of lesion masks.
         brain_mask: File name ending of brain masks, or None where voxels above 0 are brain.
+        allow_outside: As in `find_subjects`.
         num_workers: Processes; None: one for each core, 0: this one.
 
     Returns:
@@ -289,7 +293,7 @@ def preprocess(
         )
     if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
         raise ValueError(f"`num_workers` must be a whole number of processes, or null, got {num_workers!r}.")
-    subjects = plan(dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask)
+    subjects = plan(dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask, allow_outside)
     return write_slices(
         subjects, output_dir, modalities, transform, settings, slice_selection, slice_range, num_workers
     )

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .charts import Line, Mark, chart
+from .data import inside
 from .files import atomic
 from .iterations import STRIP_FILE
 from .summaries import SUMMARY_COLUMNS
@@ -189,10 +190,42 @@ def cases_html(rows: Sequence[Mapping[str, str]], folder: Path) -> str:
             cells.append(f'<td data-value="{escape(row[name])}">{escape(shown)}</td>')
         body = f"<tr>{''.join(cells)}</tr>"
         if row.get("picture"):
-            source = embedded(folder / row["picture"])
+            source = embedded(inside(folder, row["picture"], "cases.csv"))
             body += f'<tr><td colspan={len(columns)}><img src="{source}" alt="{escape(row["case"])}"></td></tr>'
         bodies.append(f"<tbody class=case>{body}</tbody>")
     return f"<div class=scroll><table id=cases><thead><tr>{header}</tr></thead>{''.join(bodies)}</table></div>"
+
+
+def _page(folder: Path) -> str:
+    """The page of what an evaluation left; raises what the files make it raise."""
+    summary = json.loads((folder / "summary.json").read_text())
+    curves = read_curves(folder / "curves.csv")
+    with (folder / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    iterations = ""
+    if (folder / STRIP_FILE).is_file():
+        source = embedded(folder / STRIP_FILE, 2400)
+        iterations = f'<h2>The iterations of one case</h2><div class=strip><img src="{source}" alt="iterations"></div>'
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Evaluation of {int(summary["cases"])} cases</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<style>{STYLE}</style></head><body>
+<h1>Evaluation of {int(summary["cases"])} cases</h1>
+<p class=note>{int(summary["cases_small"])} small (under 200 px at 128 x 128), {int(summary["cases_medium"])} medium and
+{int(summary["cases_large"])} large lesions (800 px and more); {int(summary["healthy_slices"])} healthy slices
+({escape(str(summary["baseline_threshold_source"]))}). The baselines mark as much of the healthy brain as IterMask does.
+The upper bound chooses its threshold on the labels it is scored with, so it is no result.</p>
+{summary_html(summary, list(curves))}
+<h2>Thresholds and scores</h2><div class=charts>
+{threshold_chart(curves[METHOD], summary)}{false_positive_chart(curves, summary)}{score_histogram(curves[METHOD])}</div>
+{iterations}
+<h2>Cases, worst first</h2><p class=note>Click a heading to sort, again to turn the order round. Pictures: image,
+high-frequency image, reconstruction, anomaly map, and mask (red) against label (green).</p>
+{cases_html(rows, folder)}
+<script>{SCRIPT}</script></body></html>
+"""
 
 
 def write_report(output_dir: str) -> Path:
@@ -208,40 +241,19 @@ def write_report(output_dir: str) -> Path:
 
     Raises:
         FileNotFoundError: When there is no evaluation.
+        ValueError: When a file of it is not as `evaluate` writes it.
     """
     folder = Path(output_dir)
     missing = [name for name in ("summary.json", "cases.csv", "curves.csv") if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"No {missing[0]} in {folder}: run `evaluate` with this `output_dir` first.")
-    summary = json.loads((folder / "summary.json").read_text())
-    curves = read_curves(folder / "curves.csv")
-    with (folder / "cases.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    iterations = ""
-    if (folder / STRIP_FILE).is_file():
-        source = embedded(folder / STRIP_FILE, 2400)
-        iterations = f'<h2>The iterations of one case</h2><div class=strip><img src="{source}" alt="iterations"></div>'
-    page = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Evaluation of {summary["cases"]} cases</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<style>{STYLE}</style></head><body>
-<h1>Evaluation of {summary["cases"]} cases</h1>
-<p class=note>{summary["cases_small"]} small (under 200 px at 128 x 128), {summary["cases_medium"]} medium and
-{summary["cases_large"]} large lesions (800 px and more); {summary["healthy_slices"]} healthy slices
-({escape(str(summary["baseline_threshold_source"]))}). The baselines mark as much of the healthy brain as IterMask does.
-The upper bound chooses its threshold on the labels it is scored with, so it is no result.</p>
-{summary_html(summary, list(curves))}
-<h2>Thresholds and scores</h2><div class=charts>
-{threshold_chart(curves[METHOD], summary)}{false_positive_chart(curves, summary)}{score_histogram(curves[METHOD])}</div>
-{iterations}
-<h2>Cases, worst first</h2><p class=note>Click a heading to sort, again to turn the order round. Pictures: image,
-high-frequency image, reconstruction, anomaly map, and mask (red) against label (green).</p>
-{cases_html(rows, folder)}
-<script>{SCRIPT}</script></body></html>
-"""
+    try:
+        page = _page(folder)
+    except Exception as error:  # the files may be cut short, or another's
+        raise ValueError(
+            f"{folder} holds no whole evaluation ({type(error).__name__}: {str(error)[:200]}): run `evaluate` again."
+        ) from None
     with atomic(folder / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")
     print(f"Report: {folder / 'report.html'}")
     return folder / "report.html"

@@ -164,7 +164,10 @@ def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
     names = {}
     for name, file in subsets.items():
         path = Path(file)
-        names[name] = set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
+        try:
+            names[name] = set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
+        except UnicodeDecodeError:
+            raise ValueError(f"`subsets`: {path} is no text file: give one case name a line.") from None
         if not names[name]:
             raise ValueError(
                 f"`subsets` expects a file with a case name a line for {name}; {path} is missing or empty."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -19,7 +19,7 @@ from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
 
 from .augmentation import random_affine, random_intensity
-from .files import save_tensors
+from .files import read_tensors, save_tensors
 from .itermask import IterMask, hide
 from .masks import coarse_noise
 from .precision import autocast, check_precision
@@ -384,7 +384,7 @@ class TrainingCheckpoint:
 
     def _load(self, engine: Engine) -> None:
         try:
-            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+            checkpoint = read_tensors(self.path)
             max_epochs = engine.state.max_epochs
             for name, target in self.save_dict.items():
                 target.load_state_dict(checkpoint[name])
@@ -392,12 +392,25 @@ class TrainingCheckpoint:
             engine.state.max_epochs = max_epochs
             self.ema.load_state_dict(checkpoint["ema"])
             self.best_metric, self.best_weights = checkpoint["best_metric"], checkpoint["best_weights"]
-        except (KeyError, RuntimeError, ValueError) as error:
+            self._check(checkpoint)
+        except Exception as error:  # whatever a file of another's makes the parts of a training raise
             raise ValueError(
-                f"The checkpoint {self.path} belongs to another training ({str(error).splitlines()[0]}): "
+                f"The checkpoint {self.path} belongs to another training ({str(error).partition(chr(10))[0][:200]}): "
                 "train without `resume`, or with the settings it was made with."
             ) from None
         logger.info(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
+
+    def _check(self, checkpoint: Mapping[str, object]) -> None:
+        """Refuse what loads but could not be trained on: an optimizer of other shapes, numbers that are none."""
+        optimizer = checkpoint["optimizer"]
+        parameters = [parameter for group in self.save_dict["optimizer"].param_groups for parameter in group["params"]]
+        for index, state in optimizer["state"].items():
+            moments = [value for value in state.values() if isinstance(value, Tensor) and value.ndim]
+            if any(value.shape != parameters[index].shape for value in moments):
+                raise ValueError("the optimizer fits other weights")
+        tensors = [*checkpoint["network"].values(), *checkpoint["ema"].values(), *self.best_weights.values()]
+        if not all(value.isfinite().all() for value in tensors) or math.isnan(self.best_metric):
+            raise ValueError("it holds numbers that are not finite")
 
     def _release(self, engine: Engine, error: BaseException | None = None) -> None:
         """Leave the signals to whom they belonged: a server that trains, for one, must still end when told to."""

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import gzip
 import logging
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from numbers import Real
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor, NibabelReader
+from monai.data import MetaTensor, NibabelReader, NumpyReader
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple
 from torch import Tensor
+
+from .data import content_size
 
 logger = logging.getLogger(__name__)
 
 LOWEST, HIGHEST = -3.0, 3.0
 LARGEST_BRAIN_ML = 2200.0
+LARGEST_SCALED = 1e9  # what the arithmetic of the method bears; a brain's own voxels are near -3 to 3
+MOST_TRAILING = 1 << 20  # bytes behind the voxels of a file
 
 
 def check_fractions(lower_fraction: float, upper_fraction: float) -> None:
@@ -112,7 +114,13 @@ def scale_brain_intensity(
                 f"has a brain of constant intensity in channel {channel} (quantiles {lower:g} and {upper:g}): exclude "
                 "the case, or check its modality."
             )
-        scaled[channel][inside] = LOWEST + (brain - lower) * ((HIGHEST - LOWEST) / (upper - lower))
+        brain = LOWEST + (brain - lower) * ((HIGHEST - LOWEST) / (upper - lower))
+        if not np.abs(brain).max() <= LARGEST_SCALED:
+            raise ValueError(
+                f"has voxels in channel {channel} that lie more than {LARGEST_SCALED:g} times the brain's own range "
+                "from it: repair the file, or exclude the case."
+            )
+        scaled[channel][inside] = brain
     return torch.from_numpy(scaled).to(image.device)
 
 
@@ -141,14 +149,22 @@ def warn_of_skull(brain_mask: Tensor, name: str) -> None:
 
 
 def _with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Read all that a file holds, so that gzip compares its checksum, at the end, which nibabel never reaches."""
+    """Read all that a file holds, so that gzip compares its checksum, at the end, which nibabel never reaches.
+
+    The affine too is that of the file: where qform, sform and voxel size disagree, MONAI has changed it.
+    """
     path = image.get_filename()
     try:
-        content = Path(path).read_bytes()
-        voxels = image.from_bytes(gzip.decompress(content) if path.endswith(".gz") else content).dataobj
-        return type(image)(voxels, image.affine, image.header)
-    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            content = file.read(content_size(image))
+            trailing = len(file.read(MOST_TRAILING))
+        whole = image.from_bytes(content)
+        voxels = np.asanyarray(whole.dataobj)
+    except Exception as error:
         raise ValueError(f"{path} is damaged ({error}): copy it again, or exclude the case.") from None
+    if trailing == MOST_TRAILING:
+        raise ValueError(f"{path} holds far more than the voxels that its header announces: export it again.")
+    return type(image)(voxels, whole.affine, image.header)
 
 
 class ScanReader(NibabelReader):
@@ -170,8 +186,34 @@ class ScanReader(NibabelReader):
         return super().get_data([type(image)(image.dataobj, images[0].affine, image.header) for image in images])
 
 
+class SliceReader(NumpyReader):
+    """Reads a slice that preprocessing wrote, and says what is wrong with it."""
+
+    def read(self, data: str | Sequence[str], **kwargs: object) -> list[str]:
+        """Give the files' names: what fails here makes MONAI try another reader, so `get_data` opens them."""
+        return list(ensure_tuple(data))
+
+    def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict]:
+        """Read the arrays (C, H, W); never unpickles.
+
+        Raises:
+            ValueError: When a file is damaged, or holds what is no finite number.
+        """
+        planes = []
+        for path in img:
+            try:
+                planes.append(np.load(path, allow_pickle=False))
+            except Exception as error:
+                raise ValueError(
+                    f"{path} is damaged ({type(error).__name__}): run configs/preprocess.json again."
+                ) from None
+            if not np.isfinite(planes[-1].astype(np.float32)).all():
+                raise ValueError(f"{path} has NaN or infinite pixels: run configs/preprocess.json again.")
+        return super().get_data(planes)
+
+
 class BrainMaskd(MapTransform):
-    """Put the brain mask of a scan under its own key.
+    """Put the brain mask of a scan under its own key, and note the case, if it is known, in the scan's meta data.
 
     Args:
         keys: The scan (M, H, W[, D]).
@@ -196,6 +238,8 @@ class BrainMaskd(MapTransform):
                 mask = brain_mask_of(image, result.get(self.mask_key))
             except ValueError as error:
                 raise ValueError(f"{_named(result, image)} {error}") from None
+            if isinstance(image, MetaTensor) and "case" in result:
+                image.meta["case"] = result["case"]
             result[self.mask_key] = convert_to_dst_type(mask.float(), image, dtype=torch.float32)[0]
             warn_of_skull(result[self.mask_key], _named(result, image))
         return result
