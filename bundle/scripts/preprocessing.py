@@ -115,7 +115,6 @@ class WriteSlices:
                 f"{list(data['image'].shape[1:])}: resample it."
             )
         volumes = {key: np.asarray(data[key]) for key in ("image", "brain_mask", "label") if key in data}
-        volumes["brain_mask"] = volumes["brain_mask"] > 0.5
         if "label" in volumes:
             volumes["label"] = volumes["label"] > 0.5
         affine = data["image"].affine

@@ -124,6 +124,7 @@ RULES = {
     "image_size": _whole(1, 2048),
     "least_pixels": _whole(0, 10**9),
     "num_workers": _whole(0, 256),
+    "rank": _whole(0, 10**6),
     "seed": _whole(0, 2**32 - 1),
     "cache_rate": PART,
     "ema_momentum": _positive(1),
