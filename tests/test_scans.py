@@ -130,7 +130,7 @@ def test_training_goes_on_from_a_model_that_a_handler_in_front_loads(scans, tmp_
     assert all(isinstance(handler, dict) for handler in handlers)  # MONAI Label looks at the _target_ of each
     loader = {"_target_": "CheckpointLoader", "load_path": str(tmp_path / "model.pt"), "strict": False}
     loader["load_dict"] = {"model": "$@network"}
-    options = {"train#handlers": [loader, *handlers], "seed": 5, "learning_rate": 0.0}
+    options = {"train#handlers": [loader, *handlers], "seed": 5, "learning_rate": 1e-30}
     train(tmp_path, scans[:2], scans[2:], **options)
     second = torch.load(tmp_path / "model.pt", weights_only=True)
     networks = [name for name in first if name.startswith("masked.") and name.endswith(("weight", "bias"))]
