@@ -7,7 +7,7 @@ import pytest
 import torch
 from scripts.baselines import AtlasBaseline, ZScoreBaseline, zscore
 from scripts.evaluation import Evaluation, Sample, case_row, healthy_ssim
-from scripts.metrics import average_precision, bootstrap_interval
+from scripts.metrics import average_precision, bootstrap_interval, threshold_at_fraction
 from scripts.scores import gaussian_smooth
 from scripts.summaries import size_class_means, summarize_score
 
@@ -65,6 +65,12 @@ def test_average_precision_of_all_is_that_of_their_pixels_together():
     assert summary["average_precision"] == pytest.approx(expected)
     each = [average_precision(*case, size) for case, size in zip(counts, labeled, strict=True)]
     assert summary["average_precision_per_image"] == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize(("fraction", "threshold"), [(0.2, 0.0), (0.1, 1.0), (0.09, 2.0), (0.05, 2.0), (0.0, 3.0)])
+def test_threshold_of_a_fraction_is_the_lowest_that_marks_no_more(fraction, threshold):
+    marked, thresholds = np.array([20, 10, 5, 0, 0]), np.arange(5.0)
+    assert threshold_at_fraction(marked, 100, fraction, thresholds) == threshold
 
 
 def test_bootstrap_interval_is_that_of_95_percent():

@@ -60,6 +60,15 @@ def test_mirrored_brain_is_mirrored_on_the_grid_of_the_network(axis):
     assert torch.equal(network.brain_mask, brain.flip(axis)) and torch.equal(mirrored, mask.flip(axis))
 
 
+def test_mask_and_anomaly_map_end_where_the_brain_of_the_input_does():
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 50), torch.linspace(-1, 1, 40), indexing="ij")
+    brain = (rows**2 + columns**2 < 0.7)[None, None]
+    slices = torch.cat([torch.ones_like(brain, dtype=torch.float32), brain.float()], dim=1)
+    mask, anomaly_map = IterMaskInferer(16, ["mask", "anomaly_map"])(slices, Sees())[:, :, None].unbind(dim=1)
+    for found in (mask, anomaly_map):
+        assert not found[~brain].any() and (found[brain] == 1).float().mean() > 0.9
+
+
 def test_room_around_a_scan_is_filled_with_its_background():
     volume = torch.zeros(1, 2, 20, 20, 3)
     volume[:, 0] = -3

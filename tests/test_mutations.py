@@ -79,3 +79,4 @@ def test_interrupted_check_leaves_nothing_behind(number, temporary):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and errors.strip() == "interrupted: nothing is left behind."
+    assert not list(temporary.iterdir())
