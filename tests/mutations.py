@@ -107,8 +107,17 @@ FAULTS = [
         "[context, hide(image, spatial_mask, noise)]",
         "itermask reference",
     ),
+    Fault(
+        "context-of-other-slices", "itermask", "context[row[part]], noise)", "context[: len(part)], noise)", "itermask"
+    ),
     # The default method
-    Fault("residual-of-other-sign", "probabilistic", "standard - mean", "mean - standard", "probabilistic"),
+    Fault(
+        "residual-of-other-sign",
+        "probabilistic",
+        "image - prediction[:, : self.modalities]",
+        "prediction[:, : self.modalities] - image",
+        "probabilistic",
+    ),
     Fault(
         "variance-for-deviation",
         "probabilistic",
@@ -136,10 +145,23 @@ FAULTS = [
     Fault(
         "hysteresis-4-neighbors",
         "probabilistic",
-        "F.max_pool2d(marked.to(score.dtype), 3, stride=1, padding=1)",
-        "F.max_pool2d(marked.to(score.dtype), (3, 1), stride=1, padding=(1, 0))"
-        " + F.max_pool2d(marked.to(score.dtype), (1, 3), stride=1, padding=(0, 1))",
+        "return rows[..., :-2] | rows[..., 1:-1] | rows[..., 2:]",
+        "return rows[..., 1:-1] | padded[:, :, 1:-1, :-2] | padded[:, :, 1:-1, 2:]",
         "probabilistic",
+    ),
+    Fault(
+        "areas-grow-by-four-pixels",
+        "probabilistic",
+        "growing = growing[(grown != before).flatten(1).any(dim=1)]",
+        "growing = growing[:0]",
+        "probabilistic",
+    ),
+    Fault(
+        "union-counts-twice",
+        "probabilistic",
+        "(size[:, None] + size[None, :] - both)",
+        "(size[:, None] + size[None, :])",
+        "probabilistic scoring",
     ),
     Fault(
         "score-weights-not-one",
@@ -158,8 +180,8 @@ FAULTS = [
     Fault(
         "last-score-not-in-deviations",
         "probabilistic",
-        "return score / self.deviations[0], reconstruction",
-        "return score, reconstruction",
+        "return score / self.deviations[0], ",
+        "return score, ",
         "probabilistic scoring",
     ),
     Fault(
@@ -179,26 +201,28 @@ FAULTS = [
     Fault(
         "smoothed-beyond-what-is-hidden",
         "probabilistic",
-        "spatial_mask.expand_as(residual)",
-        "brain_mask.expand_as(residual)",
+        "prediction), spatial_mask, self.sigma",
+        "prediction), brain_mask, self.sigma",
         "probabilistic",
     ),
     Fault(
         "reconstruction-too-flat",
         "probabilistic",
-        "mean * 3 * deviation + median",
-        "mean * deviation + median",
+        "return standard, 3 * deviation, median",
+        "return standard, deviation, median",
         "scoring",
     ),
     Fault(
         "blind-noise-too-strong",
         "probabilistic",
-        "self.noise_deviation * noise.expand_as(image)",
-        "noise.expand_as(image)",
+        "filling = self.noise_deviation * noise",
+        "filling = noise",
         "scoring",
     ),
     # Scores, masks, frequencies
-    Fault("wide-gaussian", "scores", "-0.5 * (offsets", "-0.25 * (offsets", "itermask probabilistic metrics"),
+    Fault(
+        "wide-gaussian", "scores", "-0.5 * (distance / sigma)", "-0.25 * (distance / sigma)", "itermask probabilistic"
+    ),
     Fault("border-fades", "scores", "smooth / mass.clamp(min=least_mass)", "smooth", "itermask"),
     Fault("background-leaks-in", "scores", "[image * weight, weight]", "[image, weight]", "itermask metrics"),
     Fault(
