@@ -1,5 +1,7 @@
 """Files are whole or as they were before, whoever writes them and whatever happens meanwhile."""
 
+import errno
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,8 +37,14 @@ def test_block_that_fails_leaves_the_file_as_it_was(tmp_path):
 
 def half(content, path, *args, **kwargs):
     """Stands for a writer whose disk fills up."""
-    Path(path).write_bytes(b"half")
-    raise OSError("no space left")
+    with open(path, "wb") as file:
+        file.write(b"half")
+    raise OSError(errno.ENOSPC, "no space left")
+
+
+def save(content, path, real=torch.save):
+    """`torch.save`, whose disk fills up too."""
+    return real(content, path) if isinstance(path, io.BytesIO) else half(content, path)
 
 
 def write_model(path, model):
@@ -64,7 +72,8 @@ def test_writer_that_fails_half_way_leaves_the_file_as_it_was(write, model, tmp_
     path = tmp_path / "file.nii.gz"
     write(path, model)
     whole = path.read_bytes()
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: half(content, path))
     monkeypatch.setattr(nib, "save", half)
     with pytest.raises(OSError, match="no space left"):
         write(path, model)

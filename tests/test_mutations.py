@@ -14,15 +14,20 @@ import pytest
 from mutations import FAULTS, Fault
 
 
+@pytest.fixture(scope="module")
+def short_folder():
+    """A folder of a short name: that of a socket in it must not exceed 107 characters."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    """The folder that copies of the repository go to, which must be empty afterwards."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
+def temporary(short_folder, monkeypatch):
+    """The folder that copies of the repository go to, and are gone from afterwards."""
+    monkeypatch.setenv("TMPDIR", str(short_folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    yield folder
-    assert not list(folder.glob("mutation_*"))
+    yield short_folder
+    assert not list(short_folder.glob("mutation_*"))
 
 
 def test_every_fault_fits_the_code_and_names_its_tests():
@@ -72,11 +77,12 @@ def test_entry_whose_text_is_gone_is_to_be_updated(monkeypatch, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_check_leaves_nothing_behind(number, temporary):
     command = [sys.executable, str(Path(mutations.__file__)), "--only", "radius-inclusive"]
+    before = set(temporary.iterdir())
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ)
-    while not list(temporary.glob("*/output.txt")):
+    while not list(temporary.glob("mutation_*/output.txt")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and errors.strip() == "interrupted: nothing is left behind."
-    assert not list(temporary.iterdir())
+    assert set(temporary.iterdir()) == before

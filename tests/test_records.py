@@ -27,6 +27,8 @@ def pending(tmp_path):
     first = volumes()
     assert [item["case"] for item in first.pending] == ["one"]
     first._finish(SimpleNamespace(state=SimpleNamespace(batch=first.pending)))
+    for result in ("mask", "anomaly_map"):
+        write(tmp_path / "out" / "one" / f"one_{result}.nii.gz", b"result")
     return lambda **settings: [item["case"] for item in volumes(**settings).pending]
 
 
