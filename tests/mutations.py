@@ -5,7 +5,7 @@ that is not written atomically. For each one the repository is copied to a tempo
 the tests of its entry run there until one fails. The table tells which test noticed, or that the fault SURVIVED: then
 a test is missing. Before that, the same tests must pass without any fault.
 
-    python tests/mutations.py                           # all, about 15 minutes on one free core
+    python tests/mutations.py                           # all, about 10 minutes on one free core
     python tests/mutations.py --only mirrored-axis stale-average --jobs 2
 
 The exit code is 0 when at least 90 % are noticed, 1 when fewer are, and 2 when nothing could be measured. It may be
