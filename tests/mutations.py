@@ -298,7 +298,7 @@ FAULTS = [
         "calibration",
         "hidden = spatial_mask & brain_mask",
         "hidden = spatial_mask",
-        "training reference",
+        "reference",
     ),
     Fault("variance-of-healthy-scores", "calibration", "values.std() if", "values.var() if", "scoring"),
     Fault(
@@ -315,7 +315,7 @@ FAULTS = [
         "save_model(model, model_file)",
         "trainer",
     ),
-    Fault("pickles-are-run", "calibration", "weights_only=True", "weights_only=False", "training::TestLoadModel"),
+    Fault("pickles-are-run", "files", "weights_only=True", "weights_only=False", "training::TestLoadModel"),
     Fault(
         "newest-weights-for-best",
         "calibration",
@@ -499,13 +499,7 @@ FAULTS = [
     Fault(
         "file-one-byte-longer", "data", "os.path.getsize(path) >= expected", "os.path.getsize(path) > expected", "data"
     ),
-    Fault(
-        "modalities-in-any-order",
-        "data",
-        "list(modalities) != list(found or [])",
-        "set(modalities) != set(found or [])",
-        "geometry",
-    ),
+    Fault("modalities-in-any-order", "data", "list(modalities) != found", "set(modalities) != set(found)", "geometry"),
     Fault(
         "highest-is-the-last",
         "data",

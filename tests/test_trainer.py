@@ -40,8 +40,9 @@ def train(tmp_path, monkeypatch):
         trainer.add_event_handler(
             Events.EPOCH_COMPLETED, lambda engine: state.metrics.update(error=errors[engine.state.epoch - 1])
         )
+        parts = {"network": network, "optimizer": torch.optim.SGD(network.parameters())}
         checkpoint = TrainingCheckpoint(
-            tmp_path / "checkpoint.pt", {"network": network}, average, SimpleNamespace(state=state), resume
+            tmp_path / "checkpoint.pt", parts, average, SimpleNamespace(state=state), resume
         )
         checkpoint.attach(trainer)
         trainer.run([0], max_epochs=len(errors))
