@@ -207,6 +207,15 @@ def test_network_that_onnx_changes_is_not_written(tmp_path, model, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_network_whose_output_is_no_number_is_not_written(tmp_path, model, monkeypatch):
+    model.first_iteration.head[-1].bias.data.fill_(float("nan"))
+    inputs = {name: torch.ones(1, channels, 16, 16) for name, channels in (("first_iteration", 1), ("masked", 2))}
+    monkeypatch.setattr(export, "network_inputs", lambda model, image_size: inputs)
+    with pytest.raises(RuntimeError, match="differs from PyTorch's by nan: it was not written"):
+        export.export_networks(model, 16, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_onnx_without_its_packages_says_what_to_install(tmp_path, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ModuleNotFoundError, match="pip install onnx onnxscript onnxruntime"):
