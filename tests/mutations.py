@@ -509,7 +509,7 @@ FAULTS = [
     ),
     # Inference
     Fault("window-off-center", "inferers", "found.max() + 1 - length", "found.max() - length", "inference"),
-    Fault("padded-with-zeros", "inferers", "value=float(slices[:, :-1].min())", "value=0.0", "geometry"),
+    Fault("padded-with-zeros", "inferers", "value=min(0.0, float(volume[:-1].min()))", "value=0.0", "geometry"),
     Fault("nearest-is-one-sided", "inferers", 'mode="nearest-exact") > 0.5', 'mode="nearest") > 0.5', "geometry"),
     Fault(
         "mask-outside-the-brain",

@@ -165,17 +165,24 @@ class IterMaskInferer(Inferer):
                 spacing = affine_to_spacing(affine)[:2]
                 with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
                 warn_of_planes(with_brain, affine.cpu(), network.planes, name if isinstance(name, str) else name[0])
-            volumes = [self._segment_volume(volume.movedim(-1, 0), network, spacing) for volume in plain]
-            result = torch.stack(volumes).movedim(1, -1)
+            volumes = [self._segment_volume(volume, network, spacing) for volume in plain]
+            result = torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]
         else:
             result = self._segment(plain, network)
         return convert_to_dst_type(result, inputs, dtype=torch.float32)[0] if isinstance(inputs, MetaTensor) else result
 
-    def _segment_volume(self, slices: Tensor, network: IterMask, spacing: Tensor | None) -> Tensor:
-        """Segment slices (D, M + 1, H, W) in the field of view that the network was trained with, around the brain."""
-        padding = [0, 0, 0, 0] if spacing is None else window(slices[:, -1] > 0.5, spacing, network.field_of_view)
-        image = F.pad(slices[:, :-1], padding, value=float(slices[:, :-1].min()))
-        found = self._segment(torch.cat([image, F.pad(slices[:, -1:], padding)], dim=1), network)
+    def _segment_volume(self, volume: Tensor, network: IterMask, spacing: Tensor | None) -> Tensor:
+        """Segment the axial slices of a volume (M + 1, H, W, D) to (K, H, W, D).
+
+        The network sees them in the field of view that it was trained with, around the brain.
+        """
+        padding = [0, 0]
+        if spacing is not None:
+            padding += window(volume[-1:].amax(dim=3) > 0.5, spacing, network.field_of_view)
+        shown = F.pad(volume, padding, value=min(0.0, float(volume[:-1].min())))
+        slices = shown.flatten(0, 2).t().contiguous().view(-1, *shown.shape[:3])  # a matrix is turned fastest
+        found = self._segment(slices, network)
+        found = found.flatten(1).t().contiguous().view(*found.shape[1:], len(found))
         return F.pad(found, [-n for n in padding])
 
     def _segment(self, slices: Tensor, network: IterMask) -> Tensor:
@@ -183,9 +190,8 @@ class IterMaskInferer(Inferer):
         channels = sum(network.modalities if name == "reconstruction" else 1 for name in self.outputs)
         result = slices.new_zeros(len(slices), channels, *slices.shape[2:])
         group = 4 * self.options["batch_size"]  # slices that stop early make room for others of their group
-        groups = with_brain.split(group)
         with tqdm(total=len(with_brain), unit="slice", disable=not self.progress, leave=False) as bar:
-            for part in groups:
+            for part in with_brain.split(group):
                 result[part] = self._segment_group(slices[part], network)
                 bar.update(len(part))
         return result
@@ -198,10 +204,10 @@ class IterMaskInferer(Inferer):
         mask, anomaly_map, reconstruction, passes = network.refine(small, small_brain, **self.options)
         if self.drop_small is not None:
             mask = torch.stack([self.drop_small(one) for one in mask.float()]) > 0
-        found = {
-            "mask": F.interpolate(mask.float(), size, mode="nearest-exact") * brain_mask,
-            "anomaly_map": F.interpolate(anomaly_map, size, mode="bilinear") * brain_mask,
-            "reconstruction": F.interpolate(reconstruction, size, mode="bilinear"),
-            "passes": passes[:, None, None, None].expand(-1, 1, *size).float(),
+        enlarge = {
+            "mask": lambda: F.interpolate(mask.float(), size, mode="nearest-exact") * brain_mask,
+            "anomaly_map": lambda: F.interpolate(anomaly_map, size, mode="bilinear") * brain_mask,
+            "reconstruction": lambda: F.interpolate(reconstruction, size, mode="bilinear"),
+            "passes": lambda: passes[:, None, None, None].expand(-1, 1, *size).float(),
         }
-        return torch.cat([found[name] for name in self.outputs], dim=1)
+        return torch.cat([enlarge[name]() for name in self.outputs], dim=1)

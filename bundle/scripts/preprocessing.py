@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -352,7 +353,7 @@ def _run(waiting: list[dict], work: Callable[[dict], str], output: Path, num_wor
 
 def _start_worker(parent: int, worker: int) -> None:
     """Let a worker use one thread, and end it when its run was killed before it started, which torch overlooks."""
-    if os.getppid() != parent:
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != parent:
         os._exit(1)
     torch.set_num_threads(1)
 
