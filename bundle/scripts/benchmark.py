@@ -273,6 +273,7 @@ class TrainingStep:
     def __init__(self, names: Sequence[str], options: Mapping[str, object], channels_last: bool, compiled: bool):
         order = "channels_last" if channels_last else "contiguous_format"
         parser = read_config(*names, **options)
+        parser["train"]["dataset"]["progress"] = False
         parser["model"] = f"$@network_def.to(@device, memory_format=torch.{order})"
         parts = ("device", "network", "loss", "optimizer", "train#prepare_batch", "train#dataloader")
         self.device, self.network, self.loss, self.optimizer, self.prepare, loader = map(
@@ -373,36 +374,49 @@ def benchmark_preprocessing(options: argparse.Namespace, device: torch.device) -
     rows = [[name, f"{t:.3f}", f"{times['unpacking the files'] / t:.0%}"] for name, t in times.items()]
     shape = " x ".join(map(str, nib.load(files[0]).shape))
     table = markdown([f"{len(files)} files of {shape}, one core", "s", "unpacking"], rows)
-    memory = [["MB, main process / largest worker"], [""]]
-    for number in (options.subjects // 10, options.subjects):
-        found = _memory(Path(options.folder) / f"small_{number}", number)
-        memory[0].append(f"{number} scans"), memory[1].append(" / ".join(f"{kb / 1024:.0f}" for kb in found))
-    return table + "\n" + markdown(memory[0], [memory[1]])
+    return f"{table}\n{_many_scans(options)}"
 
 
-def _memory(folder: Path, number: int) -> tuple[int, int]:
-    """Largest memory, in KB, of a preprocessing of small scans: of its main process and of its largest worker."""
+def _many_scans(options: argparse.Namespace) -> str:
+    """Time and memory of the command over links to the scan, and over many small scans."""
+    cores, root, rows = torch.get_num_threads(), Path(options.folder), []
+    small = root / "small.nii.gz"
     voxels = np.random.default_rng(0).integers(1, 900, (24, 24, 24)).astype(np.int16)
-    for index in range(number):
-        case = f"scan_{index:04d}"
-        (folder / case).mkdir(parents=True)
-        nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / case / f"{case}_flair.nii.gz")
-    (folder / "split.txt").write_text("\n".join(f"scan_{index:04d}" for index in range(number)))
-    command = [sys.executable, "-c", MEMORY_SCRIPT, str(BUNDLE), str(folder), f"{folder}_slices"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return tuple(json.loads(output.splitlines()[-1]))
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), small)
+    for file, number, workers in (
+        (Path(options.image), 8, 1),
+        (Path(options.image), 8, cores),
+        (small, options.subjects // 10, cores),
+        (small, options.subjects, cores),
+    ):
+        scans = root / f"{number}_{workers}_{file.name.partition('.')[0]}"
+        for index in range(number):
+            (scans / f"scan_{index}").mkdir(parents=True)
+            (scans / f"scan_{index}" / f"scan_{index}_flair.nii.gz").symlink_to(file.resolve())
+        command = [sys.executable, "-c", COMMAND, str(BUNDLE), str(scans), f"{scans}_slices", str(workers)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        elapsed, main_kb, worker_kb = json.loads(output.splitlines()[-1])
+        shape = " x ".join(map(str, nib.load(file).shape))
+        rows.append([f"{number} of {shape}", workers, f"{elapsed:.2f}", f"{number / elapsed:.1f}"])
+        rows[-1] += [f"{kb / 1024:.0f}" for kb in (main_kb, worker_kb)]
+    return markdown(["scans", "workers", "s", "scans/s", "MB of the main process", "MB of the largest worker"], rows)
 
 
-MEMORY_SCRIPT = """
-import logging, resource, sys
+COMMAND = """
+import json, logging, os, resource, sys, time
+from pathlib import Path
 from monai.bundle import ConfigWorkflow
 logging.disable(logging.WARNING)
-bundle, scans, slices = sys.argv[1:]
-splits = {"split_training": scans + "/split.txt", "split_validation": "null", "split_testing": "null"}
-workflow = ConfigWorkflow(bundle + "/configs/preprocess.json", run_id="run", logging_file=False,
-                          dataset_dir=scans, output_dir=slices, slice_range="null", **splits)
-workflow.initialize(), workflow.run(), workflow.finalize()
-print([resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)])
+bundle, scans, slices, workers = sys.argv[1:]
+splits = {"split_training": sorted(os.listdir(scans)), "split_validation": "null", "split_testing": "null"}
+workflow = ConfigWorkflow(bundle + "/configs/preprocess.json", run_id="run", logging_file=False, dataset_dir=scans,
+                          output_dir=slices, slice_range="null", num_workers=int(workers), **splits)
+workflow.initialize()
+start = time.perf_counter()
+workflow.run()
+seconds = time.perf_counter() - start
+status = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
+print(json.dumps([seconds, int(status.split()[0]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
 """
 
 
