@@ -14,7 +14,7 @@ def computes_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 faster than float32; without such instructions it is far slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
