@@ -63,7 +63,7 @@ def test_networks_see_a_slice_as_often_as_its_own_iterations_ask(shipped, slices
     assert sum(seen) == int(exact[3].sum()) < int(exact[3].max()) * len(slices[0])
 
 
-def test_fast_mode_halves_the_passes_and_nearly_keeps_the_masks(shipped, slices, exact):
+def test_fast_mode_saves_passes_and_nearly_keeps_the_masks(shipped, slices, exact):
     with torch.no_grad():
         mask, _, _, passes = in_precision(shipped, "bfloat16").refine(*slices, max_passes=1, shared_overlap=0.96)
     assert dice(mask, exact[0]) > 0.97
@@ -89,6 +89,25 @@ def test_precision_auto_is_bfloat16_where_the_device_has_it():
     assert not autocast("float32", device)._enabled and autocast("bfloat16", device)._enabled
     with pytest.raises(ValueError, match="`precision` must be one of float32, bfloat16, auto, got 'half'"):
         autocast("half", device)
+
+
+@pytest.mark.parametrize("name", ["inference", "evaluate", "evaluate_slices"])
+def test_fast_is_one_switch_that_the_published_method_ignores(name):
+    exact, fast = (read_config(name, fast=fast).get_parsed_content("inferer") for fast in (False, True))
+    assert (exact.options["max_passes"], exact.options["shared_overlap"], exact.precision) == (100, 1.0, "float32")
+    assert (fast.options["max_passes"], fast.options["shared_overlap"], fast.precision) == (1, 0.96, "auto")
+    published = read_config(name, "paper", fast=True).get_parsed_content("inferer")
+    assert published.options == exact.options and published.precision == "float32"
+
+
+def test_record_of_a_volume_holds_all_that_its_mask_depends_on():
+    def record(**options):
+        return read_config("inference", **options).get_parsed_content("volumes#settings")
+
+    assert record(batch_size=4) == record(batch_size=8)
+    assert record(fast=True, batch_size=4) != record(fast=True, batch_size=8)  # other slices share a pass
+    assert record() != record(fast=True)
+    assert record() != record(**{"displayable_configs#threshold_scale": 1.5})
 
 
 @pytest.fixture

@@ -545,14 +545,14 @@ def test_checkpoints_of_any_content(tmp_path, number):
 
 TOP_IDS = {
     name: [
-        key for key, value in json.loads((CONFIGS / f"{name}.json").read_text())["settings"][0].items() if key[0] != "_"
+        key
+        for rules in json.loads((CONFIGS / f"{name}.json").read_text())["settings"]
+        for key in rules
+        if key[0] != "_"
     ]
     for name in ("train", "preprocess", "inference", "evaluate", "evaluate_slices")
 }
-TOP_IDS["train"] += ["model_file", "warmup_iterations", "amp"]
 TOP_IDS["preprocess"] += ["split_training", "split_testing", "slice_range", "label", "num_workers"]
-for found in ("inference", "evaluate", "evaluate_slices"):
-    TOP_IDS[found] += ["model_file"]
 TEXTS = st.one_of(
     st.sampled_from(
         [

@@ -313,9 +313,13 @@ def test_killed_run_goes_on_to_the_same_files(tmp_path, workers):
         assert process.exitcode == -signal.SIGKILL
         counts.append(finished(output))
     assert counts[1] >= 1 and 5 <= counts[2] < 12 and not (output / "datalist.json").exists()
-    (output / ".partial.1/case11").mkdir(parents=True)
-    (output / ".partial.1/case11/subject.json").touch()
+    left = output / f".partial.{groups[0]}/case11"
+    left.mkdir(parents=True, exist_ok=True)
+    (left / "subject.json").touch()
+    of_another_run = output / f".partial.{os.getppid()}"
+    of_another_run.mkdir()
     preprocess(tmp_path / "scans", output, num_workers=workers, **options)
+    of_another_run.rmdir()
     assert tree(output) == tree(tmp_path / "whole")
     for group in groups:
         end_group(group)

@@ -53,11 +53,12 @@ def _remove_leftovers(path: Path) -> None:
     """Remove the temporary files of ``path`` whose processes have ended."""
     for leftover in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
         process = leftover.name.split(".")[1]
-        if os.name == "posix" and process.isdigit() and _has_ended(int(process)):
+        if os.name == "posix" and process.isdigit() and has_ended(int(process)):
             leftover.unlink(missing_ok=True)
 
 
-def _has_ended(process: int) -> bool:
+def has_ended(process: int) -> bool:
+    """Whether a process of this machine is gone."""
     try:
         os.kill(process, 0)  # sends nothing
     except ProcessLookupError:

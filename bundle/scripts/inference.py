@@ -59,7 +59,10 @@ def find_inputs(
         check_case_name(case_of(files[0], modalities), "`image`")
         subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
         subjects = [subject | ({"brain_mask": brain_mask} if brain_mask else {})]
-    subjects = share(subjects, rank, world_size)
+    mine = share(subjects, rank, world_size)
+    if world_size > 1:
+        print(f"Process {rank + 1} of {world_size}: {len(mine)} of {len(subjects)} volumes.")
+    subjects = mine
     check_subjects(subjects)
     return subjects
 

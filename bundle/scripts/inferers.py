@@ -90,7 +90,7 @@ class IterMaskInferer(Inferer):
             (the error of the last pass), ``reconstruction`` (M channels), ``passes`` (network passes of the slice).
         threshold_scale: Factor on the calibrated threshold; more than 1 marks less.
         stop_shrink: A slice is done when a pass unhides less than this part of its mask, in [0, 1].
-        max_passes: A slice is done after this many passes.
+        max_passes: A slice is done after this many passes of the masked network.
         batch_size: Slices that the networks see at once.
         seed: Seed of the noise that fills hidden pixels.
         shared_overlap: Slices of one input whose brains overlap by at least this much (intersection over union) share

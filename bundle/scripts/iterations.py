@@ -74,11 +74,15 @@ class IterationStrip:
         image, label, brain_mask = (planes[key][box] for key in ("image", "label", "brain_mask"))
         low, high = np.percentile(image[brain_mask > 0], [0.5, 99.5])
         drawn = outline(gray(image, low, high), label, LABEL_COLOR)
+
+        def after(count: int) -> np.ndarray:
+            self.inferer.options = {**self.inferer.options, "max_passes": count}
+            return self.inferer(inputs.to(device), self.network)[0].cpu().numpy()
+
+        refinements = passes - int(after(0)[-1].max())  # of the first iteration
         row = []
-        for count in np.unique(np.linspace(0, passes - 1, min(self.panels, passes)).round().astype(int)):
-            self.inferer.options = {**self.inferer.options, "max_passes": int(count)}
-            mask = self.inferer(inputs.to(device), self.network)[0, 0].cpu().numpy()
-            panel = outline(drawn, mask[box], PRED_COLOR)
+        for count in np.unique(np.linspace(0, refinements, min(self.panels, refinements + 1)).round().astype(int)):
+            panel = outline(drawn, after(int(count))[0][box], PRED_COLOR)
             row.append((f"after {count} refinements", enlarge(to_display(panel), 400)))
         half = math.ceil(len(row) / 2) if len(row) > 4 else len(row)
         rows = [part for part in (row[:half], row[half:]) if part]

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .data import DATALIST, SPLITS, Subject, check_subjects, find_subjects, read_slices, scan_subjects
-from .files import check_writable, not_empty, write_json
+from .files import check_writable, has_ended, not_empty, write_json
 from .paths import bundle_root
 from .transforms import all_finite
 
@@ -160,7 +160,9 @@ def _writing(output: Path) -> Iterator[None]:
 def _temporary_folder(output: Path) -> Iterator[Path]:
     """A folder in ``output`` for the time of a run; what killed runs have left is removed first."""
     for leftover in output.glob(f"{PARTIAL}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        process = leftover.name.removeprefix(PARTIAL).partition(".")[0]
+        if leftover.name.endswith(".ended") or not process.isdigit() or has_ended(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
     folder = output / f"{PARTIAL}{os.getpid()}"
     folder.mkdir()
     try:
