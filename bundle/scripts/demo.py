@@ -60,7 +60,7 @@ def draw_volume(image_file: Path, label_file: Path, results: Path, case: str, pi
         brain = gray(to_display(image[..., k]), 0, high)
         outlined = outline(outline(brain, to_display(label[..., k]), LABEL_COLOR), to_display(mask[..., k]), PRED_COLOR)
         panels = {"image": brain, "anomaly map": heat(to_display(anomaly_map[..., k]), peak), "mask on label": outlined}
-        rows.append([(f"{name}, slice {k}", enlarge(panel, 200)) for name, panel in panels.items()])
+        rows.append([(f"{name}, slice {k}", enlarge(panel, 300)) for name, panel in panels.items()])
     half = (len(rows) + 1) // 2
     rows = [left + right for left, right in zip(rows[:half], [*rows[half:], []][:half], strict=True)]
     with atomic(picture) as temporary:

@@ -86,6 +86,19 @@ def _overrides(arguments: list[str]) -> dict[str, str]:
     return pairs
 
 
+def _lone_words(arguments: list[str]) -> list[str]:
+    """The words of a command line that are neither an id nor its value."""
+    words, is_value = [], False
+    for argument in arguments:
+        if re.match(r"--?[A-Za-z_]", argument):
+            is_value = "=" not in argument
+        elif is_value:
+            is_value = False
+        else:
+            words.append(argument)
+    return words
+
+
 def _config_files(value: str) -> list[str]:
     return list(ast.literal_eval(value)) if value.startswith(("[", "(")) else value.split(",")
 
@@ -106,6 +119,9 @@ def check_overrides(arguments: list[str] | None = None) -> None:
         if not sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py")):
             return
         arguments = sys.argv[1:]
+    words = _lone_words(arguments)
+    if len(words) > 2:  # run, and what to run
+        raise ValueError(f"{words[2]!r} belongs to no id: write --ID VALUE for each id that is set.")
     pairs = _overrides(arguments)
     if "config_file" not in pairs:
         return

@@ -216,7 +216,8 @@ def _page(folder: Path) -> str:
 <p class=note>{int(summary["cases_small"])} small (under 200 px at 128 x 128), {int(summary["cases_medium"])} medium and
 {int(summary["cases_large"])} large lesions (800 px and more); {int(summary["healthy_slices"])} healthy slices
 ({escape(str(summary["baseline_threshold_source"]))}). The baselines mark as much of the healthy brain as IterMask does.
-The upper bound chooses its threshold on the labels it is scored with, so it is no result.</p>
+The upper bound chooses its threshold on the labels it is scored with, so it is no result; it is one threshold of the
+anomaly map, and can lie below the Dice of masks that two thresholds make.</p>
 {summary_html(summary, list(curves))}
 <h2>Thresholds and scores</h2><div class=charts>
 {threshold_chart(curves[METHOD], summary)}{false_positive_chart(curves, summary)}{score_histogram(curves[METHOD])}</div>
