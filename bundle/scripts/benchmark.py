@@ -389,7 +389,7 @@ def _many_scans(options: argparse.Namespace) -> str:
         (small, options.subjects // 10, cores),
         (small, options.subjects, cores),
     ):
-        scans = root / f"{number}_{workers}_{file.name.partition('.')[0]}"
+        scans = root / f"scans_{len(rows)}"
         for index in range(number):
             (scans / f"scan_{index}").mkdir(parents=True)
             (scans / f"scan_{index}" / f"scan_{index}_flair.nii.gz").symlink_to(file.resolve())
