@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from scripts.itermask import IterMask
-from scripts.networks import ReconstructionUNet
+from scripts.method.networks import ReconstructionUNet
+from scripts.method.published import IterMask
 
 CONFIGS = Path(__file__).parent.parent / "bundle" / "configs"
 

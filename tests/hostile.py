@@ -15,11 +15,11 @@ from conftest import CONFIGS, SMALL_NETWORK
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-from scripts.calibration import save_model
-from scripts.errors import innermost_message
-from scripts.inference import Volumes, find_inputs
-from scripts.networks import ReconstructionUNet
-from scripts.probabilistic import ProbabilisticIterMask
+from scripts.common.guard import innermost_message
+from scripts.common.model_file import save_model
+from scripts.inference.volumes import Volumes, find_inputs
+from scripts.method.default import ProbabilisticIterMask
+from scripts.method.networks import ReconstructionUNet
 
 SCRIPTS = str(CONFIGS.parent / "scripts")
 SECONDS = 60  # no input may take longer

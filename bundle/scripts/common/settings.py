@@ -1,0 +1,191 @@
+"""What each id at the top of the configs may be: checked before any work, so that a slip is one sentence."""
+
+from __future__ import annotations
+
+import math
+import os
+import unicodedata
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import NamedTuple
+
+import torch
+
+from ..method.precision import PRECISIONS
+
+LONGEST_NAME = 200  # bytes of a case's name: endings of files come on top, and file systems take 255
+LONGEST_PATH = 3000  # bytes
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words, and whether one is."""
+
+    words: str
+    fits: Callable[[object], bool]
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text of one line without control characters, which file names and messages can hold."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value)
+
+
+def is_name(value: object) -> bool:
+    """Whether a text may become part of a file's name: of one line, not too long, no slash, no leading dot."""
+    if not is_text(value):
+        return False
+    plain = os.path.basename(value) == value and "\\" not in value and not value.startswith(".")
+    return plain and len(value.encode()) <= LONGEST_NAME
+
+
+def is_path(value: object) -> bool:
+    """Whether a text may be the path of a file: of one line, and not longer than file systems take."""
+    if not is_text(value):
+        return False
+    return len(value.encode()) <= LONGEST_PATH and max(len(part.encode()) for part in value.split(os.sep)) <= 255
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(fits, value))
+
+
+def _whole(low: int, high: int) -> Rule:
+    return Rule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+
+
+def _real(low: float, high: float) -> Rule:
+    return Rule(f"a number from {low:g} to {high:g}", lambda value: _is_real(value) and low <= value <= high)
+
+
+def _positive(high: float) -> Rule:
+    words = "a number above 0" + ("" if math.isinf(high) else f", at most {high:g}")
+    return Rule(words, lambda value: _is_real(value) and 0 < value <= high)
+
+
+def _says_null(value: object) -> bool:
+    """Whether a value is the word null, which a command line cannot tell from a name."""
+    return isinstance(value, str) and value.lower() in ("null", "none", "")
+
+
+def _either(rule: Rule) -> Rule:
+    return Rule(f"{rule.words}, or null", lambda value: value is None or (rule.fits(value) and not _says_null(value)))
+
+
+def _usable_device(value: object) -> bool:
+    try:
+        return value is not None and not isinstance(value, int) and torch.ones(1, device=value).item() == 1
+    except Exception:  # backends that are not there raise what they like
+        return False
+
+
+def _ordered_pair(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: _is_list(value, fits) and len(value) == 2 and 0 <= value[0] <= value[1]
+
+
+PART = Rule("in [0, 1]", lambda value: _is_real(value) and 0 <= value <= 1)
+OPEN_PART = Rule("in (0, 1)", lambda value: _is_real(value) and 0 < value < 1)
+SWITCH = Rule("True or False", lambda value: isinstance(value, bool))
+NAME = Rule("a name without slashes", is_name)
+PATH = Rule("the path of a file or folder, as text", is_path)
+FILES = Rule("a file, or a list of files", lambda value: is_path(value) or _is_list(value, is_path))
+CASES = Rule(
+    "a file, a list of case names",
+    lambda value: is_path(value) or _is_list(value, lambda name: type(name) is int or is_path(name)),
+)
+
+RULES = {
+    **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "model_file"), PATH),
+    **dict.fromkeys(("brain_mask", "healthy_dir"), _either(PATH)),
+    "split": _either(CASES),
+    "image": _either(FILES),
+    "label": NAME,
+    "modalities": Rule("a list of names such as ['flair']", lambda value: _is_list(value, is_name)),
+    "trained_networks": Rule("a list of names such as ['masked']", lambda value: _is_list(value, is_name)),
+    "slice_range": Rule(
+        "[first, after the last] of whole numbers with 0 <= first < after the last",
+        lambda value: (
+            value is None or (_ordered_pair(lambda k: type(k) is int and k < 2**31)(value) and value[0] < value[1])
+        ),
+    ),
+    **dict.fromkeys(("upper_fraction", "lower_fraction", "stop_shrink", "noise_fraction", "mirror_weight"), PART),
+    **dict.fromkeys(("first_fraction", "exceed_fraction", "certain_fraction"), OPEN_PART),
+    **dict.fromkeys(
+        ("allow_outside", "lower_over_volume", "resume", "fast", "pictures", "native_grid"),
+        SWITCH,
+    ),
+    **dict.fromkeys(("iterations", "validation_interval", "max_passes"), _whole(1, 10**9)),
+    "warmup_iterations": _whole(0, 10**9),
+    "batch_size": _whole(1, 4096),
+    "image_size": _whole(1, 2048),
+    "least_pixels": _whole(0, 10**9),
+    "num_workers": _whole(0, 256),
+    "rank": _whole(0, 10**6),
+    "seed": _whole(0, 2**32 - 1),
+    "cache_rate": PART,
+    "ema_momentum": _positive(1),
+    "learning_rate": _positive(math.inf),
+    "weight_decay": _real(0, 100),
+    "largest_gradient_norm": _positive(math.inf),
+    "threshold_scale": _positive(1000),
+    "shared_overlap": _positive(1),
+    "precision": Rule(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
+    "ssim_data_range": _positive(1e6),
+    "sigma": _real(0, 100),
+    "radius": _real(0, 10_000),
+    "slice_selection": Rule(
+        "{split: which slices}, such as {'training': 'healthy'}",
+        lambda value: isinstance(value, Mapping) and all(isinstance(text, str) for text in [*value, *value.values()]),
+    ),
+    "noise_range": Rule(
+        "[lowest, highest] of numbers from 0 to 100",
+        lambda value: _ordered_pair(_is_real)(value) and value[1] <= 100,
+    ),
+    "sign": Rule("bright or both", lambda value: value in ("bright", "both") if isinstance(value, str) else False),
+    "device": Rule("one that PyTorch can use here, such as cpu or cuda:0", _usable_device),
+    "subsets": Rule(
+        "{name: file with a case name a line}",
+        lambda value: isinstance(value, Mapping) and all(is_name(k) and is_path(v) for k, v in value.items()),
+    ),
+    "baselines": Rule(
+        "{name: component that scores slices}",
+        lambda value: isinstance(value, Mapping) and all(is_name(k) and callable(v) for k, v in value.items()),
+    ),
+}
+
+ORDERED = ("certain_fraction", "exceed_fraction", "first_fraction")
+
+
+def _hint(rule: Rule, value: object) -> str:
+    if rule in (PART, OPEN_PART) and _is_real(value) and 1 < value <= 100:
+        return "; did you pass a percentage?"
+    if _says_null(value):
+        return "; leave it out to have the config's own value."
+    if rule in (PATH, RULES["brain_mask"], NAME) and _is_real(value):
+        return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."
+    return "."
+
+
+def check_settings(**settings: object) -> None:
+    """Refuse values that an id at the top of a config cannot have.
+
+    Args:
+        settings: Ids and their values.
+
+    Raises:
+        ValueError: When a value is of the wrong kind or outside its range.
+    """
+    for name, value in settings.items():
+        rule = RULES[name]
+        if not rule.fits(value):
+            shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
+            raise ValueError(f"`{name}` must be {rule.words}, got {shown}{_hint(rule, value)}")
+    in_order = [settings[name] for name in ORDERED if name in settings]
+    if in_order != sorted(in_order):
+        raise ValueError(
+            f"Expected {' <= '.join(ORDERED)}, got {', '.join(map(str, in_order))}: set them in this order."
+        )

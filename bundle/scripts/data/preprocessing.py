@@ -1,0 +1,483 @@
+"""From a folder of scans to scaled slices on disk: parallel over subjects, resumable, nothing half written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import CacheDataset, Dataset
+from monai.data.utils import affine_to_spacing
+from monai.transforms import Compose
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..common.files import check_writable, has_ended, not_empty, write_json
+from ..common.paths import bundle_root
+from .scans import Subject, check_subjects, find_subjects, scan_subjects
+from .slices import DATALIST, SPLITS, read_slices
+from .transforms import all_finite
+
+logger = logging.getLogger(__name__)
+
+SELECTIONS = ("healthy", "largest_lesion", "all")
+RECORD = "subject.json"
+PARTIAL = ".partial."
+
+
+def _null(value: object) -> object:
+    """None for the word null, which is all that a command line can say: MONAI drops overrides that are None."""
+    return None if isinstance(value, str) and value.lower() in ("null", "none", "") else value
+
+
+def select_slices(
+    brain_mask: np.ndarray,
+    label: np.ndarray | None,
+    selection: str,
+    slice_range: Sequence[int] | None = None,
+    smallest_brain_fraction: float = 0.02,
+) -> list[int]:
+    """Choose axial slices of a scan.
+
+    Args:
+        brain_mask: Brain voxels (H, W, D), bool.
+        label: Lesion voxels (H, W, D), bool, or None where no lesion is known.
+        selection: "healthy" keeps slices without lesion, "largest_lesion" the one slice with the most lesion voxels,
+            "all" every slice.
+        slice_range: First slice and the one after the last; None: all.
+        smallest_brain_fraction: Slices whose brain covers less than this part of them are left out.
+
+    Returns:
+        Slice numbers; none where the scan has no slice of the kind.
+
+    Raises:
+        ValueError: When ``selection`` is none of the three.
+    """
+    if selection not in SELECTIONS:
+        raise ValueError(f"`slice_selection` must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+    first, last = slice_range if slice_range is not None else (0, brain_mask.shape[2])
+    slices = [k for k in range(first, last) if brain_mask[:, :, k].mean() >= smallest_brain_fraction]
+    lesion = np.zeros(brain_mask.shape[2], dtype=int) if label is None else label.sum(axis=(0, 1))
+    if selection == "healthy":
+        return [k for k in slices if lesion[k] == 0]
+    if selection == "largest_lesion":
+        largest = max(slices, key=lambda k: lesion[k], default=None)
+        return [] if largest is None or lesion[largest] == 0 else [largest]
+    return slices
+
+
+def _fingerprint(subject: Subject, settings: Mapping[str, object]) -> str:
+    """A hash of what fixes the slices of a subject: the settings, and its files' names, sizes and times."""
+    files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
+    stats = [(os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([settings, stats], sort_keys=True).encode()).hexdigest()
+
+
+class WriteSlices:
+    """Last step of a subject: save its chosen slices in a temporary folder, which the main process puts in place.
+
+    So a subject's own folder appears complete or not at all, and workers that outlive a killed run touch none.
+
+    Args:
+        temporary: The folder of the temporary folders; it exists as long as the run.
+        slice_range: First slice and the one after the last; None: all.
+    """
+
+    def __init__(self, temporary: str | os.PathLike, slice_range: Sequence[int] | None):
+        self.temporary = Path(temporary)
+        self.slice_range = slice_range
+
+    def __call__(self, data: Mapping[str, object]) -> str:
+        """Save ``image``, ``brain_mask`` and ``label``, (C, H, W, D), and the record; gives their folder.
+
+        Raises:
+            ValueError: When the label has voxels that are no number, or does not fit.
+            OSError: When nothing can be written any more.
+        """
+        if "label" in data and not all_finite(data["label"]):
+            raise ValueError(
+                f"{data['case']} has a lesion mask with NaN or infinite voxels: make it again, or exclude the case."
+            )
+        if "label" in data and data["label"].shape[1:] != data["image"].shape[1:]:
+            raise ValueError(
+                f"{data['case']} has a lesion mask of shape {list(data['label'].shape[1:])}, but voxels "
+                f"{list(data['image'].shape[1:])}: resample it."
+            )
+        volumes = {key: np.asarray(data[key]) for key in ("image", "brain_mask", "label") if key in data}
+        if "label" in volumes:
+            volumes["label"] = volumes["label"] > 0.5
+        affine = data["image"].affine
+        spacing = affine_to_spacing(affine)[:2]
+        field_of_view = [round(float(n * mm), 3) for n, mm in zip(volumes["image"].shape[1:3], spacing, strict=True)]
+        label = volumes["label"][0] if "label" in volumes else None
+        chosen = select_slices(volumes["brain_mask"][0], label, data["selection"], self.slice_range)
+        folder = self.temporary / data["case"]
+        with _writing(self.temporary.parent):
+            folder.mkdir()
+            for k in chosen:
+                for key, volume in volumes.items():
+                    plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8, order="C")
+                    _save_array(folder / f"{k:03d}_{key}.npy", plane)
+            record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
+            record["field_of_view"] = field_of_view
+            record["positions"] = [round(float(affine[2, 2] * k + affine[2, 3]), 3) for k in chosen]
+            (folder / RECORD).write_text(json.dumps(record))
+        return str(folder)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    """`np.save`, which does not notice when the last few kilobytes of a file find no room on the disk."""
+    content = io.BytesIO()
+    np.save(content, array)
+    path.write_bytes(content.getbuffer())
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Say in one sentence what a full disk or a folder that became read-only means."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"Cannot write in {output} any more ({error.strerror or 'the disk may be full'}): remedy that, and run the "
+            "same command again to go on."
+        ) from None
+
+
+@contextmanager
+def _temporary_folder(output: Path) -> Iterator[Path]:
+    """A folder in ``output`` for the time of a run; what killed runs have left is removed first."""
+    for leftover in output.glob(f"{PARTIAL}*"):
+        process = leftover.name.removeprefix(PARTIAL).partition(".")[0]
+        if leftover.name.endswith(".ended") or not process.isdigit() or has_ended(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+    folder = output / f"{PARTIAL}{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:  # renamed first, so that no worker adds to it while it is removed
+        shutil.rmtree(folder.rename(f"{folder}.ended"), ignore_errors=True)
+
+
+def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, object] | None:
+    """The record of a subject that is finished with the same settings and files."""
+    try:
+        record = json.loads((output_dir / item["split"] / item["case"] / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.get("fingerprint") != item["fingerprint"]:
+        return None
+    if not {"field_of_view", "positions"} <= record.keys():  # of an older version
+        return None
+    files = [entry[key] for entry in _entries(item, record) for key in record["keys"]]
+    return record if all(not_empty(output_dir / file) for file in files) else None
+
+
+def _entries(item: Mapping[str, object], record: Mapping[str, object]) -> list[dict[str, object]]:
+    """What the datalist says of a subject's slices."""
+    folder = f"{item['split']}/{item['case']}"
+    same = {"case": item["case"], "field_of_view": record["field_of_view"]}
+    return [
+        {**same, "slice": k, "position": z, **{key: f"{folder}/{k:03d}_{key}.npy" for key in record["keys"]}}
+        for k, z in zip(record["slices"], record["positions"], strict=True)
+    ]
+
+
+def plan(
+    dataset_dir: str,
+    modalities: Sequence[str],
+    splits: Mapping[str, object],
+    slice_selection: Mapping[str, str],
+    slice_range: Sequence[int] | None,
+    label: str | None = "seg",
+    brain_mask: str | None = None,
+    allow_outside: bool = False,
+) -> dict[str, list[Subject]]:
+    """Find the subjects of each split and check all that their headers show.
+
+    Args:
+        dataset_dir: Folder of scans or datalist, see `find_subjects`.
+        modalities: File name endings.
+        splits: For each split a split file, a list of names, or None to leave it out.
+        slice_selection: For each split one of "healthy", "largest_lesion", "all".
+        slice_range: First axial slice and the one after the last; None: all.
+        label: File name ending of lesion masks.
+        brain_mask: File name ending of brain masks, or None.
+        allow_outside: As in `find_subjects`.
+
+    Returns:
+        The subjects of each split that is made.
+
+    Raises:
+        ValueError: When all splits are None, or a case is in two of them.
+    """
+    found: dict[str, list[Subject]] = {}
+    owner: dict[str, str] = {}
+    for split in SPLITS:
+        if splits.get(split) is None:
+            continue
+        found[split] = find_subjects(dataset_dir, modalities, splits[split], label, brain_mask, allow_outside)
+        for subject in found[split]:
+            case = subject["case"]
+            if case in owner:
+                raise ValueError(f"{case} is in the splits {owner[case]} and {split}: a case belongs to one split.")
+            owner[case] = split
+            if slice_selection[split] == "largest_lesion" and "label" not in subject:
+                raise FileNotFoundError(
+                    f"{case} has no lesion mask NAME_{label}.nii.gz, which {split} needs to choose the slice with the "
+                    "largest lesion: add it, or set `slice_selection`."
+                )
+    if not found:
+        raise ValueError("All splits are null: set `split_training`, `split_validation` or `split_testing`.")
+    check_subjects([subject for subjects in found.values() for subject in subjects], slice_range)
+    return found
+
+
+def preprocess(
+    dataset_dir: str,
+    output_dir: str,
+    modalities: Sequence[str],
+    splits: Mapping[str, object],
+    transform: Callable[[dict], dict[str, Tensor]],
+    settings: Mapping[str, object],
+    slice_selection: Mapping[str, str],
+    slice_range: Sequence[int] | None = (70, 90),
+    label: str | None = "seg",
+    brain_mask: str | None = None,
+    allow_outside: bool = False,
+    num_workers: int | None = None,
+) -> dict[str, int]:
+    """Write the chosen slices of all subjects and one datalist of them.
+
+    Subjects that are finished with the same settings and files are not done again; splits that are None stay as they
+    are in the datalist.
+
+    Args:
+        dataset_dir: Folder of scans or datalist, see `find_subjects`.
+        output_dir: Where slices and datalist.json go.
+        modalities: File name endings, in the order of the channels.
+        splits: For each split a split file, a list of names, or None.
+        transform: Loads a subject and gives ``image`` (M, H, W, D), ``brain_mask`` and, if any, ``label``.
+        settings: What of ``transform`` changes the result, for the record.
+        slice_selection: For each split one of "healthy", "largest_lesion", "all".
+        slice_range: First axial slice and the one after the last; None: all.
+        label: File name ending of lesion masks.
+        brain_mask: File name ending of brain masks, or None where voxels above 0 are brain.
+        allow_outside: As in `find_subjects`.
+        num_workers: Processes; None: one for each core, 0: this one.
+
+    Returns:
+        The number of slices of each split.
+
+    Raises:
+        ValueError: When the input is not what is expected, or no slice is left.
+    """
+    slice_range, label, brain_mask, num_workers = map(_null, (slice_range, label, brain_mask, num_workers))
+    splits = {split: _null(value) for split, value in splits.items()}
+    made = [split for split, value in splits.items() if value is not None]
+    chosen = {**dict.fromkeys(made), **slice_selection}
+    if not chosen.keys() <= {*SPLITS} or not {*chosen.values()} <= {*SELECTIONS}:
+        raise ValueError(
+            f"`slice_selection` must give one of {', '.join(SELECTIONS)} for each of {', '.join(SPLITS)}, got "
+            f"{dict(slice_selection)}."
+        )
+    if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
+        raise ValueError(f"`num_workers` must be a whole number of processes, or null, got {num_workers!r}.")
+    subjects = plan(dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask, allow_outside)
+    return write_slices(
+        subjects, output_dir, modalities, transform, settings, slice_selection, slice_range, num_workers
+    )
+
+
+def write_slices(
+    subjects: Mapping[str, list[Subject]],
+    output_dir: str,
+    modalities: Sequence[str],
+    transform: Callable[[dict], dict[str, Tensor]],
+    settings: Mapping[str, object],
+    slice_selection: Mapping[str, str],
+    slice_range: Sequence[int] | None,
+    num_workers: int | None,
+) -> dict[str, int]:
+    """What `preprocess` does with the subjects of each split, once they are found and checked."""
+    output = check_writable(output_dir)
+    settings = {"modalities": list(modalities), "slice_range": slice_range and list(slice_range), **settings}
+    kept = _kept_splits(output, settings, subjects)
+    items = [
+        {**subject, "split": split, "selection": slice_selection[split]}
+        for split, members in subjects.items()
+        for subject in members
+    ]
+    for item in items:
+        item["fingerprint"] = _fingerprint(item, {**settings, "selection": item["selection"]})
+    unlabeled = sum("label" not in item for item in items if item["selection"] == "healthy")
+    if unlabeled:
+        logger.info(f"{unlabeled} subjects have no lesion mask: all their slices count as healthy.")
+    waiting = [item for item in items if _read_record(output, item) is None]
+    if len(waiting) < len(items):
+        print(f"{len(items) - len(waiting)} of {len(items)} subjects are finished already.")
+    with _temporary_folder(output) as temporary:
+        _run(waiting, Compose([transform, WriteSlices(temporary, slice_range)]), output, num_workers)
+    return _write_datalist(output, items, settings, kept)
+
+
+def _run(waiting: list[dict], work: Callable[[dict], str], output: Path, num_workers: int | None) -> None:
+    """Do the work of each subject, in parallel, and put the folders that come of it in place."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores if num_workers is None else num_workers, len(waiting))
+    start = partial(_start_worker, os.getpid())
+    loader = DataLoader(Dataset(waiting, work), batch_size=None, num_workers=workers, worker_init_fn=start)
+    results = iter(loader)
+    progress = tqdm(results, desc="preprocessing", unit="subject", total=len(waiting), disable=not waiting)
+    try:
+        for item, finished in zip(waiting, progress, strict=True):
+            folder = output / item["split"] / item["case"]
+            with _writing(output):
+                folder.parent.mkdir(exist_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(finished, folder)
+    finally:
+        if workers:  # left to the garbage collector after an error, each worker holds up the end for 5 seconds
+            results._shutdown_workers()
+
+
+def _start_worker(parent: int, worker: int) -> None:
+    """Let a worker use one thread, and end it when its run was killed before it started, which torch overlooks."""
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != parent:
+        os._exit(1)
+    torch.set_num_threads(1)
+
+
+def _kept_splits(
+    output: Path, settings: Mapping[str, object], subjects: Mapping[str, list[Subject]]
+) -> dict[str, list[dict]]:
+    """The splits of an earlier datalist that this run does not make; one of other settings is removed at once.
+
+    It must go before its slices are made anew: a run that ends early would leave it with slices of both settings.
+    """
+    path = output / DATALIST
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(before, dict) or any(before.get(key) != value for key, value in settings.items()):
+        print(f"{path} was made with other settings: it is made anew, with the splits of this run only.")
+        path.unlink()
+        return {}
+    kept = {split: before[split] for split in SPLITS if split in before and split not in subjects}
+    owner = {entry["case"]: split for split, entries in kept.items() for entry in entries}
+    for split, members in subjects.items():
+        for subject in members:
+            if subject["case"] in owner:
+                raise ValueError(
+                    f"{subject['case']} is in {split} now and in {owner[subject['case']]} of {path}: a case belongs to "
+                    "one split; make both anew, or set another `output_dir`."
+                )
+    return kept
+
+
+def _write_datalist(
+    output: Path, items: list[dict], settings: Mapping[str, object], kept: Mapping[str, list[dict]]
+) -> dict[str, int]:
+    """Write the datalist of all finished subjects and say what is in it."""
+    content: dict[str, object] = {**settings, **kept}
+    counts = {}
+    for split in dict.fromkeys(item["split"] for item in items):
+        members = [item for item in items if item["split"] == split]
+        records = [_read_record(output, item) for item in members]
+        left_out = [item["case"] for item, record in zip(members, records, strict=True) if not record["slices"]]
+        content[split] = [
+            entry for item, record in zip(members, records, strict=True) for entry in _entries(item, record)
+        ]
+        counts[split] = len(content[split])
+        if left_out:
+            print(f"{split}: no slice of the kind in {', '.join(left_out)}; left out.")
+        if not counts[split]:
+            kind = {"healthy": "lesion-free slice", "largest_lesion": "slice with a lesion", "all": "slice of a brain"}
+            raise ValueError(
+                f"No {kind[members[0]['selection']]} in any of the {len(members)} {split} subjects within "
+                f"`slice_range` {settings['slice_range'] or 'null'}: widen it, or choose other subjects."
+            )
+        print(f"{split}: {counts[split]} slices of {len(members) - len(left_out)} subjects")
+    write_json(output / DATALIST, content)
+    print(f"Slices: {output / DATALIST}")
+    return counts
+
+
+def slices_of_scans(
+    scans: Sequence[Mapping[str, object]],
+    split: str,
+    output_dir: str,
+    modalities: Sequence[str],
+    least: int,
+    slice_range: Sequence[int] | None = None,
+) -> list[dict[str, object]]:
+    """Write the lesion-free slices of whole scans, as ``configs/preprocess.json`` makes them, and list them.
+
+    Slices of an earlier run are kept where neither a scan nor its label has changed.
+
+    Args:
+        scans: For each scan its files ``image`` (one, or one for each modality) and ``label``, the lesion mask.
+        split: What the slices are for, "training" or "validation".
+        output_dir: Where slices and their datalist go.
+        modalities: Names of the channels.
+        least: Fewer slices than this are an error.
+        slice_range: First axial slice and the one after the last; None: all.
+
+    Returns:
+        The slices, as `read_slices` gives them.
+
+    Raises:
+        ValueError: When there is no scan, one cannot be used, or all together have too few lesion-free slices.
+    """
+    if not scans:
+        raise ValueError(f"No labeled scan for {split}: label more scans, or set `val_split` to another part of them.")
+    if idist.get_rank() == 0:
+        config = ConfigParser(ConfigParser.load_config_file(os.path.join(bundle_root(), "configs", "preprocess.json")))
+        settings = {key: config[key] for key in ("upper_fraction", "lower_fraction", "lower_over_volume")}
+        transform = config.get_parsed_content("preprocessing")
+        subjects = {split: scan_subjects(scans, modalities, slice_range)}
+        selection = {split: "healthy"}
+        write_slices(subjects, output_dir, modalities, transform, settings, selection, slice_range, num_workers=0)
+    idist.barrier()
+    slices = read_slices(output_dir, split, modalities)
+    if len(slices) < least:
+        raise ValueError(
+            f"The {len(scans)} scans for {split} have {len(slices)} lesion-free slices, expected {least} or more: "
+            "label more scans."
+        )
+    return slices
+
+
+def slice_dataset(
+    data: Sequence[Mapping[str, object]],
+    transform: Callable[[dict], dict[str, Tensor]],
+    from_scans: Callable[[Sequence[Mapping[str, object]]], list[dict[str, object]]],
+    **options: object,
+) -> CacheDataset:
+    """Cache slices to train on, also when whole scans are given in their place, as MONAI Label does.
+
+    Args:
+        data: Slices, as `read_slices` gives them, or scans, files under ``image`` and ``label``.
+        transform: Loads a slice.
+        from_scans: Makes slices of scans: `slices_of_scans` with its options.
+        options: More arguments of `CacheDataset`.
+
+    Returns:
+        The data set; its ``data`` are the slices.
+    """
+    slices = data if data and all("slice" in item for item in data) else from_scans(data)
+    return CacheDataset(slices, transform, **options)

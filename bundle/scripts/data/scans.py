@@ -1,0 +1,314 @@
+"""Finding scans and slices on disk, and saying what is wrong with them before any work starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
+
+from ..common.settings import LONGEST_NAME, is_name, is_path
+from .nifti import NIFTI_SUFFIXES, axial_slices, case_name, find_nifti, is_nifti_name, read_header
+
+Subject = dict[str, object]
+
+
+def existing_folder(dataset_dir: str | os.PathLike) -> Path:
+    folder = Path(dataset_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No folder {folder}: set `dataset_dir` to the folder that holds the data.")
+    return folder
+
+
+def _holds_scan(folder: Path) -> bool:
+    """Whether a folder follows the convention, be it without the modality that is due."""
+    return any(is_nifti_name(path.name) and path.name.startswith(f"{folder.name}_") for path in folder.iterdir())
+
+
+def _each_once(subjects: list[Subject], source: object) -> list[Subject]:
+    """The subjects, each of another name that can be that of a folder: outputs go by it."""
+    names = [subject["case"] for subject in subjects]
+    for name in names:
+        check_case_name(name, source)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{source} holds {twice} twice: list each case once, and give each a name of its own.")
+    return subjects
+
+
+def check_case_name(name: object, source: object) -> None:
+    """Refuse a case's name that cannot be that of a folder.
+
+    Raises:
+        ValueError: When it is no text, or has a slash, a leading dot or a control character, or is too long.
+    """
+    if not is_name(name):
+        raise ValueError(
+            f"{source} has the case name {shown(name)}: use one line of text without slashes and without a leading "
+            f"dot, of at most {LONGEST_NAME} bytes."
+        )
+
+
+def shown(value: object) -> str:
+    return text if len(text := repr(value)) <= 200 else f"{text[:200]}..."
+
+
+def inside(root: Path, name: object, source: object, allow_outside: bool = False) -> Path:
+    """The path of ``name`` below ``root``; refuses names that lead out of it, unless that is allowed.
+
+    Links are followed: what lies in the data folder is its owner's choice, a list may be another's.
+    """
+    if not is_path(name):
+        raise ValueError(f"{source} names {shown(name)}, which is no file name: list names as text of one line.")
+    inside = not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] not in (os.pardir, os.curdir)
+    if not inside and not allow_outside:
+        raise ValueError(
+            f"{source} names {name!r}, which is outside {root}: list only names inside the data folder, or set "
+            "`allow_outside` when you trust the list."
+        )
+    return root / name
+
+
+def read_json(path: Path, kind: str) -> object:
+    """The content of a JSON file that others may have written.
+
+    Args:
+        path: The file.
+        kind: What it should be and where it comes from, for the message.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}: give {kind}.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): give {kind}.") from None
+
+
+def read_split(split: str | Sequence[str]) -> list[str]:
+    """Case names of a split: a list, or a text file with one name a line (blank lines and # comments are skipped).
+
+    Raises:
+        FileNotFoundError: When the file does not exist.
+        ValueError: When it is of another kind, or names no case, or one twice.
+    """
+    if isinstance(split, str):
+        path = Path(split)
+        if not path.is_file():
+            raise FileNotFoundError(f"No split file {path}: give a text file with one case name a line, or null.")
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"The split file {path} is no text file: give one case name a line.") from None
+        names = [name for line in lines if (name := line.partition("#")[0].strip())]
+    elif isinstance(split, Sequence):
+        path, names = "The split", [str(name) if type(name) is int else name for name in split]
+    else:
+        raise ValueError(f"A split must be a file, a list of case names, or null, got {split!r}.")
+    wrong = next((name for name in names if not is_path(name)), None)
+    if wrong is not None:
+        raise ValueError(f"{path} names {shown(wrong)}, which is no case name: give names of folders.")
+    if not names:
+        raise ValueError(f"{path} names no case: put one case name on each line, or set the split to null.")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(f"{path} names {twice[0]} twice: list each case once.")
+    return names
+
+
+def _subject(
+    root: Path,
+    name: str,
+    modalities: Sequence[str],
+    label: str | None,
+    brain_mask: str | None,
+    source: object,
+    allow_outside: bool = False,
+) -> Subject:
+    folder = inside(root, name, source, allow_outside)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{source} names {name}, but {root} has no folder of that name: correct the list, or add it."
+        )
+    stem = folder / folder.name
+    subject: Subject = {"case": folder.name, "image": []}
+    for modality in modalities:
+        path = find_nifti(stem.with_name(f"{stem.name}_{modality}"))
+        if path is None:
+            raise FileNotFoundError(
+                f"{folder.name} has no {modality}: expected {stem.name}_{modality}.nii.gz in {folder}; exclude the "
+                "case or change `modalities`."
+            )
+        subject["image"].append(str(path))
+    for key, suffix in (("label", label), ("brain_mask", brain_mask)):
+        path = find_nifti(stem.with_name(f"{stem.name}_{suffix}")) if suffix else None
+        if path is not None:
+            subject[key] = str(path)
+        elif key == "brain_mask" and suffix:
+            raise FileNotFoundError(
+                f"{folder.name} has no brain mask: expected {stem.name}_{suffix}.nii.gz in {folder}; set `brain_mask` "
+                "to null to take every voxel above 0."
+            )
+    return subject
+
+
+def find_subjects(
+    dataset_dir: str | os.PathLike,
+    modalities: Sequence[str],
+    split: str | Sequence[str] | None = None,
+    label: str | None = "seg",
+    brain_mask: str | None = None,
+    allow_outside: bool = False,
+) -> list[Subject]:
+    """List scans in the BraTS folder convention, ``NAME/NAME_<modality>.nii.gz``, or of a Decathlon-style datalist.
+
+    A folder without such subfolders that holds NIfTI files itself is taken as one scan a file, for one modality.
+
+    Args:
+        dataset_dir: The folder, or a datalist (JSON): lists of ``image`` (a file or one for each modality), ``label``
+            and ``brain_mask`` under names such as "training"; its paths are relative to it.
+        modalities: File name endings, in the order of the channels.
+        split: Case names, a split file, a list's name in the datalist, or None for all there is.
+        label: File name ending of lesion masks; a scan may have none.
+        brain_mask: File name ending of brain masks, or None where voxels above 0 are brain.
+        allow_outside: Let the datalist or the split name files outside the folder.
+
+    Returns:
+        For each scan ``case``, ``image`` (a list of files), and ``label`` and ``brain_mask`` where there are any.
+
+    Raises:
+        FileNotFoundError: When a folder or file is missing.
+        ValueError: When nothing is found, or a name leads out of the folder.
+    """
+    if not modalities or isinstance(modalities, str):
+        raise ValueError(f"`modalities` must be a list of names such as ['flair'], got {modalities!r}.")
+    if str(dataset_dir).endswith(".json"):
+        return _datalist_subjects(Path(dataset_dir), modalities, split, allow_outside)
+    root = existing_folder(dataset_dir)
+    if split is not None:
+        source = split if isinstance(split, str) else "The split"
+        names = read_split(split)
+        found = [_subject(root, name, modalities, label, brain_mask, source, allow_outside) for name in names]
+        return _each_once(found, source)
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = [name for name in names if _holds_scan(root / name)]
+    if names:
+        return _each_once([_subject(root, name, modalities, label, brain_mask, root) for name in names], root)
+    files = sorted(path for path in root.iterdir() if is_nifti_name(path.name) and path.is_file())
+    if files and len(modalities) == 1 and brain_mask is None:
+        subjects = [{"case": case_name(path), "image": [str(path)]} for path in files]
+        return _each_once(subjects, root)
+    raise ValueError(
+        f"No scan in {root}: expected folders NAME with files NAME_{modalities[0]}.nii.gz; check `dataset_dir` and "
+        "`modalities`."
+    )
+
+
+def scan_subjects(
+    scans: Sequence[Mapping[str, object]], modalities: Sequence[str], slice_range: Sequence[int] | None = None
+) -> list[Subject]:
+    """Give scans that are listed by their files the form of `find_subjects`, and check their headers.
+
+    Args:
+        scans: For each scan its files ``image`` (one, or one for each modality) and, if any, ``label``.
+        modalities: Names of the channels.
+        slice_range: First axial slice, and the one after the last, that will be used; None: all.
+
+    Raises:
+        ValueError: What `check_subjects` finds in NIfTI files; or when a scan has another number of files than there
+            are modalities, or two have the same name.
+    """
+    subjects = []
+    for scan in scans:
+        files = [scan["image"]] if isinstance(scan["image"], str) else list(scan["image"])
+        if len(files) != len(modalities):
+            raise ValueError(f"{files[0]} is one of {len(files)} files, but `modalities` has {len(modalities)}.")
+        label = {"label": scan["label"]} if scan.get("label") else {}
+        subjects.append({"case": case_name(Path(files[0])), "image": files, **label})
+    _check_slice_range(slice_range)
+    files_of = [[*subject["image"], subject.get("label", ".nii")] for subject in subjects]
+    nifti = [all(file.endswith(NIFTI_SUFFIXES) for file in files) for files in files_of]
+    check_subjects(list(compress(subjects, nifti)), slice_range)
+    return _each_once(subjects, "The list of scans")
+
+
+def _datalist_subjects(
+    path: Path, modalities: Sequence[str], split: str | Sequence[str] | None, allow_outside: bool
+) -> list[Subject]:
+    if not path.is_file():
+        raise FileNotFoundError(f"No datalist {path}: set `dataset_dir` to a folder or an existing datalist.")
+    content = read_json(path, "a Decathlon-style datalist")
+    lists = (
+        {name: value for name, value in content.items() if isinstance(value, list)} if isinstance(content, dict) else {}
+    )
+    if split is not None and (not isinstance(split, str) or split not in lists):
+        raise ValueError(
+            f"{path} has no list {shown(split)}, only {', '.join(lists) or 'none'}: set the split to one of them."
+        )
+    items = lists[split] if split is not None else [item for value in lists.values() for item in value]
+    subjects = []
+    for item in items:
+        if not isinstance(item, dict) or "image" not in item:
+            raise ValueError(f"{path} has an entry without `image`: expected objects with image and, if any, label.")
+        files = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        if len(files) != len(modalities):
+            raise ValueError(
+                f"{path} lists {len(files)} image files for a case, but `modalities` has {len(modalities)}: list one "
+                "for each."
+            )
+        subject: Subject = {"image": [str(inside(path.parent, name, path, allow_outside)) for name in files]}
+        for key in ("label", "brain_mask"):
+            if item.get(key):
+                subject[key] = str(inside(path.parent, item[key], path, allow_outside))
+        case = item.get("case") or case_name(Path(files[0]))
+        subjects.append({"case": str(case) if type(case) is int else case, **subject})
+    if not subjects:
+        raise ValueError(f"{path} lists no case: give lists of objects with image and, if any, label.")
+    return _each_once(subjects, path)
+
+
+def _check_slice_range(slice_range: object) -> None:
+    if slice_range is None:
+        return
+    pair = isinstance(slice_range, Sequence) and len(slice_range) == 2
+    if not pair or not all(type(k) is int for k in slice_range) or not 0 <= slice_range[0] < slice_range[1]:
+        raise ValueError(
+            "`slice_range` must be [first, after the last] of whole numbers with 0 <= first < after the last, got "
+            f"{shown(slice_range)}."
+        )
+
+
+def check_subjects(subjects: Sequence[Subject], slice_range: Sequence[int] | None = None) -> None:
+    """Read the headers of all scans and refuse what later steps cannot use.
+
+    Args:
+        subjects: What `find_subjects` found.
+        slice_range: First axial slice, and the one after the last, that will be used; None: all.
+
+    Raises:
+        ValueError: When files of a scan differ in shape or affine, or the range leaves the volume.
+    """
+    _check_slice_range(slice_range)
+    for subject in subjects:
+        files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
+        shape, affine = read_header(files[0])
+        for path in files[1:]:
+            other_shape, other_affine = read_header(path)
+            if other_shape != shape:
+                raise ValueError(
+                    f"{path} has shape {other_shape}, but {files[0]} has {shape}: resample one to the other."
+                )
+            if not np.allclose(other_affine, affine, atol=1e-3):
+                raise ValueError(f"{path} has another affine than {files[0]}: resample one to the other.")
+        slices = axial_slices(shape, affine)
+        if slice_range is not None and slice_range[1] > slices:
+            raise ValueError(
+                f"{files[0]} has {slices} axial slices, so `slice_range` {list(slice_range)} leaves it: choose a range "
+                f"within [0, {slices}], or null for all slices."
+            )

@@ -1,0 +1,114 @@
+"""The slices on disk, as preprocessing lists them in its datalist."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..common.settings import is_text
+from .scans import existing_folder, inside, read_json, shown
+
+DATALIST = "datalist.json"
+SPLITS = ("training", "validation", "testing")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+SLICE_ENTRIES = {  # what preprocessing notes of a slice; the last two it did not always note
+    "case": is_text,
+    "slice": lambda value: type(value) is int and 0 <= value < 2**31,
+    "image": lambda value: isinstance(value, str),
+    "brain_mask": lambda value: isinstance(value, str),
+    "label": lambda value: value is None or isinstance(value, str),
+    "position": lambda value: value is None or _is_number(value),
+    "field_of_view": lambda value: (
+        value is None
+        or (isinstance(value, list) and len(value) == 2 and all(_is_number(mm) and 0 <= mm <= 10_000 for mm in value))
+    ),
+}
+
+
+def read_slices(
+    dataset_dir: str | os.PathLike, split: str, modalities: Sequence[str] | None = None
+) -> list[dict[str, object]]:
+    """List the slices that preprocessing wrote for one split.
+
+    Args:
+        dataset_dir: The folder that holds its datalist.json.
+        split: "training", "validation" or "testing".
+        modalities: What the model takes; the slices must hold the same.
+
+    Returns:
+        For each slice ``case``, ``slice``, ``field_of_view`` (height and width in mm), ``position`` (z in mm) and the
+        files ``image``, ``brain_mask`` and, if any, ``label``.
+
+    Raises:
+        FileNotFoundError: When there is no datalist, or a file of it is gone.
+        ValueError: When the split is missing or empty, holds other modalities, or a file that is no slice.
+    """
+    root = existing_folder(dataset_dir)
+    path = root / DATALIST
+    if not path.is_file():
+        raise FileNotFoundError(f"No {DATALIST} in {root}: make it with configs/preprocess.json, or set `dataset_dir`.")
+    content = read_json(path, "what configs/preprocess.json wrote")
+    if not isinstance(content, dict) or not isinstance(content.get(split) or [], list):
+        raise ValueError(f"{path} is no datalist: make it again with configs/preprocess.json.")
+    items, found = content.get(split) or [], content.get("modalities") or []
+    if not items:
+        raise ValueError(f"{path} has no slice for {split}: run configs/preprocess.json with `split_{split}` set.")
+    if modalities is not None and list(modalities) != found:
+        raise ValueError(
+            f"{root} holds the modalities {shown(found)}, but `modalities` is {list(modalities)}: set it to match."
+        )
+    slices = []
+    for item in items:
+        if not isinstance(item, dict) or not all(fits(item.get(key)) for key, fits in SLICE_ENTRIES.items()):
+            raise ValueError(f"{path} is no datalist of slices: make it again with configs/preprocess.json.")
+        files = {key: str(inside(root, item[key], path)) for key in ("image", "brain_mask", "label") if item.get(key)}
+        missing = next((file for file in files.values() if not os.path.isfile(file)), None)
+        if missing:
+            raise FileNotFoundError(f"{path} lists {missing}, which is gone: run configs/preprocess.json again.")
+        _check_planes(files, len(modalities) if modalities is not None else None)
+        known = {key: item[key] for key in ("case", "slice", "field_of_view", "position") if item.get(key) is not None}
+        slices.append({**known, **files})
+    return slices
+
+
+def _check_planes(files: Mapping[str, str], modalities: int | None) -> None:
+    """Refuse files of a slice that hold no arrays (C, H, W) of numbers of one size; reads their headers alone."""
+    sizes = {}
+    for key, file in files.items():
+        channels = modalities if key == "image" else 1
+        try:
+            plane = np.load(file, mmap_mode="r", allow_pickle=False)
+            kind, shape = plane.dtype.kind, plane.shape
+        except Exception as error:
+            raise ValueError(
+                f"{file} is no slice that can be read ({type(error).__name__}): run configs/preprocess.json again."
+            ) from None
+        if kind not in "biuf" or len(shape) != 3 or channels not in (None, shape[0]) or 0 in shape:
+            raise ValueError(
+                f"{file} holds {kind!r} of shape {shape}, expected numbers ({channels or 'C'}, H, W): run "
+                "configs/preprocess.json again."
+            )
+        sizes[file] = shape[1:]
+    if len({*sizes.values()}) > 1:
+        raise ValueError(f"{next(iter(sizes))} and its masks differ in size: run configs/preprocess.json again.")
+
+
+def common_field_of_view(slices: Sequence[Mapping[str, object]]) -> tuple[float, float]:
+    """Height and width of the slices in mm, the median over them; zeros where no slice tells its own."""
+    sizes = [item["field_of_view"] for item in slices if "field_of_view" in item]
+    return tuple(map(statistics.median, zip(*sizes, strict=True))) if sizes else (0.0, 0.0)
+
+
+def covered_planes(slices: Sequence[Mapping[str, object]]) -> tuple[float, float]:
+    """Lowest and highest position of the slices in mm; inf and -inf where no slice tells its own."""
+    positions = [item["position"] for item in slices if "position" in item]
+    return (min(positions), max(positions)) if positions else (math.inf, -math.inf)

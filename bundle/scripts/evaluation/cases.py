@@ -1,0 +1,333 @@
+"""Scoring the method and the plain baselines on labeled cases, and writing what was found."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from ..common.files import atomic, check_writable
+from ..data.scans import Subject, check_subjects, find_subjects
+from ..method.frequency import high_frequency
+from .metrics import overlap_from_counts, ssim_map, threshold_counts
+from .pictures import case_picture
+from .summaries import METHOD, CaseScores, HealthyScores, print_summary, read_subsets, summarize, write_tables
+
+REFERENCE_SIZE = 128
+BELOW_EVERY_SCORE = -1000.0
+
+
+def anomaly_thresholds(threshold: float) -> np.ndarray:
+    """Thresholds at which an anomaly map (squared error) is looked at: 0.6 % apart from 1e-6 to 1e4.
+
+    Args:
+        threshold: The calibrated one; it is among them exactly.
+    """
+    grid = np.concatenate([[BELOW_EVERY_SCORE, 0.0], np.geomspace(1e-6, 1e4, 4093), [threshold]])
+    return np.unique(grid.astype(np.float32))
+
+
+def zscore_thresholds() -> np.ndarray:
+    """Thresholds at which a baseline is looked at: 0.01 standard deviations apart from -10 to 30."""
+    return np.concatenate([[BELOW_EVERY_SCORE], np.linspace(-10, 30, 4001)]).astype(np.float32)
+
+
+def safe_file_name(name: str) -> str:
+    """A file name for any case name: harmless characters stay, and a checksum keeps changed names apart."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")
+    return safe if name and safe == name else f"{safe}_{zlib.crc32(name.encode()):08x}"
+
+
+def find_labeled(
+    dataset_dir: str,
+    modalities: Sequence[str],
+    split: str | Sequence[str] | None = None,
+    label: str = "seg",
+    brain_mask: str | None = None,
+    slice_range: Sequence[int] | None = None,
+    allow_outside: bool = False,
+) -> list[Subject]:
+    """List the scans of a folder to be scored, see `find_subjects`, and check their headers.
+
+    Args:
+        dataset_dir: Folder of scans, or a datalist.
+        modalities: File name endings, in the order of the channels.
+        split: Case names, a split file, or None for all there is.
+        label: File name ending of lesion masks.
+        brain_mask: File name ending of brain masks; None: voxels above 0 are brain.
+        slice_range: First axial slice and the one after the last; None: all.
+        allow_outside: As in `find_subjects`.
+
+    Raises:
+        FileNotFoundError: When a file is missing, the label too.
+        ValueError: When files do not fit each other.
+    """
+    subjects = find_subjects(dataset_dir, modalities, split, label, brain_mask, allow_outside)
+    for subject in subjects:
+        if "label" not in subject:
+            raise FileNotFoundError(
+                f"{subject['case']} has no label: expected {subject['case']}_{label}.nii.gz beside its images; "
+                "exclude the case by `split`, or change `label`."
+            )
+    check_subjects(subjects, slice_range)
+    return subjects
+
+
+def as_slices(array: Tensor) -> Tensor:
+    """Slices (D, C, H, W) of a volume (C, H, W, D); a slice (C, H, W) becomes a batch of one."""
+    plain = torch.as_tensor(array).detach().float().cpu().as_subclass(Tensor)
+    return plain[None] if plain.ndim == 3 else plain.movedim(-1, 0)
+
+
+@dataclass
+class Sample:
+    """One case taken apart: its D slices, and what the inferer made of them.
+
+    ``image`` and ``reconstruction`` are (D, M, H, W), the others (D, 1, H, W); ``brain_mask``, ``label`` and
+    ``pred_mask`` are bool.
+    """
+
+    name: str
+    image: Tensor
+    brain_mask: Tensor
+    label: Tensor
+    pred_mask: Tensor
+    anomaly_map: Tensor
+    reconstruction: Tensor
+    passes: Tensor
+
+    @classmethod
+    def from_item(cls, item: Mapping) -> Sample:
+        """Read one decollated item of an evaluator.
+
+        Args:
+            item: ``image`` (M + 1, H, W[, D]), modalities and brain mask; ``label`` (1, H, W[, D]), or
+                none when it is healthy; ``pred`` (M + 3, H, W[, D]), mask, anomaly map, reconstruction and passes;
+                ``case``; ``slice`` if it has one.
+
+        Raises:
+            ValueError: When ``pred`` has other channels.
+        """
+        inputs, pred = as_slices(item["image"]), as_slices(item["pred"])
+        label = as_slices(item["label"]) if "label" in item else torch.zeros_like(inputs[:, :1])
+        channels = inputs.shape[1] + 2
+        if pred.shape[1] != channels:
+            raise ValueError(
+                f"The inferer must return mask, anomaly_map, reconstruction and passes, {channels} channels in all, "
+                f"got {pred.shape[1]}: set inferer#outputs to these four."
+            )
+        name = str(item["case"]) if "slice" not in item else f"{item['case']}_{int(item['slice']):03d}"
+        return cls(
+            name=name,
+            image=inputs[:, :-1],
+            brain_mask=inputs[:, -1:] > 0.5,
+            label=label > 0.5,
+            pred_mask=pred[:, :1] > 0.5,
+            anomaly_map=pred[:, 1:2],
+            reconstruction=pred[:, 2:-1],
+            passes=pred[:, -1:],
+        )
+
+    def select(self, chosen: Tensor) -> Sample:
+        """The chosen slices alone, by a bool (D,)."""
+        parts = {key: value[chosen] for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return Sample(name=self.name, **parts)
+
+
+def healthy_ssim(sample: Sample, data_range: float) -> dict[str, float]:
+    """SSIM of the reconstruction where there is no lesion, everything else set to 0 in both images.
+
+    Args:
+        sample: A case; slices without brain do not count.
+        data_range: Width of the intensities.
+
+    Returns:
+        ``ssim_healthy``, over the whole slices as published, where the background counts as perfect, and
+        ``ssim_healthy_brain``, over the healthy brain pixels alone.
+    """
+    healthy = sample.brain_mask & ~sample.label
+    used = healthy.flatten(1).any(dim=1)
+    if not used.any():
+        return {"ssim_healthy": math.nan, "ssim_healthy_brain": math.nan}
+    healthy = healthy[used]
+    similarity = ssim_map(sample.image[used] * healthy, sample.reconstruction[used] * healthy, data_range)
+    inside = (similarity * healthy).sum() / (healthy.sum() * similarity.shape[1])
+    return {"ssim_healthy": float(similarity.mean()), "ssim_healthy_brain": float(inside)}
+
+
+def case_row(sample: Sample, data_range: float) -> dict[str, object]:
+    """The columns of a case that need no threshold."""
+    height, width = sample.image.shape[-2:]
+    lesion_pixels = sample.label.flatten(1).sum(dim=1)
+    healthy = sample.brain_mask & ~sample.label
+    with_brain = sample.brain_mask.flatten(1).any(dim=1)
+    passes = sample.passes.flatten(1).amax(dim=1)[with_brain]
+    return {
+        "case": sample.name,
+        "lesion_pixels": int(lesion_pixels.sum()),
+        "lesion_pixels_128": float(lesion_pixels.max()) * REFERENCE_SIZE**2 / (height * width),
+        "brain_pixels": int(sample.brain_mask.sum()),
+        "false_positive_fraction": float((sample.pred_mask & healthy).sum() / healthy.sum().clamp(min=1)),
+        "network_passes": float(passes.mean()) if len(passes) else 0.0,
+        **healthy_ssim(sample, data_range),
+    }
+
+
+class Evaluation:
+    """Collects scores case by case, in any number of processes, and turns them into tables and pictures.
+
+    Healthy slices give the false-positive fraction, and the baselines their threshold: the one that marks the same
+    fraction of the healthy brain as the method does. Labeled cases give everything else. Only counts are kept, about
+    0.15 MB a case however large the volumes are.
+
+    Args:
+        output_dir: Folder for ``cases.csv``, ``summary.json``, ``curves.csv`` and ``pictures/``.
+        threshold: The label-free threshold of the method, for the tables; the masks are scored as they come.
+        modalities: Names of the M modalities.
+        baselines: Name to a callable that scores slices (D, M, H, W) inside brain pixels (D, 1, H, W).
+        image_size: Side of the network's grid in pixels, where the high-frequency image of a picture is made.
+        radius: Radius of the frequency mask in bins at ``image_size``.
+        ssim_data_range: Width of the intensities for SSIM; the brain is scaled to [-3, 3].
+        healthy_source: What the healthy slices are, for the summary.
+        healthy_from_cases: Whether the lesion-free slices of the labeled cases are the healthy ones.
+        first_slice: Number of the first slice of a volume, for the captions of the pictures.
+        pictures: Whether to draw each case.
+        subsets: Name of each subset whose Dice is wanted too to a file with a case name a line.
+
+    Raises:
+        OSError: When ``output_dir`` cannot be written.
+        ValueError: When a file of ``subsets`` is missing or empty.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        threshold: float,
+        modalities: Sequence[str],
+        baselines: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+        image_size: int = 128,
+        radius: float = 15.0,
+        ssim_data_range: float = 6.0,
+        healthy_source: str = "validation slices",
+        healthy_from_cases: bool = False,
+        first_slice: int = 0,
+        pictures: bool = True,
+        subsets: Mapping[str, str] | None = None,
+    ):
+        self.subsets = read_subsets(subsets or {})
+        self.output_dir = check_writable(output_dir)
+        self.threshold = float(threshold)
+        self.modalities = list(modalities)
+        self.baselines = {f"baseline_{name}_": baseline for name, baseline in baselines.items()}
+        self.image_size = image_size
+        self.radius = radius
+        self.ssim_data_range = ssim_data_range
+        self.healthy_source = healthy_source
+        self.healthy_from_cases = healthy_from_cases
+        self.first_slice = first_slice
+        self.pictures = pictures
+        self.thresholds = {METHOD: anomaly_thresholds(self.threshold)}
+        self.thresholds |= {prefix: zscore_thresholds() for prefix in self.baselines}
+        self.cases: list[CaseScores] = []
+        self.healthy = HealthyScores()
+
+    def _counts(self, sample: Sample) -> dict[str, np.ndarray]:
+        maps = {METHOD: sample.anomaly_map}
+        maps |= {prefix: score(sample.image, sample.brain_mask) for prefix, score in self.baselines.items()}
+        label, brain_mask = sample.label.numpy(), sample.brain_mask.numpy()
+        return {
+            prefix: np.stack(threshold_counts(scores.numpy(), label, brain_mask, self.thresholds[prefix]))
+            for prefix, scores in maps.items()
+        }
+
+    def add_healthy(self, sample: Sample) -> None:
+        """Count what is marked in the brain of healthy slices."""
+        self.healthy += HealthyScores(
+            slices=int(sample.brain_mask.flatten(1).any(dim=1).sum()),
+            brain_pixels=int(sample.brain_mask.sum()),
+            mask_pixels=int((sample.pred_mask & sample.brain_mask).sum()),
+            counts={prefix: counts[1] for prefix, counts in self._counts(sample).items()},
+        )
+
+    def add_case(self, sample: Sample) -> None:
+        """Score a labeled case and draw its picture."""
+        row = case_row(sample, self.ssim_data_range)
+        marked = sample.pred_mask & sample.brain_mask
+        mask_counts = np.array([int((marked & sample.label).sum()), int(marked.sum())])
+        counts = {prefix: pair.astype(np.int32) for prefix, pair in self._counts(sample).items()}
+        if self.pictures:
+            row["picture"] = self._draw(sample, float(overlap_from_counts(*mask_counts, row["lesion_pixels"])["dice"]))
+        self.cases.append(CaseScores(row, mask_counts, counts))
+        if self.healthy_from_cases:
+            lesion_free = ~sample.label.flatten(1).any(dim=1)
+            if lesion_free.any():
+                self.add_healthy(sample.select(lesion_free))
+
+    def _draw(self, sample: Sample, dice: float) -> str:
+        """Draw the slice with the largest lesion (without one: with the most marked pixels); return the file's name."""
+        areas = [mask.flatten(1).sum(dim=1) for mask in (sample.label, sample.pred_mask)]
+        index = int((areas[0] if areas[0].any() else areas[1]).argmax())
+        one = sample.select(torch.arange(len(sample.image)) == index)
+        resized = F.interpolate(one.image, size=[self.image_size] * 2, mode="bilinear", antialias=True)
+        planes = {key: value[0, 0].numpy() for key, value in vars(one).items() if isinstance(value, Tensor)}
+        planes |= {"image": one.image[0].numpy(), "reconstruction": one.reconstruction[0].numpy()}
+        small = high_frequency(resized, self.radius)
+        planes["high_frequency"] = F.interpolate(small, size=one.image.shape[-2:], mode="nearest-exact")[0].numpy()
+        where = f", slice {self.first_slice + index}" if len(sample.image) > 1 else ""
+        picture = case_picture(planes, self.modalities, f"{sample.name}{where}: Dice {dice:.3f}")
+        name = f"pictures/{safe_file_name(sample.name)}.png"
+        with atomic(self.output_dir / name) as temporary:
+            picture.save(temporary)
+        return name
+
+    def finish(self) -> dict[str, object]:
+        """Write ``cases.csv``, ``curves.csv`` and ``summary.json``, print a table, and return the summary.
+
+        With several processes every one returns the summary of all cases, and the first writes it.
+
+        Raises:
+            RuntimeError: When no case was evaluated.
+        """
+        shares = idist.all_gather({"cases": self.cases, "healthy": self.healthy})
+        cases = sorted((case for share in shares for case in share["cases"]), key=lambda case: str(case.row["case"]))
+        if not cases:
+            raise RuntimeError("No case was evaluated: set `dataset_dir` to a folder that holds labeled cases.")
+        healthy = sum((share["healthy"] for share in shares), HealthyScores())
+        rows, summary, curves = summarize(cases, healthy, self.thresholds, self.threshold, self.subsets)
+        summary["baseline_threshold_source"] = self.healthy_source
+        if idist.get_rank() == 0:
+            write_tables(self.output_dir, rows, summary, curves)
+            print_summary(summary, list(self.thresholds), self.output_dir)
+        return summary
+
+
+class EvaluationHandler:
+    """Hands every item that an evaluator has processed to an ``Evaluation``.
+
+    Args:
+        evaluation: Collects the scores of one or more evaluators.
+        healthy: Whether the evaluator runs over healthy slices instead of labeled cases.
+    """
+
+    def __init__(self, evaluation: Evaluation, healthy: bool = False):
+        self.healthy = healthy
+        self.add = evaluation.add_healthy if healthy else evaluation.add_case
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to an evaluator whose items are decollated."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            if not self.healthy and "label" not in item:
+                raise ValueError(f"{item['case']} has no label: preprocess the testing split with its lesion masks.")
+            self.add(Sample.from_item({**item, "pred": output["pred"]}))

@@ -1,0 +1,119 @@
+"""The networks of a model as ONNX files, each compared with PyTorch before it is put in place."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from monai.networks import convert_to_onnx
+from torch import Tensor, nn
+
+from ..common.files import atomic, check_writable
+from ..method.published import IterMask, networks_of
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def network_inputs(model: IterMask, image_size: int) -> dict[str, Tensor]:
+    """What each network of a model sees when one slice of noise is refined.
+
+    Args:
+        model: Calibrated networks.
+        image_size: Height and width of the slice.
+
+    Returns:
+        Input (1, C, H, W) by the name of the network.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def remember(name: str):
+        return lambda network, inputs: seen.setdefault(name, inputs[0].detach().clone())
+
+    handles = [getattr(model, name).register_forward_pre_hook(remember(name)) for name in networks_of(model)]
+    device = model.threshold.device
+    image = torch.randn(1, model.modalities, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    try:
+        model.refine(image.to(device), torch.ones_like(image[:, :1], dtype=torch.bool).to(device), max_passes=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def export_networks(model: IterMask, image_size: int, output_dir: str) -> list[Path]:
+    """Write each network of a model as ONNX; batches of any size, slices of ``image_size``.
+
+    The refinement around the networks branches on its data, which ONNX cannot express: TorchScript (MONAI's
+    `ckpt_export`) holds the whole method.
+
+    Args:
+        model: Calibrated networks, see `calibration.load_model`.
+        image_size: Height and width, in pixels, that the networks work at.
+        output_dir: Where ``<network>.onnx`` goes.
+
+    Returns:
+        The files.
+
+    Raises:
+        ModuleNotFoundError: When a package that this needs is not installed.
+        RuntimeError: When onnxruntime's output differs from PyTorch's by more than 0.001.
+    """
+    _check_packages(PACKAGES)
+    folder = check_writable(output_dir)
+    model = model.cpu().eval()
+    inputs, files = network_inputs(model, image_size), []
+    for name in networks_of(model):
+        network, path = getattr(model, name), folder / f"{name}.onnx"
+        with atomic(path) as temporary:
+            _export_network(network, inputs[name], temporary)
+            difference = _largest_difference(network, inputs[name], temporary)
+        channels = " x ".join(["N", *(str(length) for length in inputs[name].shape[1:])])
+        print(f"{path}: input {channels}, differs from PyTorch by at most {difference:.1e}")
+        files.append(path)
+    return files
+
+
+def _check_packages(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            __import__(name)
+        except ImportError:
+            raise ModuleNotFoundError(f"ONNX export needs {', '.join(names)}: pip install {' '.join(names)}") from None
+
+
+def _export_network(network: nn.Module, example: Tensor, path: Path) -> None:
+    for chatty in ("onnxscript", "onnx_ir"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    two = example.expand(2, -1, -1, -1).contiguous()  # a batch of one would be taken as a constant
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        convert_to_onnx(
+            network,
+            [two],
+            filename=str(path),
+            input_names=["image"],
+            output_names=["reconstruction"],
+            use_trace=True,
+            dynamic_shapes=({0: torch.export.Dim("slices")},),
+            external_data=False,
+            verbose=False,
+        )
+
+
+@torch.no_grad()
+def _largest_difference(network: nn.Module, example: Tensor, path: Path) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    three = torch.cat([example, example.flip(2), example.flip(3)])
+    output = torch.from_numpy(session.run(None, {"image": three.numpy()})[0])
+    expected = network(three)
+    difference = float((output - expected).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise RuntimeError(f"The ONNX network differs from PyTorch's by {difference:.2g}: it was not written.")
+    return difference

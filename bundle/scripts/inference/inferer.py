@@ -1,0 +1,213 @@
+"""The refinement as a MONAI inferer: slices or volumes in, named channels out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.inferers import Inferer
+from monai.transforms import RemoveSmallObjects
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+from tqdm import tqdm
+
+from ..method.precision import check_precision, in_precision
+from ..method.published import IterMask
+
+OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
+SAME_FIELD_OF_VIEW = 0.02  # part by which two may differ
+FAR_FROM_PLANES = 10.0  # mm
+
+logger = logging.getLogger(__name__)
+
+
+def window(brain_mask: Tensor, spacing: Tensor, field_of_view: Tensor) -> list[int]:
+    """How to pad (negative: crop) slices so that they show the field of view of other slices, the brain in its center.
+
+    Args:
+        brain_mask: The brain of all slices (D, H, W), bool.
+        spacing: Millimeters between rows and between columns, shape (2,).
+        field_of_view: Height and width in mm, shape (2,); zeros: leave the slices as they are.
+
+    Returns:
+        Columns at the left and right, rows at the top and bottom, as `torch.nn.functional.pad` takes them; zeros for
+        slices that have this field of view already, wherever the brain lies in them.
+    """
+    size, spacing = torch.tensor(brain_mask.shape[1:]), spacing.cpu()
+    wanted = field_of_view.cpu()
+    if (
+        not brain_mask.any()
+        or not (wanted > 0).all()
+        or ((size * spacing / wanted - 1).abs() < SAME_FIELD_OF_VIEW).all()
+    ):
+        return [0, 0, 0, 0]
+    padding: list[int] = []
+    for axis in (1, 0):
+        found = brain_mask.any(dim=0).any(dim=1 - axis).nonzero()
+        length = max(1, round(float(wanted[axis] / spacing[axis])))
+        start = round(float(found.min() + found.max() + 1 - length) / 2)
+        padding += [-start, start + length - int(size[axis])]
+    return padding
+
+
+def warn_of_planes(with_brain: Tensor, affine: Tensor, planes: Tensor, name: str) -> None:
+    """Log how many slices of a volume lie far from the planes that the model was trained on.
+
+    Positions are those of the scan's header, so they mean something where scans are registered as the training's.
+
+    Args:
+        with_brain: Which slices hold brain, bool (D,).
+        affine: Of the volume in RAS order (4, 4).
+        planes: Lowest and highest position of the training slices in mm; inf and -inf: unknown, nothing is said.
+        name: Of the volume, for the message.
+    """
+    low, high = planes.tolist()
+    positions = affine[2, 3] + affine[2, 2] * with_brain.nonzero()[:, 0].to(affine)
+    if low > high:
+        return
+    far = int(((positions < low - FAR_FROM_PLANES) | (positions > high + FAR_FROM_PLANES)).sum())
+    if far:
+        logger.warning(
+            f"{name}: {far} of {len(positions)} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the "
+            f"model was trained on (z = {low:g} to {high:g} mm): their masks are not to be trusted."
+        )
+
+
+class IterMaskInferer(Inferer):
+    """Segment slices (N, M + 1, H, W) or the axial slices of volumes (N, M + 1, H, W, D).
+
+    The input holds M modalities, scaled as in training, and the brain mask as its last channel. Slices without brain
+    are skipped, the others are brought to the network's image size and their results back to the input's. Volumes with
+    meta data (`MetaTensor`) are shown to the network in the field of view of its training slices, see `window`.
+
+    Args:
+        image_size: Height and width, in pixels, that the networks work at; that of training.
+        outputs: What the channels of the result are, in this order: ``mask`` (1 = anomalous), ``anomaly_map``
+            (the error of the last pass), ``reconstruction`` (M channels), ``passes`` (network passes of the slice).
+        threshold_scale: Factor on the calibrated threshold; more than 1 marks less.
+        stop_shrink: A slice is done when a pass unhides less than this part of its mask, in [0, 1].
+        max_passes: A slice is done after this many passes of the masked network.
+        batch_size: Slices that the networks see at once.
+        seed: Seed of the noise that fills hidden pixels.
+        shared_overlap: Slices of one input whose brains overlap by at least this much (intersection over union) share
+            the network pass that depends on the shape of the brain alone; 1: none do.
+        precision: Of the networks: ``"float32"``, ``"bfloat16"``, or ``"auto"`` (bfloat16 where the device computes it
+            natively).
+        least_pixels: Marked areas of a slice with fewer pixels (at ``image_size``, 8 neighbors) are dropped.
+        progress: Show a progress bar over the slices.
+
+    Raises:
+        ValueError: When an option is outside its range.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        outputs: Sequence[str] = ("mask",),
+        threshold_scale: float = 1.0,
+        stop_shrink: float = 0.01,
+        max_passes: int = 100,
+        batch_size: int = 32,
+        seed: int = 0,
+        shared_overlap: float = 1.0,
+        precision: str = "float32",
+        least_pixels: int = 0,
+        progress: bool = False,
+    ):
+        super().__init__()
+        unknown = [name for name in outputs if name not in OUTPUTS]
+        if unknown or not outputs:
+            raise ValueError(f"`outputs` must be some of {', '.join(OUTPUTS)}, got {list(outputs)}.")
+        if not 0 <= stop_shrink <= 1:
+            raise ValueError(f"`stop_shrink` must be in [0, 1], got {stop_shrink}; did you pass a percentage?")
+        for name, value in {"image_size": image_size, "max_passes": max_passes, "batch_size": batch_size}.items():
+            if int(value) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if threshold_scale <= 0:
+            raise ValueError(f"`threshold_scale` must be above 0, got {threshold_scale}.")
+        if not 0 < shared_overlap <= 1:
+            raise ValueError(f"`shared_overlap` must be in (0, 1], got {shared_overlap}; did you pass a percentage?")
+        check_precision(precision)
+        self.precision = precision
+        self.image_size = int(image_size)
+        self.outputs = tuple(outputs)
+        self.options = {
+            "threshold_scale": float(threshold_scale),
+            "stop_shrink": float(stop_shrink),
+            "max_passes": int(max_passes),
+            "batch_size": int(batch_size),
+            "seed": int(seed),
+            "shared_overlap": float(shared_overlap),
+        }
+        self.progress = progress
+        # half a pixel less: versions of skimage differ in what happens to areas of just this size
+        self.drop_small = RemoveSmallObjects(least_pixels - 0.5, connectivity=2) if least_pixels > 1 else None
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, network: IterMask, *args: object, **kwargs: object) -> Tensor:
+        """Give the channels named by ``outputs``, (N, K, H, W[, D]) float32, with the input's meta data."""
+        expected = network.modalities + 1
+        if inputs.ndim not in (4, 5) or inputs.shape[1] != expected:
+            raise ValueError(
+                f"`inputs` must have shape (N, {expected}, H, W) or (N, {expected}, H, W, D), the last channel being "
+                f"the brain mask, got {list(inputs.shape)}: check `modalities`."
+            )
+        network = in_precision(network, self.precision)
+        plain = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
+        if plain.ndim == 5:
+            spacing = None
+            if isinstance(inputs, MetaTensor):
+                affine, name = inputs.affine.reshape(-1, 4, 4)[0], inputs.meta.get("filename_or_obj", "volume")
+                spacing = affine_to_spacing(affine)[:2]
+                with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
+                warn_of_planes(with_brain, affine.cpu(), network.planes, name if isinstance(name, str) else name[0])
+            volumes = [self._segment_volume(volume, network, spacing) for volume in plain]
+            result = torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]
+        else:
+            result = self._segment(plain, network)
+        return convert_to_dst_type(result, inputs, dtype=torch.float32)[0] if isinstance(inputs, MetaTensor) else result
+
+    def _segment_volume(self, volume: Tensor, network: IterMask, spacing: Tensor | None) -> Tensor:
+        """Segment the axial slices of a volume (M + 1, H, W, D) to (K, H, W, D).
+
+        The network sees them in the field of view that it was trained with, around the brain.
+        """
+        padding = [0, 0]
+        if spacing is not None:
+            padding += window(volume[-1:].amax(dim=3) > 0.5, spacing, network.field_of_view)
+        shown = F.pad(volume, padding, value=min(0.0, float(volume[:-1].min())))
+        slices = shown.flatten(0, 2).t().contiguous().view(-1, *shown.shape[:3])  # a matrix is turned fastest
+        found = self._segment(slices, network)
+        found = found.flatten(1).t().contiguous().view(*found.shape[1:], len(found))
+        return F.pad(found, [-n for n in padding])
+
+    def _segment(self, slices: Tensor, network: IterMask) -> Tensor:
+        with_brain = (slices[:, -1] > 0.5).flatten(1).any(dim=1).nonzero()[:, 0]
+        channels = sum(network.modalities if name == "reconstruction" else 1 for name in self.outputs)
+        result = slices.new_zeros(len(slices), channels, *slices.shape[2:])
+        group = 4 * self.options["batch_size"]  # slices that stop early make room for others of their group
+        with tqdm(total=len(with_brain), unit="slice", disable=not self.progress, leave=False) as bar:
+            for part in with_brain.split(group):
+                result[part] = self._segment_group(slices[part], network)
+                bar.update(len(part))
+        return result
+
+    def _segment_group(self, slices: Tensor, network: IterMask) -> Tensor:
+        size, working_size = slices.shape[-2:], (self.image_size, self.image_size)
+        brain_mask = slices[:, -1:] > 0.5
+        small = F.interpolate(slices[:, :-1], working_size, mode="bilinear")
+        small_brain = F.interpolate(slices[:, -1:], working_size, mode="nearest-exact") > 0.5
+        mask, anomaly_map, reconstruction, passes = network.refine(small, small_brain, **self.options)
+        if self.drop_small is not None:
+            mask = torch.stack([self.drop_small(one) for one in mask.float()]) > 0
+        enlarge = {
+            "mask": lambda: F.interpolate(mask.float(), size, mode="nearest-exact") * brain_mask,
+            "anomaly_map": lambda: F.interpolate(anomaly_map, size, mode="bilinear") * brain_mask,
+            "reconstruction": lambda: F.interpolate(reconstruction, size, mode="bilinear"),
+            "passes": lambda: passes[:, None, None, None].expand(-1, 1, *size).float(),
+        }
+        return torch.cat([enlarge[name]() for name in self.outputs], dim=1)

@@ -1,0 +1,277 @@
+"""The threshold of the refinement, measured on healthy slices, and the file that carries it with the weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+from torch import Tensor
+
+from ..common.files import check_writable
+from ..common.model_file import load_model, save_model
+from ..method.default import ProbabilisticIterMask
+from ..method.published import IterMask, networks_of, pass_noise
+from .checkpoint import TrainingCheckpoint
+
+logger = logging.getLogger(__name__)
+LONGEST_TAIL = 1.25  # times that of an exponential distribution
+UNEXPLAINED_ERROR = 9.0  # largest squared error of gray in the middle, the brain being scaled to [-3, 3]
+
+
+def exceeded_by(values: Tensor, fraction: float) -> float:
+    """The value that this fraction of all values exceeds.
+
+    Args:
+        values: Any number of values, flattened.
+        fraction: In (0, 1).
+
+    Returns:
+        One of the values: the quantile 1 - ``fraction`` by rank, rounded down.
+
+    Raises:
+        ValueError: When there is no value, or ``fraction`` is outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction` must be in (0, 1), got {fraction}; did you pass a percentage?")
+    if values.numel() == 0:
+        raise ValueError("No healthy pixel to calibrate the threshold on: check the validation slices.")
+    rank = int((1 - fraction) * (values.numel() - 1) + 1e-9)
+    return float(values.flatten().kthvalue(rank + 1).values)
+
+
+@torch.no_grad()
+def hidden_errors(
+    model: IterMask, image: Tensor, brain_mask: Tensor, spatial_mask: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """Errors of the masked network at the hidden pixels of slices.
+
+    Args:
+        model: Trained networks.
+        image: Slices (N, M, H, W).
+        brain_mask: Brain pixels (N, 1, H, W), bool.
+        spatial_mask: Pixels to hide (N, 1, H, W), bool; those outside the brain are not hidden.
+        noise: What fills them, (1 or N, M, H, W); default: the noise of the refinement's first pass.
+
+    Returns:
+        One error for each hidden pixel.
+    """
+    hidden = spatial_mask & brain_mask
+    noise = pass_noise(image, 0) if noise is None else noise
+    context = model.context(image, brain_mask, noise, 1.0, len(image))[0]
+    return model.masked_pass(image, hidden, brain_mask, context, noise)[0][hidden]
+
+
+def calibrate(
+    model: IterMask,
+    batches: Iterable[dict[str, Tensor]],
+    spatial_masks: Callable[[Tensor, torch.Generator], Tensor],
+    exceed_fraction: float = 0.2,
+    seed: int = 0,
+) -> float:
+    """Set a model's threshold to the error that a fraction of hidden healthy pixels exceed (Liang et al. 2024, 2.3).
+
+    Args:
+        model: Trained networks; its ``threshold`` is set.
+        batches: Healthy slices under ``image`` and ``brain_mask``, never used for training.
+        spatial_masks: Draws what is hidden, as in training: a function of `masks`.
+        exceed_fraction: Part of the hidden healthy pixels above the threshold, in (0, 1); the published value is 0.2.
+        seed: Seed of the masks.
+
+    Returns:
+        The threshold.
+    """
+    model.eval()
+    device = model.threshold.device
+    generator = torch.Generator(device).manual_seed(seed)
+    errors = []
+    for batch in batches:
+        image, brain_mask = batch["image"].to(device), batch["brain_mask"].to(device) > 0
+        errors.append(hidden_errors(model, image, brain_mask, spatial_masks(brain_mask, generator)).cpu())
+    threshold = exceeded_by(torch.cat(errors) if errors else torch.empty(0), exceed_fraction)
+    model.threshold.fill_(threshold)
+    return threshold
+
+
+@torch.no_grad()
+def calibrate_scores(
+    model: ProbabilisticIterMask,
+    batches: Iterable[dict[str, Tensor]],
+    first_fraction: float = 0.1,
+    exceed_fraction: float = 0.02,
+    certain_fraction: float = 0.005,
+    seed: int = 0,
+) -> float:
+    """Set the deviations and thresholds of a `ProbabilisticIterMask` from what healthy slices score.
+
+    Args:
+        model: A trained network; its buffers are set.
+        batches: Healthy slices under ``image`` and ``brain_mask``, never used for training.
+        first_fraction: Part of the healthy brain, in (0, 1), that the first mask hides.
+        exceed_fraction: Part of the healthy brain above the lower threshold of the anomaly map.
+        certain_fraction: Part of the healthy brain above its upper threshold, which an area must reach somewhere.
+        seed: Seed of the noise that fills hidden pixels.
+
+    Returns:
+        The lower threshold.
+
+    Raises:
+        ValueError: When the fractions are out of order.
+    """
+    if not certain_fraction <= exceed_fraction <= first_fraction:
+        raise ValueError(
+            "Expected certain_fraction <= exceed_fraction <= first_fraction, got "
+            f"{certain_fraction}, {exceed_fraction}, {first_fraction}."
+        )
+    model.eval()
+    device = model.threshold.device
+    slices = [(batch["image"].to(device), batch["brain_mask"].to(device) > 0) for batch in batches]
+    raw = [[score[brain] for score in _first_scores(model, image, brain, seed)] for image, brain in slices]
+    scores = [torch.cat(values) for values in zip(*raw, strict=True)] if raw else [torch.empty(0)] * 2
+    model.deviations.copy_(torch.stack([values.std() if values.any() else torch.ones(()) for values in scores]))
+    first = model.first_score(*scores).cpu()
+    model.first_threshold.fill_(exceeded_by(first, first_fraction))
+    model.threshold.zero_(), model.certain_threshold.zero_()
+    final = torch.cat([model.refine(image, brain, seed=seed)[1][brain].cpu() for image, brain in slices])
+    model.threshold.fill_(exceeded_by(final, exceed_fraction))
+    model.certain_threshold.fill_(exceeded_by(final, certain_fraction))
+    warn_of_heavy_tail(final, float(model.threshold), float(model.certain_threshold), exceed_fraction, certain_fraction)
+    return float(model.threshold)
+
+
+def _first_scores(model: ProbabilisticIterMask, image: Tensor, brain_mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Both scores of the first iteration, before they are brought to healthy deviations."""
+    prepared = model.prepare(image, brain_mask)[0]
+    context = model.context(prepared, brain_mask, pass_noise(image, seed), 1.0, len(image))[0]
+    return model.raw_first_scores(prepared, brain_mask, context)[:2]
+
+
+def warn_of_heavy_tail(scores: Tensor, low: float, high: float, low_fraction: float, high_fraction: float) -> None:
+    """Log when the highest scores of healthy slices lie apart from the rest, as those of lesions do.
+
+    Args:
+        scores: All scores, flattened.
+        low: What ``low_fraction`` of them exceed.
+        high: What ``high_fraction`` of them exceed.
+        low_fraction: In (0, 0.5).
+        high_fraction: In (0, ``low_fraction``].
+    """
+    middle = float(scores.flatten().median())
+    exponential = math.log(0.5 / high_fraction) / math.log(0.5 / low_fraction)  # of a Laplace distribution
+    if high - middle > LONGEST_TAIL * exponential * (low - middle):
+        logger.warning(
+            f"The validation slices score above {low:.3g} in {low_fraction:.1%} of the brain and above {high:.3g} in "
+            f"{high_fraction:.1%}: the highest scores lie apart from the rest, as those of lesions do. Look at the "
+            "validation slices, leave out those that are not healthy, and run `calibrate`."
+        )
+
+
+def check_thresholds(model: IterMask) -> None:
+    """Refuse thresholds that no trained model has on healthy slices, and warn of unlikely ones.
+
+    Raises:
+        RuntimeError: When one is not above 0, or the upper below the lower.
+    """
+    names = ("threshold", "certain_threshold", "first_threshold", "deviations")
+    found = {name: getattr(model, name).flatten().tolist() for name in names if hasattr(model, name)}
+    shown = ", ".join(f"{name} {', '.join(f'{value:.4g}' for value in values)}" for name, values in found.items())
+    possible = all(math.isfinite(value) and value > 0 for values in found.values() for value in values)
+    if not possible or found.get("certain_threshold", found["threshold"]) < found["threshold"]:
+        raise RuntimeError(
+            f"The thresholds that the validation slices give are impossible ({shown}): expected all above 0, and the "
+            "upper one not below the lower. Check that the validation slices hold brain as preprocess.json makes it "
+            "and that the training's loss fell; the model file is as it was."
+        )
+    largest = max(found["deviations"]) if "deviations" in found else found["threshold"][0] / UNEXPLAINED_ERROR
+    if largest > 1:
+        logger.warning(
+            f"The model explains the validation slices badly ({shown}): are they healthy, of the same modality and "
+            "scaled as those it was trained on? If so, train longer; do not trust its masks."
+        )
+
+
+def recalibrate(
+    model: IterMask,
+    model_file: str,
+    calibration: Callable[..., float],
+    batches: Iterable[dict[str, Tensor]],
+    output_file: str | None = None,
+) -> float:
+    """Measure the threshold of a model file anew, for example on healthy slices of another scanner.
+
+    Args:
+        model: A module of the file's architecture.
+        model_file: The weights.
+        calibration: `calibrate` or `calibrate_scores` with its options.
+        batches: Healthy slices.
+        output_file: Where the weights with the new threshold go; default: ``model_file``.
+
+    Returns:
+        The new threshold.
+    """
+    load_model(model, model_file, calibrated=False)
+    check_writable(Path(output_file or model_file).parent)
+    before = float(model.threshold)
+    threshold = calibration(model, batches)
+    check_thresholds(model)
+    save_model(model, output_file or model_file)
+    print(f"Threshold {before:.6g} -> {threshold:.6g}, written to {output_file or model_file}")
+    return threshold
+
+
+def finish_training(
+    model: IterMask,
+    checkpoint: TrainingCheckpoint,
+    trained: Sequence[str],
+    model_file: str,
+    calibration: Callable[..., float],
+    batches: Iterable[dict[str, Tensor]],
+    field_of_view: Sequence[float] = (0.0, 0.0),
+    planes: Sequence[float] = (math.inf, -math.inf),
+) -> None:
+    """Take the best averaged weights, calibrate, and write the model file.
+
+    Where only one of the two networks was trained, the other comes from ``model_file``; as long as there is none,
+    the model has no threshold and cannot be used. Of several processes the first does all this.
+
+    Args:
+        model: The networks that were trained.
+        checkpoint: Holds the best weights.
+        trained: Which networks were trained.
+        model_file: Where the model goes.
+        calibration: `calibrate` or `calibrate_scores` with its options.
+        batches: Healthy slices for it.
+        field_of_view: Height and width of the training slices in mm, kept in the model; zeros: unknown.
+        planes: Lowest and highest position of the training slices in mm, kept in the model; inf, -inf: unknown.
+
+    Raises:
+        SystemExit: When the training was interrupted.
+    """
+    if checkpoint.interrupted is not None:
+        message = (
+            f"{checkpoint.interrupted.name}: training stopped, saved {checkpoint.path}; "
+            "run the same command with --resume True to go on."
+        )
+        raise SystemExit(message if idist.get_rank() == 0 else 1)
+    if idist.get_rank() > 0:
+        return
+    complete = set(trained) == set(networks_of(model))
+    if not complete and Path(model_file).exists():
+        load_model(model, model_file, calibrated=False)
+        complete = True
+    model.load_state_dict(checkpoint.best_weights, strict=False)
+    model.field_of_view.copy_(torch.tensor(field_of_view))
+    model.planes.copy_(torch.tensor(planes))
+    if complete:
+        threshold = calibration(model, batches)
+        check_thresholds(model)
+        print(f"Best validation error {checkpoint.best_metric:.6g}, threshold {threshold:.6g}")
+    else:
+        other = next(name for name in networks_of(model) if name not in trained)
+        model.threshold.fill_(float("nan"))
+        print(f"Only {trained[0]} is trained: train {other} with the same `model_file` to get a threshold.")
+    save_model(model, model_file)
+    print(f"Model: {model_file}")

@@ -1,0 +1,157 @@
+"""The state of a training on disk: it goes on from there after any interruption."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from ..common.files import read_tensors, save_tensors
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingCheckpoint:
+    """Save all of a training in one file, atomically, and go on from it.
+
+    MONAI's `CheckpointSaver` writes in place, so a killed process can leave half a checkpoint. The file is written
+    at the end of every epoch (a validation) and when the process gets SIGINT or SIGTERM, which end the training after
+    the iteration in progress, and after its validation where one is due. The best weights so far, by the validation
+    error, are part of it.
+
+    Of several processes the first writes and all read; a signal to one of them ends the training of all.
+
+    Args:
+        path: The checkpoint.
+        save_dict: Named objects with a state dict; the trainer is saved beside them.
+        ema: The averaged weights, which are validated.
+        validator: Its state has the validation error as key metric (lower is better).
+        resume: Go on from ``path`` where it exists.
+
+    Attributes:
+        best_metric: The lowest validation error so far.
+        best_weights: The averaged weights that had it.
+        interrupted: The signal that ended the training, or None.
+    """
+
+    def __init__(self, path: str, save_dict: dict, ema: AveragedModel, validator: Engine, resume: bool = False):
+        self.path = Path(path)
+        self.save_dict = save_dict
+        self.ema = ema
+        self.validator = validator
+        self.resume = resume
+        self.best_metric = float("inf")
+        self.best_weights: dict[str, Tensor] = {}
+        self.received: int = 0
+        self.interrupted: signal.Signals | None = None
+        self.replaced: dict[int, object] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after the averaging of weights and the validation."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        engine.add_event_handler(Events.COMPLETED, self._release)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._release)
+
+    def _start(self, engine: Engine) -> None:
+        self.replaced = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self.resume and self.path.exists():
+            self._load(engine)
+        elif self.resume:
+            logger.info(f"No checkpoint at {self.path}: training starts from the beginning.")
+        iterations = idist.all_gather(engine.state.iteration)
+        if isinstance(iterations, list) and len(set(iterations)) > 1:
+            raise RuntimeError(
+                f"The processes go on from different iterations {iterations}: set `output_dir` to a folder that all "
+                "of them share."
+            )
+
+    def _load(self, engine: Engine) -> None:
+        try:
+            checkpoint = read_tensors(self.path)
+            max_epochs = engine.state.max_epochs
+            for name, target in self.save_dict.items():
+                target.load_state_dict(checkpoint[name])
+            engine.load_state_dict(checkpoint["trainer"])
+            engine.state.max_epochs = max_epochs
+            self.ema.load_state_dict(checkpoint["ema"])
+            self.best_metric, self.best_weights = checkpoint["best_metric"], checkpoint["best_weights"]
+            self._check(checkpoint)
+        except Exception as error:  # whatever a file of another's makes the parts of a training raise
+            raise ValueError(
+                f"The checkpoint {self.path} belongs to another training ({str(error).partition(chr(10))[0][:200]}): "
+                "train without `resume`, or with the settings it was made with."
+            ) from None
+        logger.info(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
+
+    def _check(self, checkpoint: Mapping[str, object]) -> None:
+        """Refuse what loads but could not be trained on: an optimizer of other shapes, numbers that are none."""
+        optimizer = checkpoint["optimizer"]
+        parameters = [parameter for group in self.save_dict["optimizer"].param_groups for parameter in group["params"]]
+        for index, state in optimizer["state"].items():
+            moments = [value for value in state.values() if isinstance(value, Tensor) and value.ndim]
+            if any(value.shape != parameters[index].shape for value in moments):
+                raise ValueError("the optimizer fits other weights")
+        tensors = [*checkpoint["network"].values(), *checkpoint["ema"].values(), *self.best_weights.values()]
+        if not all(value.isfinite().all() for value in tensors) or math.isnan(self.best_metric):
+            raise ValueError("it holds numbers that are not finite")
+
+    def _release(self, engine: Engine, error: BaseException | None = None) -> None:
+        """Leave the signals to whom they belonged: a server that trains, for one, must still end when told to."""
+        for number, handler in self.replaced.items():
+            signal.signal(number, handler)
+        if error is not None:
+            raise error
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.received = number
+
+    def _agree(self) -> None:
+        """Take the signal of one process as one to all, so that they stop together."""
+        number = int(idist.all_reduce(self.received, "MAX"))
+        self.interrupted = signal.Signals(number) if number else None
+
+    def _iteration(self, engine: Engine) -> None:
+        self._agree()
+        if self.interrupted is not None and engine.state.iteration % engine.state.epoch_length:
+            self._save(engine)
+            engine.terminate()
+
+    def _epoch(self, engine: Engine) -> None:
+        self._agree()
+        metric = self.validator.state.metrics[self.validator.state.key_metric_name]
+        if not math.isfinite(metric):
+            raise RuntimeError(
+                f"The validation error became {metric} at iteration {engine.state.iteration}: look at the validation "
+                f"slices for extreme intensities, lower `learning_rate`, and go on with --resume True; {self.path} "
+                "stays as it was."
+            )
+        if metric < self.best_metric:
+            self.best_metric = float(metric)
+            self.best_weights = {
+                name: value.detach().cpu().clone() for name, value in self.ema.module.state_dict().items()
+            }
+        self._save(engine)
+        if self.interrupted is not None:
+            engine.terminate()
+
+    def _save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
+        content = {name: target.state_dict() for name, target in self.save_dict.items()}
+        content |= {
+            "trainer": engine.state_dict(),
+            "ema": self.ema.state_dict(),
+            "best_metric": self.best_metric,
+            "best_weights": self.best_weights,
+        }
+        save_tensors(self.path, content)
+        logger.info(f"Saved {self.path} at iteration {engine.state.iteration}.")

@@ -1,0 +1,122 @@
+"""Spatial masks: which pixels of the brain are hidden, in training and at the start of the refinement."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def random_blobs(brain_mask: Tensor, generator: torch.Generator, whole_brain_fraction: float = 0.1) -> Tensor:
+    """Draw smooth random masks of every size, from nothing to the whole brain.
+
+    Each slice takes a Gaussian random field with a random scale (grids of 4 to 32 knots) and hides the pixels where
+    it is highest, a fraction of the brain that is uniform in (0, 1]. Unlike the published sampler this covers what
+    the refinement meets: it starts from most of the brain hidden and ends with little.
+
+    Args:
+        brain_mask: Brain pixels (N, 1, H, W), bool.
+        generator: Source of randomness, on the device of ``brain_mask``.
+        whole_brain_fraction: Probability in [0, 1] of hiding the whole brain.
+
+    Returns:
+        Hidden pixels (N, 1, H, W), bool, inside the brain.
+    """
+    number, device = len(brain_mask), brain_mask.device
+    grids = (4, 8, 16, 32)
+    knots = [torch.randn(number, 1, size, size, generator=generator, device=device) for size in grids]
+    chosen = torch.randint(len(grids), (number,), generator=generator, device=device)
+    field = torch.zeros(brain_mask.shape, device=device)
+    for index, random in enumerate(knots):
+        taken = chosen == index
+        field[taken] = F.interpolate(random[taken], size=brain_mask.shape[-2:], mode="bicubic")
+    # As high as at a random brain pixel, whose rank is uniform: no need to sort the pixels.
+    order = torch.rand(brain_mask.shape, generator=generator, device=device).masked_fill(~brain_mask, -1)
+    cut = field.flatten(1).gather(1, order.flatten(1).argmax(dim=1, keepdim=True))[:, :, None, None]
+    whole = torch.rand(number, generator=generator, device=device) < whole_brain_fraction
+    return brain_mask & ((field >= cut) | whole[:, None, None, None])
+
+
+def coarse_noise(shape: torch.Size, generator: torch.Generator, grids: tuple[int, ...] = (8, 12, 16, 24)) -> Tensor:
+    """Draw smooth noise that hides low frequencies: standard normal knots of a random coarse grid, bilinear between.
+
+    Args:
+        shape: Slices (N, M, H, W).
+        generator: Source of randomness; the noise is on its device.
+        grids: Knots along each side, drawn for each slice.
+
+    Returns:
+        Noise (N, M, H, W), its grid shifted at random.
+    """
+    number, channels, height, width = shape
+    device = generator.device
+    chosen = torch.randint(len(grids), (number,), generator=generator, device=device)
+    noise = torch.zeros(shape, device=device)
+    for index, knots in enumerate(grids):
+        taken = chosen == index
+        random = torch.randn(number, channels, knots, knots, generator=generator, device=device)[taken]
+        margin = (height // knots, width // knots)
+        top, left = (int(torch.randint(m + 1, (1,), generator=generator, device=device)) for m in margin)
+        field = F.interpolate(random, (height + margin[0], width + margin[1]), mode="bilinear")
+        noise[taken] = field[..., top : top + height, left : left + width]
+    return noise
+
+
+def random_squares(brain_mask: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw masks as the published training does: squares of three sizes around one random place of the brain.
+
+    A Gaussian bump with random width sits on a random brain pixel; centers of squares are drawn from it: many of
+    about 1/60 of the image side, 5 to 9 of 1/30 and 3 to 9 of 1/15. Two thirds of the bumps are wide, one third
+    narrow. Row and column of a center belong to one pixel here, and squares are centered on it; the published code
+    takes them from two different pixels and grows squares down and right.
+
+    Args:
+        brain_mask: Brain pixels (N, 1, H, W), bool.
+        generator: Source of randomness, on the device of ``brain_mask``.
+
+    Returns:
+        Hidden pixels (N, 1, H, W), bool, inside the brain.
+    """
+    number, _, height, width = brain_mask.shape
+    device = brain_mask.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(number, generator=generator, device=device)
+
+    inside = brain_mask.flatten(1).float()
+    has_brain = inside.any(dim=1)
+    inside = torch.where(has_brain[:, None], inside, torch.ones_like(inside))
+    center = torch.multinomial(inside, 1, generator=generator)[:, 0]
+    wide = torch.rand(number, generator=generator, device=device) < 2 / 3
+    row_variance, column_variance = uniform(0.3, 10), uniform(0.3, 10)
+    deviation = (row_variance * column_variance).sqrt()
+    covariance = deviation * uniform(-1, 1)
+    unit = torch.where(
+        wide, torch.full_like(deviation, 24.0), torch.full_like(deviation, 96.0)
+    )  # image side, in sigmas
+    rows = (torch.arange(height, device=device)[None, :, None] - (center // width)[:, None, None]) / height
+    columns = (torch.arange(width, device=device)[None, None, :] - (center % width)[:, None, None]) / width
+    determinant = (row_variance * column_variance - covariance**2).clamp(min=1e-3)
+    distance = (
+        column_variance[:, None, None] * rows**2
+        - 2 * covariance[:, None, None] * rows * columns
+        + row_variance[:, None, None] * columns**2
+    ) * (unit**2 / determinant)[:, None, None]
+    density = (torch.exp(-distance / 2).flatten(1) + 1e-12) * inside
+
+    hidden = torch.zeros_like(brain_mask)
+    counts = (
+        deviation * torch.where(wide, uniform(100, 200), uniform(5, 20)),
+        uniform(5, 10),
+        uniform(3, 10),
+    )
+    for count, share in zip(counts, (60, 30, 15), strict=True):
+        side = max(1, round(max(height, width) / share))
+        centers = torch.multinomial(density, int(count.max()), replacement=True, generator=generator)
+        drawn = torch.arange(centers.shape[1], device=device) < count.long()[:, None]
+        points = torch.zeros(number, height * width, device=device).scatter_reduce(
+            1, centers, drawn.float(), reduce="amax"
+        )
+        padded = F.pad(points.view(number, 1, height, width), ((side - 1) // 2, side // 2) * 2)
+        hidden |= F.max_pool2d(padded, side, stride=1) > 0
+    return hidden & brain_mask

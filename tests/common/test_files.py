@@ -1,0 +1,80 @@
+"""Files are whole or as they were before, whoever writes them and whatever happens meanwhile."""
+
+import errno
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from scripts.common.files import atomic
+from scripts.common.model_file import save_model
+from scripts.inference.volumes import AtomicNibabelWriter
+from scripts.training.checkpoint import TrainingCheckpoint
+
+
+def test_block_that_ends_well_replaces_the_file(tmp_path):
+    path = tmp_path / "deeper" / "file.nii.gz"
+    for content in ("first", "second"):
+        with atomic(path) as temporary:
+            temporary.write_text(content)
+            assert temporary.parent == path.parent and temporary.name.endswith(path.name)
+            assert content == "first" or path.read_text() == "first"  # readers still meet the old one
+        assert path.read_text() == content and list(path.parent.iterdir()) == [path]
+
+
+def test_block_that_fails_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("whole")
+    with pytest.raises(ZeroDivisionError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+def half(content, path, *args, **kwargs):
+    """Stands for a writer whose disk fills up."""
+    with open(path, "wb") as file:
+        file.write(b"half")
+    raise OSError(errno.ENOSPC, "no space left")
+
+
+def save(content, path, real=torch.save):
+    """`torch.save`, whose disk fills up too."""
+    return real(content, path) if isinstance(path, io.BytesIO) else half(content, path)
+
+
+def write_model(path, model):
+    save_model(model, path)
+
+
+def write_checkpoint(path, model):
+    validator = SimpleNamespace(state=SimpleNamespace(metrics={"error": 1.0}, key_metric_name="error"))
+    checkpoint = TrainingCheckpoint(path, {"network": model}, SimpleNamespace(module=model, state_dict=dict), validator)
+    trainer = Engine(lambda engine, batch: None)
+    checkpoint.attach(trainer)
+    trainer.run([0], max_epochs=1)
+
+
+def write_volume(path, model):
+    writer = AtomicNibabelWriter()
+    writer.set_data_array(np.zeros((1, 3, 4, 5), np.float32), channel_dim=0)
+    writer.set_metadata({"affine": np.eye(4)})
+    writer.write(path)
+
+
+@pytest.mark.parametrize("write", [write_model, write_checkpoint, write_volume])
+def test_writer_that_fails_half_way_leaves_the_file_as_it_was(write, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    path = tmp_path / "file.nii.gz"
+    write(path, model)
+    whole = path.read_bytes()
+    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: half(content, path))
+    monkeypatch.setattr(nib, "save", half)
+    with pytest.raises(OSError, match="no space left"):
+        write(path, model)
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]

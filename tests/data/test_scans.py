@@ -1,0 +1,300 @@
+"""Scans and slices are found in every layout, and refused with one sentence that says what is wrong."""
+
+import gzip
+import json
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import make_scan, write_nifti
+from scripts.data.nifti import read_header
+from scripts.data.scans import check_subjects, find_subjects, read_split
+from scripts.data.slices import read_slices
+
+
+def cases(subjects):
+    return [subject["case"] for subject in subjects]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_finds_the_files_of_each_scan_in_the_order_of_the_modalities(tmp_path, suffix):
+    folder = make_scan(tmp_path, "one", lesion={}, suffix=suffix)
+    make_scan(tmp_path, "two", suffix=suffix)
+    (tmp_path / "unrelated").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    first, second = find_subjects(tmp_path, ["t1", "flair"])
+    assert first == {
+        "case": "one",
+        "image": [str(folder / f"one_{modality}{suffix}") for modality in ("t1", "flair")],
+        "label": str(folder / f"one_seg{suffix}"),
+    }
+    assert second["case"] == "two" and "label" not in second
+
+
+def test_split_file_fixes_cases_and_order(scans_dir):
+    split = scans_dir / "split.txt"
+    split.write_text("\ufeff# order matters\n\n d \na  # comment\n", encoding="utf-8")
+    assert cases(find_subjects(scans_dir, ["flair"], str(split))) == ["d", "a"]
+    assert cases(find_subjects(scans_dir, ["flair"], ["e", "b"])) == ["e", "b"]
+    assert cases(find_subjects(scans_dir, ["flair"])) == ["a", "b", "c", "d", "e"]
+
+
+def test_linked_scans_are_inside_the_folder(tmp_path):
+    make_scan(tmp_path / "elsewhere", "a")
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    assert cases(find_subjects(tmp_path / "scans", ["flair"], ["a"])) == ["a"]
+
+
+def test_flat_folder_is_one_scan_a_file(tmp_path):
+    for name in ("b.nii", "a.nii.gz", "._a.nii.gz", "notes.txt"):
+        write_nifti(tmp_path / name, np.ones((3, 4, 5), np.uint8)) if "nii" in name else (tmp_path / name).touch()
+    assert find_subjects(tmp_path, ["flair"]) == [
+        {"case": "a", "image": [str(tmp_path / "a.nii.gz")]},
+        {"case": "b", "image": [str(tmp_path / "b.nii")]},
+    ]
+    with pytest.raises(ValueError, match="No scan in .*expected folders NAME"):
+        find_subjects(tmp_path, ["flair", "t1"])
+    write_nifti(tmp_path / "a.nii", np.ones((3, 4, 5), np.uint8))
+    with pytest.raises(ValueError, match="holds a twice"):
+        find_subjects(tmp_path, ["flair"])
+
+
+def write_datalist(folder, **lists):
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({"description": "made", **lists}))
+    return str(path)
+
+
+def test_datalist_lists_scans_relative_to_itself(scans_dir):
+    entry = {"image": ["a/a_flair.nii.gz", "a/a_t1.nii.gz"], "label": "a/a_seg.nii.gz", "case": "first"}
+    path = write_datalist(scans_dir, training=[entry], test=[{"image": ["b/b_flair.nii.gz", "b/b_t1.nii.gz"]}])
+    (found,) = find_subjects(path, ["flair", "t1"], "training")
+    assert found == {
+        "case": "first",
+        "image": [str(scans_dir / name) for name in entry["image"]],
+        "label": str(scans_dir / "a/a_seg.nii.gz"),
+    }
+    assert cases(find_subjects(path, ["flair", "t1"])) == ["first", "b_flair"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "lists no case"),
+        ([{"label": "x.nii"}], "entry without `image`"),
+        ([{"image": "a.nii"}, {"image": "a.nii"}], "holds a twice"),
+        ([{"image": ["a.nii", "b.nii"]}], "lists 2 image files for a case, but `modalities` has 1"),
+        ([{"image": "../a.nii"}], "names '../a.nii', which is outside"),
+        ([{"image": "/etc/passwd"}], "names '/etc/passwd', which is outside"),
+        ([{"image": "a.nii", "case": "../../a"}], "has the case name '../../a'"),
+        ([{"image": "a.nii", "case": ".."}], "has the case name '..'"),
+    ],
+)
+def test_bad_datalist(tmp_path, entries, message):
+    with pytest.raises(ValueError, match=message):
+        find_subjects(write_datalist(tmp_path, training=entries), ["flair"], "training")
+
+
+def test_datalist_that_is_missing_broken_or_has_no_such_list(tmp_path):
+    with pytest.raises(ValueError, match="has no list 'testing', only training"):
+        find_subjects(write_datalist(tmp_path, training=[{"image": "a.nii"}]), ["flair"], "testing")
+    with pytest.raises(FileNotFoundError, match="No datalist .*gone.json"):
+        find_subjects(tmp_path / "gone.json", ["flair"])
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="broken.json is no JSON"):
+        find_subjects(tmp_path / "broken.json", ["flair"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["../../etc/passwd"], "names '../../etc/passwd', which is outside"),
+        (["a/../../scans/a"], "which is outside"),
+        (["/etc/passwd"], "names '/etc/passwd', which is outside"),
+        (["."], "which is outside"),
+        (["nobody"], "names nobody, but .* has no folder of that name"),
+        (["a", "b", "a"], "names a twice"),
+        (["a", "a/"], "holds a twice"),
+        ([], "names no case"),
+    ],
+)
+@pytest.mark.parametrize("as_file", [True, False])
+def test_bad_split(scans_dir, names, message, as_file):
+    split = names
+    if as_file:
+        split = str(scans_dir / "bad.txt")
+        (scans_dir / "bad.txt").write_text("\n".join(names) + "\n# nothing else\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        find_subjects(scans_dir, ["flair"], split)
+
+
+@pytest.mark.parametrize("split", [5, True, {"a": 1}])
+def test_split_of_another_kind(scans_dir, split):
+    with pytest.raises(ValueError, match="A split must be a file, a list of case names, or null, got"):
+        find_subjects(scans_dir, ["flair"], split)
+
+
+def test_split_file_that_is_missing_or_no_text(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No split file .*gone.txt"):
+        read_split(str(tmp_path / "gone.txt"))
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ValueError, match="binary.txt is no text file"):
+        read_split(str(tmp_path / "binary.txt"))
+
+
+def test_what_a_scan_lacks_is_named(scans_dir):
+    with pytest.raises(FileNotFoundError, match="a has no t2: expected a_t2.nii.gz"):
+        find_subjects(scans_dir, ["t2"])
+    (scans_dir / "c" / "c_flair.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="c has no flair: expected c_flair.nii.gz"):
+        find_subjects(scans_dir, ["flair"])
+    with pytest.raises(FileNotFoundError, match="a has no brain mask: expected a_brain.nii.gz"):
+        find_subjects(scans_dir, ["t1"], brain_mask="brain")
+
+
+def test_missing_and_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No folder .*gone: set `dataset_dir`"):
+        find_subjects(tmp_path / "gone", ["flair"])
+    with pytest.raises(ValueError, match="No scan in .*expected folders NAME with files NAME_flair.nii.gz"):
+        find_subjects(tmp_path, ["flair"])
+
+
+@pytest.mark.parametrize("modalities", ["flair", [], None])
+def test_modalities_are_a_list(scans_dir, modalities):
+    with pytest.raises(ValueError, match="`modalities` must be a list of names"):
+        find_subjects(scans_dir, modalities)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_header_gives_shape_and_affine(tmp_path, suffix):
+    affine = np.diag([2.0, 3, 4, 1])
+    for shape in ((5, 6, 7), (5, 6, 7, 1), (5, 6, 1)):
+        path = write_nifti(tmp_path / f"scan{suffix}", np.zeros(shape, np.float32), affine)
+        found, found_affine = read_header(str(path))
+        assert found == shape[:3]
+        np.testing.assert_array_equal(found_affine, affine)
+
+
+def test_gzip_of_several_members_is_whole(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", np.zeros((5, 6, 7), np.float32))
+    content = path.read_bytes()
+    (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]))
+    assert read_header(str(tmp_path / "scan.nii.gz"))[0] == (5, 6, 7)
+
+
+def cut(path, keep):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("keep", [0.97, 0.5])
+def test_file_that_is_cut_short(tmp_path, suffix, keep):
+    voxels = np.random.default_rng(0).integers(0, 999, (20, 20, 20)).astype(np.int16)
+    path = write_nifti(tmp_path / f"scan{suffix}", voxels)
+    cut(path, keep)
+    with pytest.raises(ValueError, match=r"scan.nii(.gz)? is cut short"):
+        read_header(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("content", [b"", b"this is no image" * 100, gzip.compress(b"nor is this" * 100)])
+def test_file_that_is_no_nifti(tmp_path, suffix, content):
+    path = tmp_path / f"scan{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a NIfTI file that can be read"):
+        read_header(str(path))
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 7, 2), (5, 6, 7, 1, 3)])
+def test_file_that_is_no_volume(tmp_path, shape):
+    path = write_nifti(tmp_path / "scan.nii", np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"has shape \(5, 6.*expected a volume \(H, W, D\)"):
+        read_header(str(path))
+
+
+@pytest.mark.parametrize("kind", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])])
+def test_voxels_that_are_no_real_numbers(tmp_path, kind):
+    path = write_nifti(tmp_path / "scan.nii", np.zeros((3, 4, 5), kind))
+    with pytest.raises(ValueError, match="expected one real number a voxel"):
+        read_header(str(path))
+
+
+def test_affine_that_fixes_no_space(tmp_path):
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
+    image.header["srow_x"] = 0
+    image.header["sform_code"], image.header["qform_code"] = 1, 0
+    image.header.set_data_shape((3, 4, 5))
+    path = tmp_path / "scan.nii"
+    path.write_bytes(image.header.binaryblock + bytes(4) + bytes(60))
+    with pytest.raises(ValueError, match="affine that maps voxels to no space"):
+        read_header(str(path))
+
+
+def subject_of(tmp_path, **other):
+    image = write_nifti(tmp_path / "image.nii", np.zeros((5, 6, 7), np.uint8))
+    label = write_nifti(tmp_path / "label.nii", np.zeros(other.get("shape", (5, 6, 7)), np.uint8), other.get("affine"))
+    return {"case": "one", "image": [str(image)], other.get("key", "label"): str(label)}
+
+
+@pytest.mark.parametrize("key", ["label", "brain_mask"])
+def test_files_of_a_scan_that_do_not_fit(tmp_path, key):
+    with pytest.raises(ValueError, match=r"label.nii has shape \(5, 6, 6\), but .*image.nii has \(5, 6, 7\)"):
+        check_subjects([subject_of(tmp_path, key=key, shape=(5, 6, 6))])
+    for affine in (np.diag([-1.0, 1, 1, 1]), np.diag([1, 1, 1.1, 1])):
+        with pytest.raises(ValueError, match="label.nii has another affine than .*image.nii"):
+            check_subjects([subject_of(tmp_path, key=key, affine=affine)])
+    check_subjects([subject_of(tmp_path, key=key, affine=np.eye(4) + 1e-5)])
+
+
+@pytest.mark.parametrize("slice_range", [[5, 5], [6, 2], [-1, 4], [3], 3, [1.5, 3], ["1", "3"], [0, 1, 2]])
+def test_slice_range_out_of_order(slice_range):
+    with pytest.raises(ValueError, match="`slice_range` must be .first, after the last."):
+        check_subjects([], slice_range)
+
+
+def test_slice_range_is_counted_along_the_axial_axis(tmp_path):
+    axial_second = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    assert nib.aff2axcodes(axial_second) == ("P", "I", "R")
+    subject = {"case": "one", "image": [str(write_nifti(tmp_path / "a.nii", np.zeros((5, 6, 7)), axial_second))]}
+    check_subjects([subject], [0, 6])
+    with pytest.raises(ValueError, match=r"has 6 axial slices, so `slice_range` \[0, 7\] leaves it"):
+        check_subjects([subject], [0, 7])
+    check_subjects([subject])
+
+
+def test_slices_of_a_split_are_read_with_absolute_paths(slices_dir, monkeypatch):
+    found = read_slices(slices_dir, "testing", ["flair", "t1"])
+    assert [item["case"] for item in found] == ["testing0", "testing1"]
+    assert all(os.path.isfile(item[key]) for item in found for key in ("image", "brain_mask", "label"))
+    monkeypatch.chdir(slices_dir)
+    assert len(read_slices(".", "training")) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": []}, "has no slice for training: run configs/preprocess.json with `split_training` set"),
+        ({"modalities": ["t2"]}, r"holds the modalities \['t2'\], but `modalities` is \['flair'\]"),
+        ({"training": [{"case": "a", "slice": 1, "image": "x.npy", "brain_mask": "gone.npy"}]}, "gone.npy, which is"),
+        ({"training": [{"case": "a", "slice": 1, "image": "../x.npy", "brain_mask": "x.npy"}]}, "which is outside"),
+        ({"training": [{"case": "a", "image": "x.npy"}]}, "is no datalist of slices"),
+        ({"training": ["x.npy"]}, "is no datalist of slices"),
+        (None, "datalist.json is no JSON"),
+    ],
+)
+def test_bad_datalist_of_slices(tmp_path, change, message):
+    np.save(tmp_path / "x.npy", np.zeros((1, 4, 4)))
+    good = {"case": "a/b", "slice": 1, "image": "x.npy", "brain_mask": "x.npy"}
+    content = {"modalities": ["flair"], "training": [good]}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    assert len(read_slices(tmp_path, "training", ["flair"])) == 1
+    (tmp_path / "datalist.json").write_text(json.dumps(content | change) if change else "[")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_slices(tmp_path, "training", ["flair"])
+
+
+def test_folder_without_a_datalist_of_slices(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No datalist.json in .*make it with configs/preprocess.json"):
+        read_slices(tmp_path, "training")

@@ -1,0 +1,196 @@
+"""The brain mask and the scaling of intensities, by their properties and their errors."""
+
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+from scripts.data.transforms import (
+    BrainMaskd,
+    ScaleBrainIntensity,
+    ScaleBrainIntensityd,
+    ScanReader,
+    brain_mask_of,
+    scale_brain_intensity,
+)
+
+
+@pytest.fixture
+def scan():
+    """A scan of two modalities (2, 12, 14, 6), 0 outside the brain, and its brain mask."""
+    random = torch.Generator().manual_seed(3)
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 12), torch.linspace(-1, 1, 14), indexing="ij")
+    brain = (rows**2 + columns**2 < 0.7)[None, ..., None].expand(1, 12, 14, 6)
+    values = 50 + 100 * torch.rand(2, 12, 14, 6, generator=random)
+    values[1] = values[1] ** 1.5
+    return values * brain, brain
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.02, 0.9), (0.0, 1.0), (0.25, 0.5)])
+def test_quantiles_of_the_brain_become_minus_3_and_3(scan, lower, upper):
+    image, brain = scan
+    scaled = scale_brain_intensity(image, brain, upper, lower)
+    assert scaled.dtype == torch.float32 and scaled.shape == image.shape
+    for channel in scaled:
+        values = channel[brain[0]].double().numpy()
+        np.testing.assert_allclose(np.quantile(values, [lower, upper]), [-3, 3], atol=1e-5)
+        assert upper == 1 or values.max() > 3.01
+        assert lower == 0 or values.min() < -3.01
+
+
+def test_background_is_minus_3_whatever_it_was(scan):
+    image, brain = scan
+    expected = scale_brain_intensity(image, brain)
+    filled = torch.where(brain, image, torch.tensor(77.0))
+    assert (expected[:, ~brain[0]] == -3).all()
+    assert torch.equal(scale_brain_intensity(filled, brain), expected)
+
+
+@pytest.mark.parametrize("factor", [1e-4, 0.37, 20_000])
+@pytest.mark.parametrize("lower_over_volume", [False, True])
+def test_scaling_does_not_depend_on_the_scale_of_a_modality(scan, factor, lower_over_volume):
+    image, brain = scan
+    options = {"lower_over_volume": lower_over_volume}
+    expected = scale_brain_intensity(image, brain, **options)
+    changed = image * torch.tensor([factor, 3.0])[:, None, None, None]
+    torch.testing.assert_close(scale_brain_intensity(changed, brain, **options), expected, rtol=0, atol=1e-4)
+
+
+def test_lower_quantile_over_the_volume_is_the_published_formula(scan):
+    image, brain = scan
+    found = scale_brain_intensity(image, brain, lower_over_volume=True)
+    for channel, scaled in zip(image.double().numpy(), found, strict=True):
+        upper = np.quantile(channel[brain[0].numpy()], 0.9)
+        np.testing.assert_allclose(scaled.numpy(), channel * 6 / upper - 3, atol=1e-5)
+    assert not torch.allclose(found, scale_brain_intensity(image, brain), atol=0.5)
+
+
+def test_transforms_are_the_functions_and_keep_the_meta_data(scan):
+    image, brain = scan
+    affine = torch.diag(torch.tensor([1.0, 2, 3, 1], dtype=torch.float64))
+    data = {"image": MetaTensor(image, affine=affine), "case": "one", "other": 1}
+    found = ScaleBrainIntensityd("image", upper_fraction=0.8)(BrainMaskd("image")(data))
+    assert torch.equal(found["brain_mask"].as_tensor(), brain)
+    assert torch.equal(found["image"].as_tensor(), scale_brain_intensity(image, brain, upper_fraction=0.8))
+    assert torch.equal(ScaleBrainIntensity(0.8)(image, brain), found["image"].as_tensor())
+    assert torch.equal(found["image"].affine, affine) and torch.equal(found["brain_mask"].affine, affine)
+    assert found["other"] == 1 and "brain_mask" not in data and torch.equal(data["image"].as_tensor(), image)
+
+
+def test_brain_is_where_any_modality_is_above_0():
+    image = torch.tensor([[[0.0, 1, 0, -1]], [[0.0, 0, 2, 0]]])
+    assert brain_mask_of(image).tolist() == [[[False, True, True, False]]]
+    given = torch.tensor([[[0.4, 0.6, 1, 0]]])
+    assert brain_mask_of(image, given).tolist() == [[[False, True, True, False]]]
+    assert brain_mask_of(torch.ones_like(image), given).tolist() == [[[False, True, True, False]]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scan_with_voxels_that_are_no_number(scan, value):
+    image = scan[0].clone()
+    image[1, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="one has NaN or infinite voxels"):
+        BrainMaskd("image")({"image": image, "case": "one"})
+
+
+def test_brain_mask_with_voxels_that_are_no_number(scan):
+    mask = scan[1].float()
+    mask[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="one has a brain mask with NaN or infinite voxels"):
+        BrainMaskd("image")({"image": scan[0], "brain_mask": mask, "case": "one"})
+
+
+def test_large_finite_voxels_are_no_reason_to_refuse(scan):
+    image = scan[0] * 1e35  # their float32 sum is infinite
+    torch.testing.assert_close(
+        scale_brain_intensity(image, brain_mask_of(image)), scale_brain_intensity(*scan), rtol=0, atol=1e-4
+    )
+
+
+def test_scan_without_a_brain(scan):
+    with pytest.raises(ValueError, match="one has no voxel above 0"):
+        BrainMaskd("image")({"image": torch.zeros(1, 4, 4, 4), "case": "one"})
+    with pytest.raises(ValueError, match="the image has an empty brain mask"):
+        BrainMaskd("image")({"image": scan[0], "brain_mask": torch.zeros(1, 12, 14, 6)})
+    with pytest.raises(ValueError, match=r"one has a brain mask of shape \[12, 14, 5\], but voxels \[12, 14, 6\]"):
+        BrainMaskd("image")({"image": scan[0], "brain_mask": torch.ones(1, 12, 14, 5), "case": "one"})
+
+
+def test_modality_of_one_intensity_is_named(scan):
+    image, brain = scan[0].clone(), scan[1]
+    image[1] = 5.0 * brain
+    with pytest.raises(ValueError, match="one has a brain of constant intensity in channel 1"):
+        ScaleBrainIntensityd("image")({"image": image, "brain_mask": brain, "case": "one"})
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "message"),
+    [
+        (0.02, 90, r"`upper_fraction` must be in \[0, 1\], got 90; did you pass a percentage"),
+        (2, 0.9, r"`lower_fraction` must be in \[0, 1\], got 2; did you pass a percentage"),
+        (-0.1, 0.9, "`lower_fraction` must be in"),
+        (0.02, float("nan"), "`upper_fraction` must be in"),
+        (0.02, "most", "`upper_fraction` must be in"),
+        (None, 0.9, "`lower_fraction` must be in"),
+        (0.9, 0.02, "`lower_fraction` must be below `upper_fraction`, got 0.9 and 0.02"),
+        (0.5, 0.5, "`lower_fraction` must be below `upper_fraction`"),
+    ],
+)
+def test_bad_fractions(scan, lower, upper, message):
+    with pytest.raises(ValueError, match=message):
+        ScaleBrainIntensityd("image", upper_fraction=upper, lower_fraction=lower)
+    with pytest.raises(ValueError, match=message):
+        scale_brain_intensity(*scan, upper_fraction=upper, lower_fraction=lower)
+
+
+@pytest.mark.parametrize(
+    ("filled", "spacing", "warns"),
+    [
+        (0.5, 1.0, False),
+        (0.95, 1.0, True),
+        (0.5, 16.0, False),  # 2048 ml
+        (0.5, 17.0, True),  # 2456 ml
+    ],
+)
+def test_warns_of_a_skull_by_volume_or_cover(caplog, filled, spacing, warns):
+    image = torch.zeros(1, 10, 10, 10)
+    image.view(-1)[: int(1000 * filled)] = 1
+    affine = torch.diag(torch.tensor([spacing, spacing, -spacing, 1], dtype=torch.float64))
+    with caplog.at_level(logging.WARNING):
+        BrainMaskd("image")({"image": MetaTensor(image, affine=affine), "case": "one"})
+    assert [record.getMessage().startswith("one may still have its skull") for record in caplog.records] == [
+        True
+    ] * warns
+
+
+def test_reader_puts_modalities_on_the_grid_of_the_first(tmp_path):
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 99, (2, 5, 6, 7)).astype(np.int16)
+    affine = np.array([[0, 2.0, 0, 3], [-1, 0, 0, 4], [0, 0, 3, 5], [0, 0, 0, 1]])
+    rounded = affine + 1e-4
+    rounded[3] = affine[3]
+    paths = [
+        write_nifti(tmp_path / "first.nii", first, affine),
+        write_nifti(tmp_path / "second.nii.gz", second[..., None], rounded),
+    ]
+    image = LoadImage(reader=ScanReader(), ensure_channel_first=True)([str(path) for path in paths])
+    np.testing.assert_array_equal(image, np.stack([first, second]))
+    np.testing.assert_array_equal(image.affine, affine)
+    alone = LoadImage(reader=ScanReader(), ensure_channel_first=True)(str(paths[1]))
+    np.testing.assert_array_equal(alone, second[None])
+    np.testing.assert_array_equal(alone.affine, nib.load(paths[1]).affine)
+
+
+@pytest.mark.parametrize("at", [0.3, 0.9])
+def test_compressed_file_whose_content_changed_is_named(tmp_path, at):
+    voxels = np.random.default_rng(0).integers(0, 9999, (40, 40, 40)).astype(np.int16)
+    path = write_nifti(tmp_path / "scan.nii.gz", voxels)
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="scan.nii.gz is damaged"):
+        LoadImage(reader=ScanReader())(str(path))

@@ -1,0 +1,401 @@
+"""Evaluation as a whole: tables, summary and pictures from an evaluator, with an inferer that stands for the method."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer
+from PIL import Image
+from scripts.common.model_file import save_model
+from scripts.evaluation.baselines import ZScoreBaseline
+from scripts.evaluation.cases import (
+    Evaluation,
+    EvaluationHandler,
+    Sample,
+    anomaly_thresholds,
+    find_labeled,
+    safe_file_name,
+)
+from scripts.evaluation.metrics import overlap
+
+SHAPE = (36, 40)
+THRESHOLD = 1.5
+BASELINES = {"zscore": {}, "smoothed": {"sigma": 1.3}}
+
+
+class SquaredIntensity(Inferer):
+    """Marks what is brighter than a threshold: mask, anomaly map, reconstruction and passes as the method's inferer."""
+
+    def __call__(self, inputs, network, *args, **kwargs):
+        image, brain_mask = inputs[:, :-1], inputs[:, -1:]
+        anomaly_map = image.square().mean(dim=1, keepdim=True) * brain_mask
+        return torch.cat(
+            [(anomaly_map > THRESHOLD).float(), anomaly_map, image * 0.9, torch.full_like(brain_mask, 4)], 1
+        )
+
+
+def item(name: str, seed: int, lesion_side: int = 0, modalities: int = 1, slices: int = 0) -> dict:
+    """Noise in a brain, with a brighter square where a lesion is."""
+    rng = np.random.default_rng(seed)
+    shape = (*SHAPE, slices) if slices else SHAPE
+    brain_mask, label = np.zeros((1, *shape), np.float32), np.zeros((1, *shape), np.float32)
+    brain_mask[:, 3:33, 4:36] = 1
+    label[:, 8 : 8 + lesion_side, 9 : 9 + lesion_side] = 1
+    if slices:
+        label[..., :2] = 0
+    image = rng.normal(size=(modalities, *shape)).astype(np.float32) + 2 * label
+    image[:, brain_mask[0] == 0] = -3
+    return {"image": np.concatenate([image, brain_mask]), "label": label, "case": name}
+
+
+def evaluate(folder, cases, healthy=(), modalities=1, batch_size=1, **options) -> dict:
+    """Run the evaluators of the configs, with the stand-in for the method."""
+    names = [f"modality{index}" for index in range(modalities)]
+    baselines = {name: ZScoreBaseline(**arguments) for name, arguments in BASELINES.items()}
+    evaluation = Evaluation(folder, THRESHOLD, names, baselines, image_size=32, radius=4, **options)
+    for items, is_healthy in ((healthy, True), (cases, False)):
+        if items:
+            SupervisedEvaluator(
+                device=torch.device("cpu"),
+                val_data_loader=DataLoader(Dataset(list(items)), batch_size=batch_size),
+                network=torch.nn.Identity(),
+                inferer=SquaredIntensity(),
+                val_handlers=[EvaluationHandler(evaluation, healthy=is_healthy)],
+            ).run()
+    return evaluation.finish()
+
+
+def slices(modalities: int = 1) -> tuple[list[dict], list[dict]]:
+    cases = [item(f"CASE_{side:02d}", side, side, modalities) | {"slice": 70 + side} for side in (3, 6, 9, 12)]
+    return cases, [item(f"HEALTHY_{seed}", seed, 0, modalities) for seed in range(20, 24)]
+
+
+def read_rows(folder) -> list[dict]:
+    with (folder / "cases.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    cases, healthy = slices()
+    evaluate(folder, cases, healthy)
+    return folder, cases, healthy
+
+
+def test_summary_has_the_promised_keys(evaluated):
+    summary = json.loads((evaluated[0] / "summary.json").read_text())
+    scores = ["dice", "sensitivity", "precision", "threshold", "average_precision", "false_positive_fraction"]
+    scores += ["dice_upper_bound", "threshold_upper_bound", "dice_per_image_best", "dice_small", "dice_medium"]
+    scores += ["dice_large", "dice_ci_low", "dice_ci_high"]
+    expected = scores + ["cases", "network_passes", "ssim_healthy", "cases_small", "cases_medium", "cases_large"]
+    expected += [f"baseline_{name}_{score}" for name in BASELINES for score in scores]
+    assert set(expected) <= summary.keys()
+    assert all(value is None or isinstance(value, (int, float, str)) for value in summary.values())
+    assert summary["cases"] == 4 and summary["network_passes"] == 4 and summary["healthy_slices"] == 4
+
+
+def test_each_case_has_a_row_with_the_scores_of_its_mask(evaluated):
+    folder, cases, _ = evaluated
+    rows = read_rows(folder)
+    assert [row["case"] for row in rows] == ["CASE_03_073", "CASE_06_076", "CASE_09_079", "CASE_12_082"]
+    for row, case in zip(rows, cases, strict=True):
+        pred_mask = (case["image"][:1] ** 2 > THRESHOLD) & (case["image"][1:] > 0)
+        for name, expected in overlap(pred_mask, case["label"]).items():
+            assert float(row[name]) == pytest.approx(expected[0])
+        assert int(row["lesion_pixels"]) == case["label"].sum()
+        assert float(row["lesion_pixels_128"]) == pytest.approx(case["label"].sum() * 128**2 / (36 * 40))
+
+
+def test_summary_is_the_mean_over_cases(evaluated):
+    summary, rows = json.loads((evaluated[0] / "summary.json").read_text()), read_rows(evaluated[0])
+    for name in ("dice", "sensitivity", "dice_per_image_best", "baseline_zscore_dice", "baseline_smoothed_precision"):
+        assert summary[name] == pytest.approx(np.mean([float(row[name]) for row in rows]))
+    small = [float(row["dice"]) for row in rows if float(row["lesion_pixels_128"]) < 200]
+    assert summary["cases_small"] == len(small) == 1 and summary["dice_small"] == pytest.approx(small[0])
+    assert summary["cases_medium"] + summary["cases_large"] == 3
+
+
+def test_upper_bounds_are_ordered_when_the_mask_is_a_threshold_of_the_map(evaluated):
+    summary = json.loads((evaluated[0] / "summary.json").read_text())
+    for prefix in ("", "baseline_zscore_", "baseline_smoothed_"):
+        assert (
+            summary[prefix + "dice"] <= summary[prefix + "dice_upper_bound"] <= summary[prefix + "dice_per_image_best"]
+        )
+
+
+def test_baselines_mark_as_much_of_the_healthy_brain_as_the_method(evaluated):
+    folder, _, healthy = evaluated
+    summary = json.loads((folder / "summary.json").read_text())
+    brain = np.stack([case["image"][1:] > 0 for case in healthy])
+    marked = np.stack([case["image"][:1] ** 2 > THRESHOLD for case in healthy]) & brain
+    assert summary["false_positive_fraction"] == pytest.approx(marked.sum() / brain.sum())
+    for name in BASELINES:
+        fraction = summary[f"baseline_{name}_false_positive_fraction"]
+        assert summary["false_positive_fraction"] - 0.01 <= fraction <= summary["false_positive_fraction"]
+
+
+def test_baseline_rows_are_its_mask_at_the_reported_threshold(evaluated):
+    folder, cases, _ = evaluated
+    summary, rows = json.loads((folder / "summary.json").read_text()), read_rows(folder)
+    baseline = ZScoreBaseline(sigma=1.3)
+    for row, case in zip(rows, cases, strict=True):
+        inputs = torch.from_numpy(case["image"])[None]
+        brain_mask = inputs[:, 1:] > 0.5
+        pred_mask = (baseline(inputs[:, :1], brain_mask) > summary["baseline_smoothed_threshold"]) & brain_mask
+        assert float(row["baseline_smoothed_dice"]) == pytest.approx(overlap(pred_mask[0], case["label"])["dice"][0])
+
+
+def test_pictures_open_and_hold_five_panels(evaluated):
+    for row in read_rows(evaluated[0]):
+        with Image.open(evaluated[0] / row["picture"]) as picture:
+            assert picture.width > 5 * 200 and 200 < picture.height < 360
+            assert picture.convert("L").getextrema()[1] == 255
+
+
+def test_results_do_not_depend_on_the_batch_or_the_order(tmp_path):
+    cases, healthy = slices(modalities=2)
+    one = evaluate(tmp_path / "one", cases, healthy, 2, batch_size=1, pictures=False)
+    three = evaluate(tmp_path / "three", cases[::-1], healthy[::-1], 2, batch_size=3, pictures=False)
+    assert one == three
+    assert (tmp_path / "one" / "cases.csv").read_bytes() == (tmp_path / "three" / "cases.csv").read_bytes()
+    assert (tmp_path / "one" / "curves.csv").read_bytes() == (tmp_path / "three" / "curves.csv").read_bytes()
+
+
+def test_shares_of_two_processes_add_up_to_the_whole(tmp_path, monkeypatch):
+    cases, healthy = slices()
+    whole = evaluate(tmp_path / "whole", cases, healthy, pictures=False)
+    shares: list = []
+    monkeypatch.setattr("scripts.evaluation.cases.idist.all_gather", lambda share: shares.append(share) or shares)
+    evaluate(tmp_path / "first", cases[2:], healthy[:1], pictures=False)
+    evaluate(tmp_path / "second", cases[:2], healthy[1:], pictures=False)
+    assert json.loads((tmp_path / "second" / "summary.json").read_text()) == json.loads(json.dumps(whole))
+    assert (tmp_path / "whole" / "cases.csv").read_bytes() == (tmp_path / "second" / "cases.csv").read_bytes()
+
+
+def test_volumes_are_scored_whole_and_give_their_lesion_free_slices_as_healthy(tmp_path):
+    volume = item("VOLUME", 3, lesion_side=9, modalities=2, slices=5)
+    summary = evaluate(tmp_path, [volume], modalities=2, healthy_from_cases=True)
+    pred_mask = ((volume["image"][:2] ** 2).mean(0, keepdims=True) > THRESHOLD) & (volume["image"][2:] > 0)
+    assert summary["dice"] == pytest.approx(overlap(pred_mask, volume["label"])["dice"][0])
+    assert summary["healthy_slices"] == 2
+    brain = volume["image"][2:, ..., :2] > 0
+    assert summary["false_positive_fraction"] == pytest.approx(pred_mask[..., :2][brain].mean())
+    assert float(read_rows(tmp_path)[0]["lesion_pixels_128"]) == pytest.approx(81 * 128**2 / (36 * 40))
+
+
+def test_without_healthy_slices_baselines_have_no_threshold_but_an_upper_bound(tmp_path):
+    summary = evaluate(tmp_path, slices()[0], pictures=False)
+    assert math.isnan(summary["baseline_zscore_dice"]) and math.isnan(summary["false_positive_fraction"])
+    assert summary["baseline_zscore_dice_upper_bound"] > 0
+    assert json.loads((tmp_path / "summary.json").read_text())["baseline_zscore_dice"] is None
+
+
+def test_a_case_without_lesion_leaves_dice_undefined_and_the_mean_alone(tmp_path):
+    cases, healthy = slices()
+    with_lesions = evaluate(tmp_path / "a", cases, healthy, pictures=False)
+    mixed = evaluate(tmp_path / "b", [*cases, item("NOTHING", 5)], healthy)
+    assert mixed["dice"] == with_lesions["dice"] and mixed["cases"] == 5
+    assert next(row for row in read_rows(tmp_path / "b") if row["case"] == "NOTHING")["dice"] == ""
+
+
+def test_subsets_and_differences_are_those_of_the_rows(tmp_path):
+    cases, healthy = slices()
+    (tmp_path / "small.txt").write_text("CASE_03\nCASE_06_076\nANOTHER\n")
+    summary = evaluate(tmp_path / "out", cases, healthy, subsets={"chosen": str(tmp_path / "small.txt")})
+    rows = read_rows(tmp_path / "out")
+    own, other = (np.array([float(row[name]) for row in rows]) for name in ("dice", "baseline_smoothed_dice"))
+    assert summary["cases_chosen"] == 2
+    assert summary["dice_chosen"] == pytest.approx(own[:2].mean())
+    assert summary["baseline_smoothed_difference"] == pytest.approx((own - other).mean())
+    assert summary["baseline_smoothed_difference_chosen"] == pytest.approx((own - other)[:2].mean())
+    low, high = summary["baseline_smoothed_difference_ci_low"], summary["baseline_smoothed_difference_ci_high"]
+    assert low < summary["baseline_smoothed_difference"] < high
+
+
+def test_a_subset_of_a_taken_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`subsets` must not use the names small, medium, large"):
+        evaluate(tmp_path, *slices(), subsets={"small": str(tmp_path / "none.txt")})
+
+
+def test_a_subset_without_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="`subsets` expects a file with a case name a line for visible"):
+        evaluate(tmp_path, *slices(), subsets={"visible": str(tmp_path / "none.txt")})
+
+
+def test_no_case_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="No case was evaluated"):
+        evaluate(tmp_path, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_inferer_without_the_four_outputs_is_an_error():
+    case = item("A", 0)
+    with pytest.raises(ValueError, match="mask, anomaly_map, reconstruction and passes, 4 channels"):
+        Sample.from_item(case | {"pred": case["image"]})
+
+
+@pytest.mark.parametrize("name", ["../up", "a b/c", "ümlaut", ".hidden", "a\nb", ""])
+def test_odd_case_names_make_safe_file_names(name):
+    safe = safe_file_name(name)
+    assert set(safe) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    assert safe and not safe.startswith(".") and safe != safe_file_name(name + "!")
+
+
+def test_the_calibrated_threshold_is_looked_at_exactly():
+    thresholds = anomaly_thresholds(0.123456789)
+    assert np.float32(0.123456789) in thresholds and (np.diff(thresholds) > 0).all()
+
+
+CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
+SMALL = {
+    "network_def#network#channels": 4,
+    "network_def#network#channel_multipliers": [1, 2],
+    "network_def#network#patch_size": 1,
+    "image_size": 32,
+    "radius": 4,
+}
+
+
+def save_slices(folder: Path) -> None:
+    """Write what preprocessing writes: healthy slices for validation, labeled ones for testing."""
+    cases, healthy = slices()
+    splits: dict[str, list] = {"validation": [], "testing": []}
+    for split, items in (("validation", healthy), ("testing", cases)):
+        for case in items:
+            arrays = {"image": case["image"][:1], "brain_mask": case["image"][1:].astype(np.uint8)}
+            if split == "testing":
+                arrays["label"] = case["label"].astype(np.uint8)
+            entry = {"case": case["case"], "slice": 70}
+            for key, array in arrays.items():
+                entry[key] = f"{split}/{case['case']}/070_{key}.npy"
+                (folder / entry[key]).parent.mkdir(parents=True, exist_ok=True)
+                np.save(folder / entry[key], array)
+            splits[split].append(entry)
+    (folder / "datalist.json").write_text(json.dumps({"modalities": ["flair"], **splits}))
+
+
+def save_volumes(folder: Path) -> None:
+    """Write two labeled volumes of positive intensities, the second with other axes."""
+    for name, seed, side in (("LARGE", 1, 9), ("SMALL", 2, 4)):
+        volume = item(name, seed, side, slices=5)
+        brain_mask = volume["image"][1]
+        parts = {"flair": (volume["image"][0] + 10) * 40 * brain_mask, "seg": volume["label"][0]}
+        for suffix, voxels in parts.items():
+            image = nib.Nifti1Image(voxels.astype(np.float32), np.diag([1, 1, 5, 1]))
+            if name == "SMALL":
+                image = image.as_reoriented(nib.orientations.axcodes2ornt("PIL"))
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            nib.save(image, folder / name / f"{name}_{suffix}.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with slices, volumes, and the weights of a small untrained network that has a threshold."""
+    folder = tmp_path_factory.mktemp("trained")
+    save_slices(folder / "slices")
+    save_volumes(folder / "volumes")
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "evaluate_slices.json"))
+    parser.update(SMALL | {"network_def#threshold": 0.15})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_model(parser.get_parsed_content("network_def"), folder / "model.pt")
+    return folder
+
+
+def run_config(name: str, folder: Path, output_dir: Path, **overrides) -> dict:
+    """Run a config of the bundle in this process, as ``python -m monai.bundle run`` does, and read its summary."""
+    paths = {"model_file": str(folder / "model.pt"), "output_dir": str(output_dir)}
+    workflow = ConfigWorkflow(
+        str(CONFIGS / f"{name}.json"), run_id="evaluate", logging_file=False, **{**SMALL, **paths, **overrides}
+    )
+    workflow.initialize()
+    workflow.run()
+    return json.loads((output_dir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def slices_summaries(trained) -> dict[int, dict]:
+    """Summaries of evaluate_slices.json for two batch sizes."""
+    dataset_dir = str(trained / "slices")
+    return {
+        size: run_config("evaluate_slices", trained, trained / f"batch{size}", dataset_dir=dataset_dir, batch_size=size)
+        for size in (1, 3)
+    }
+
+
+def test_evaluate_slices_scores_the_splits_of_a_preprocessed_folder(trained, slices_summaries):
+    summary = slices_summaries[1]
+    assert summary["cases"] == 4 and summary["healthy_slices"] == 4
+    assert summary["threshold"] == pytest.approx(0.15)
+    assert 0 < summary["dice"] <= 1 and 1 <= summary["network_passes"] <= 101
+    assert 0 < summary["false_positive_fraction"] < 1
+    assert len(list((trained / "batch1" / "pictures").glob("CASE_*_070.png"))) == 4
+
+
+def test_evaluate_slices_gives_the_same_whatever_the_batch(slices_summaries):
+    one, three = (dict(summary) for summary in slices_summaries.values())
+    assert one.pop("baseline_threshold_source") == three.pop("baseline_threshold_source")
+    assert one == pytest.approx(three, abs=1e-5)
+
+
+def test_native_grid_counts_the_pixels_of_the_files(trained):
+    out = trained / "native"
+    run_config("evaluate_slices", trained, out, dataset_dir=str(trained / "slices"), native_grid=True, pictures=False)
+    assert [int(row["lesion_pixels"]) for row in read_rows(out)] == [9, 36, 81, 144]
+
+
+def test_evaluate_scores_volumes_in_their_own_voxels(trained):
+    out = trained / "volumes_out"
+    summary = run_config("evaluate", trained, out, dataset_dir=str(trained / "volumes"))
+    rows = {row["case"]: row for row in read_rows(out)}
+    assert int(rows["LARGE"]["lesion_pixels"]) == 3 * 81 and int(rows["SMALL"]["lesion_pixels"]) == 3 * 16
+    assert summary["healthy_slices"] == 4 and summary["dice"] > 0
+    assert summary["baseline_threshold_source"] == "lesion-free slices of the scored volumes"
+    assert (out / "iterations.png").is_file()
+    assert (out / "pictures" / "LARGE.png").is_file() and (out / "pictures" / "SMALL.png").is_file()
+
+
+def test_evaluate_takes_a_slice_range_and_healthy_slices_from_elsewhere(trained):
+    options = {"dataset_dir": str(trained / "volumes"), "healthy_dir": str(trained / "slices"), "split": ["LARGE"]}
+    summary = run_config("evaluate", trained, trained / "range_out", slice_range=[3, 5], **options)
+    assert [int(row["lesion_pixels"]) for row in read_rows(trained / "range_out")] == [2 * 81]
+    assert summary["cases"] == 1 and summary["healthy_slices"] == 4
+    assert summary["baseline_threshold_source"] == "validation slices"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "evaluate_slices"])
+def test_configs_have_the_properties_that_monai_asks_for(trained, name):
+    paths = {"dataset_dir": str(trained / ("slices" if "slices" in name else "volumes"))}
+    paths |= {"model_file": str(trained / "model.pt"), "output_dir": str(trained / "properties")}
+    config = str(CONFIGS / f"{name}.json")
+    workflow = ConfigWorkflow(config, workflow_type="inference", logging_file=False, **SMALL, **paths)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_a_volume_without_label_is_named(trained, tmp_path):
+    save_volumes(tmp_path)
+    (tmp_path / "SMALL" / "SMALL_seg.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="SMALL has no label: expected SMALL_seg.nii.gz"):
+        find_labeled(str(tmp_path), ["flair"])
+
+
+def test_a_testing_slice_without_label_is_named():
+    case = item("A", 0)
+    del case["label"]
+    with pytest.raises(ValueError, match="A has no label"):
+        EvaluationHandler(Evaluation.__new__(Evaluation))(
+            SimpleNamespace(state=SimpleNamespace(batch=[case], output=[{"pred": None}]))
+        )

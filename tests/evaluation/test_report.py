@@ -1,0 +1,173 @@
+"""The page of an evaluation: complete, self-contained, and working in a browser."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripts.evaluation.charts import Axis, Line, Mark, chart
+from scripts.evaluation.report import write_report
+
+CASES = {'<b>odd & "name"': 0.8, "middle": 0.4, "worst": 0.1, "healthy": None}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_evaluation(folder):
+    """What an evaluation of four cases leaves, one of them without a lesion."""
+    (folder / "pictures").mkdir(parents=True)
+    rows = []
+    for index, (case, dice) in enumerate(CASES.items()):
+        picture = f"pictures/{index}.png"
+        Image.new("RGB", (300, 90), (40 * index, 80, 90)).save(folder / picture)
+        row = dict.fromkeys(("sensitivity", "precision", "dice_per_image_best", "average_precision"), 0.5)
+        row |= {"lesion_pixels_128": [900, 1000, 80, 0][index], "false_positive_fraction": 0.01, "network_passes": 3}
+        row |= {"ssim_healthy_brain": 0.9, "baseline_zscore_dice": 0.2, "picture": picture}
+        rows.append({"case": case, "dice": dice, **row})
+    write_csv(folder / "cases.csv", rows)
+    thresholds = np.append(-1000, np.geomspace(0.01, 10, 50))
+    falling = np.linspace(1000, 0, 51).round()
+    curve = {"dice": 0.4, "sensitivity": 0.5, "precision": 0.3}
+    write_csv(
+        folder / "curves.csv",
+        [
+            {"score": score, "threshold": threshold, **curve, "lesion_pixels_above": count // 10}
+            | {"pixels_above": count, "healthy_pixels_above": count // 2}
+            for score in ("anomaly_map", "baseline_zscore")
+            for threshold, count in zip(thresholds, falling, strict=True)
+        ],
+    )
+    summary = {"cases": 4, "cases_small": 1, "cases_medium": 0, "cases_large": 2, "healthy_slices": 7}
+    scores = {"dice": 0.43, "dice_upper_bound": 0.5, "threshold": 0.5, "threshold_upper_bound": 0.7}
+    scores |= {"false_positive_fraction": 0.02, "dice_ci_low": None, "dice_ci_high": None}
+    summary |= scores | {f"baseline_zscore_{name}": value for name, value in scores.items()}
+    (folder / "summary.json").write_text(json.dumps(summary | {"baseline_threshold_source": "validation slices"}))
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, in order, and its text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "evaluation"
+    write_evaluation(folder)
+    write_report(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_every_case_is_there_worst_first_and_undefined_last(page):
+    cells = [attributes["data-value"] for tag, attributes in page.tags if tag == "td" and "data-value" in attributes]
+    names = cells[:: len(cells) // len(CASES)]
+    assert names == ["worst", "middle", '<b>odd & "name"', "healthy"]
+    assert not any(tag == "b" for tag, _ in page.tags)
+
+
+def test_pictures_are_in_the_page(page):
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(sources) == len(CASES)
+    for source in sources:
+        with Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))) as picture:
+            assert picture.size == (300, 90)
+
+
+def test_nothing_is_fetched(folder, page):
+    for _, attributes in page.tags:
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert not re.search(r"https?://|@import|url\(", (folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_label_free_threshold_and_the_upper_bound_are_marked(page):
+    assert "label-free: Dice 0.430" in page.text and "upper bound: Dice 0.500" in page.text
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+
+
+def test_without_healthy_slices_the_chart_over_them_is_left_out(tmp_path):
+    write_evaluation(tmp_path / "a")
+    text = (tmp_path / "a" / "curves.csv").read_text()
+    (tmp_path / "a" / "curves.csv").write_text(re.sub(r",[\d.]+$", ",0.0", text, flags=re.MULTILINE))
+    page = Page(write_report(str(tmp_path / "a")).read_text(encoding="utf-8"))
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2
+    assert "brain outside the lesion" in page.text
+
+
+def test_a_folder_without_evaluation_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No summary.json in .*: run `evaluate`"):
+        write_report(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("low", "high", "logarithmic"), [(0, 1, False), (0, 0.037, False), (1e-4, 3, True)])
+def test_axes_have_a_few_ticks_inside(low, high, logarithmic):
+    ticks = Axis(low, high, 0, 100, logarithmic).ticks()
+    assert 3 <= len(ticks) <= 12 and all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+
+
+def test_charts_place_points_where_the_axes_say_and_escape_names():
+    line = Line("<i>", np.array([1.0, 10.0, 100.0]), np.array([0.0, 0.5, 1.0]))
+    drawn = chart([line], "x", "y", (1, 100), (0, 1), True, [Mark("here", 10, 0.5)])
+    x_axis, y_axis = Axis(1, 100, 62, 604, True), Axis(0, 1, 284, 16)
+    points = [f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in zip(line.x, line.y, strict=True)]
+    assert " ".join(points) in drawn and f'cx="{x_axis(10):.1f}" cy="{y_axis(0.5):.1f}"' in drawn
+    assert "&lt;i&gt;" in drawn
+
+
+PROBE = """<script>
+const names = () => [...document.querySelectorAll("tbody.case")].map(body => body.rows[0].cells[0].dataset.value);
+const click = column => document.querySelectorAll("#cases th button")[column].click();
+const found = { first: names(), loaded: [...document.images].every(image => image.complete && image.naturalWidth > 0) };
+click(1); click(1); found.bestDice = names();
+click(6); found.smallest = names();
+click(0); found.byName = names();
+document.body.innerHTML = `<pre id="found">${btoa(unescape(encodeURIComponent(JSON.stringify(found))))}</pre>`;
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_in_a_browser_pictures_load_sorting_works_and_the_console_is_quiet(folder, tmp_path):
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    delayed = PROBE.replace("<script>", '<script>addEventListener("load", () => {').replace("</script>", "});</script>")
+    (tmp_path / "probe.html").write_text(text.replace("</body>", delayed), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "probe.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(base64.b64decode(re.search(r'<pre id="found">([^<]+)</pre>', done.stdout)[1]))
+    odd = '<b>odd & "name"'
+    assert found["loaded"] and found["first"] == ["worst", "middle", odd, "healthy"]
+    assert found["bestDice"] == [odd, "middle", "worst", "healthy"]
+    assert found["smallest"] == ["healthy", "worst", odd, "middle"]
+    assert found["byName"] == sorted(CASES)
+    assert "CONSOLE" not in done.stderr

@@ -1,0 +1,316 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scripts.method.default import ProbabilisticIterMask, StandardizeBraind, alike, standardize
+from scripts.method.scores import hysteresis
+from scripts.tools.recipes import KneeThreshold, NoiseDraws
+from scripts.training.augmentation import random_affine, random_intensity
+from scripts.training.calibration import calibrate_scores
+from scripts.training.corruption import PrepareMaskedBatch
+from scripts.training.losses import masked_error, masked_likelihood
+from scripts.training.masks import coarse_noise, random_blobs
+from torch import nn
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Expects(nn.Module):
+    """A network that predicts a constant brain and an uncertainty, whatever it sees."""
+
+    def __init__(self, in_channels, out_channels, mean=0.0, log_variance=0.0):
+        super().__init__()
+        self.values = [mean, log_variance][:out_channels]
+        self.seen = []
+
+    def forward(self, inputs):
+        self.seen.append(inputs)
+        return torch.stack([torch.full_like(inputs[:, 0], value) for value in self.values], dim=1)
+
+
+@pytest.fixture
+def flat(brain_mask):
+    """Brains of unit noise with a bright square in the first one, as slices in any unit, and the square."""
+    noise = torch.randn(brain_mask.shape, generator=generator())
+    square = torch.zeros_like(brain_mask)
+    square[0, 0, 10:16, 20:28] = True
+    return torch.where(brain_mask, 100 + 10 * (noise + 6 * square), torch.tensor(0.0)), square
+
+
+def expecting(**options):
+    model = ProbabilisticIterMask(partial(Expects), sigma=1.0, mirror_weight=0.0, threshold=0.9, **options).eval()
+    model.first_threshold.fill_(0.4)
+    model.certain_threshold.fill_(1.3)
+    return model
+
+
+def test_standardizing_undoes_any_scale_and_offset(flat, brain_mask):
+    image, _ = flat
+    first = standardize(image, brain_mask)[0]
+    second = standardize(image * 7 - 3, brain_mask)[0]
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
+    inside = first[1][brain_mask[1]] * 3
+    assert abs(float(inside.median())) < 0.05 and 0.8 < float(inside.std()) < 1.2
+    assert (first[~brain_mask] == -2).all()
+
+
+def test_standardizing_gives_back_median_and_deviation(flat, brain_mask):
+    standard, median, deviation = standardize(flat[0], brain_mask)
+    restored = standard * 3 * deviation + median
+    torch.testing.assert_close(restored[1][brain_mask[1]], flat[0][1][brain_mask[1]], rtol=0, atol=1e-3)
+
+
+def test_standardized_slices_are_those_of_each_alone(flat, brain_mask):
+    transform = StandardizeBraind("image", "standard")
+    expected = standardize(flat[0], brain_mask, 0.0)[0]
+    for index in range(4):
+        found = transform({"image": flat[0][index], "brain_mask": brain_mask[index].float()})
+        assert torch.equal(found["standard"], expected[index]) and torch.equal(found["image"], flat[0][index])
+
+
+def test_slices_without_brain_stay_finite(flat, brain_mask):
+    assert torch.isfinite(standardize(flat[0], brain_mask)[0]).all()
+
+
+def test_slices_that_all_lack_a_brain_are_empty(small_network):
+    model = ProbabilisticIterMask(partial(small_network, patch_size=2), threshold=1.0).eval()
+    mask, anomaly_map, _, passes = model.refine(torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16).bool())
+    assert not mask.any() and not anomaly_map.any() and passes.tolist() == [0, 0]
+
+
+def test_bright_area_is_found_and_healthy_brain_is_not(flat, brain_mask):
+    image, square = flat
+    with torch.no_grad():
+        mask, anomaly_map, _, passes = expecting().refine(image, brain_mask)
+    overlap = (mask & square).sum() * 2 / (mask.sum() + square.sum())
+    assert overlap > 0.7
+    assert not mask[1:].any() and not (anomaly_map * ~brain_mask).any()
+    assert passes.tolist()[3] == 0 and passes[0] >= 2
+
+
+@pytest.mark.parametrize(("sign", "found"), [("bright", False), ("both", True)])
+def test_dark_area_is_found_with_both_signs_alone(flat, brain_mask, sign, found):
+    image, square = flat
+    with torch.no_grad():
+        mask = expecting(sign=sign).refine(torch.where(brain_mask, 200 - image, image), brain_mask)[0]
+    assert bool((mask & square).any()) is found
+
+
+def test_uncertainty_lowers_the_score(flat, brain_mask):
+    image, _ = flat
+    certain, unsure = expecting(), expecting()
+    unsure.masked.values[1] = 2.0
+    with torch.no_grad():
+        high, low = (m.refine(image, brain_mask)[1].amax() for m in (certain, unsure))
+    assert float(low) == pytest.approx(float(high) / np.e, rel=0.2)
+
+
+def test_mirrored_score_is_taken_off(flat, brain_mask):
+    image, square = flat
+    both_sides = torch.where(square.flip(2), image.flip(2), image)
+    model = expecting()
+    model.mirror_weight = 0.5
+    with torch.no_grad():
+        one, two = (model.refine(x, brain_mask)[1][0][square[0]].mean() for x in (image, both_sides))
+    assert two < 0.75 * one
+
+
+def test_hysteresis_keeps_components_that_reach_the_upper_threshold():
+    score = torch.nn.functional.avg_pool2d(torch.randn(3, 1, 60, 50, generator=generator()), 3, 1, 1)
+    found = hysteresis(score, 0.2, 0.8)
+    for plane, marked in zip(score[:, 0].numpy(), found[:, 0].numpy(), strict=True):
+        labels, _ = ndimage.label(plane > 0.2, np.ones((3, 3)))
+        expected = np.isin(labels, np.unique(labels[plane > 0.8])) & (plane > 0.2)
+        assert marked.any() and np.array_equal(marked, expected)
+
+
+def test_first_iteration_hides_the_whole_brain_and_later_ones_what_is_suspicious(flat, brain_mask):
+    image, square = flat
+    model = expecting()
+    with torch.no_grad():
+        model.refine(image[:1], brain_mask[:1])
+    masks = [seen[:, 1] for seen in model.masked.seen]
+    assert torch.equal(masks[0], brain_mask[:1, 0].float()) and torch.equal(masks[1], masks[0])
+    assert masks[2].sum() < 0.5 * masks[0].sum() and (masks[2] * square[:1, 0]).sum() > 0.9 * square.sum()
+
+
+def test_masks_stand_for_those_that_overlap_enough():
+    mask = torch.zeros(4, 1, 4, 10, dtype=torch.bool)
+    for index, columns in enumerate((10, 9, 5, 8)):
+        mask[index, ..., :columns] = True
+    assert alike(mask, 1.0).tolist() == [0, 1, 2, 3]
+    assert alike(mask, 0.85).tolist() == [0, 0, 2, 3]  # 8 of 10 columns is too little, though 8 of 9 would not be
+    assert alike(mask, 0.6).tolist() == [0, 0, 2, 0]
+    assert alike(mask[[2, 0, 3]], 0.7).tolist() == [0, 1, 1]  # the best of those chosen: 8 of 10, not 5 of 8
+
+
+def test_slices_of_one_brain_share_the_pass_with_noise_exactly(small_network, image, brain_mask):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ProbabilisticIterMask(small_network, threshold=0.5).eval()
+    same = brain_mask[:1].repeat(3, 1, 1, 1)
+    slices = torch.cat([image[:1], image[:1].flip(2), 2 * image[:1].flip(3)])
+    with torch.no_grad():
+        own = model.refine(slices, same, max_passes=2)
+        shared = model.refine(slices, same, max_passes=2, shared_overlap=0.99)
+    assert torch.equal(own[0], shared[0])
+    torch.testing.assert_close(own[1], shared[1], rtol=0, atol=1e-4)
+    assert (own[3] - shared[3]).tolist() == [0, 1, 1]
+
+
+def test_calibration_exceeds_the_asked_parts_of_the_healthy_brain(small_network, image, brain_mask):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ProbabilisticIterMask(small_network).eval()
+    healthy = {"image": image.repeat(8, 1, 1, 1), "brain_mask": brain_mask.float().repeat(8, 1, 1, 1)}
+    calibrate_scores(model, [healthy], first_fraction=0.2, exceed_fraction=0.05, certain_fraction=0.01)
+    with torch.no_grad():
+        scores = model.refine(healthy["image"], healthy["brain_mask"] > 0)[1][healthy["brain_mask"] > 0]
+    assert float((scores > model.threshold).float().mean()) == pytest.approx(0.05, abs=0.01)
+    assert float((scores > model.certain_threshold).float().mean()) == pytest.approx(0.01, abs=0.005)
+    with pytest.raises(ValueError, match="Expected certain_fraction <= exceed_fraction <= first_fraction"):
+        calibrate_scores(model, [healthy], first_fraction=0.01)
+
+
+def test_coarse_noise_hides_low_frequencies_alone():
+    noise = coarse_noise(torch.Size((64, 1, 64, 64)), generator(), grids=(8,))
+    amplitude = torch.fft.fft2(noise).abs().mean(0)[0]
+    assert amplitude[:6, :6].mean() > 20 * amplitude[20:40, 20:40].mean()
+    assert noise.std() == pytest.approx(0.7, abs=0.15)
+
+
+@pytest.fixture
+def batch(image, brain_mask):
+    return {"standard": standardize(image, brain_mask, 0.0)[0], "brain_mask": brain_mask.float()}
+
+
+def test_training_batch_keeps_what_is_not_hidden(batch):
+    prepare = PrepareMaskedBatch(random_blobs, augment=True)
+    inputs, target = prepare(batch, torch.device("cpu"))
+    slices, hidden, brain = target.split(1, dim=1)
+    assert inputs.shape == (4, 2, 32, 48) and torch.equal(inputs[:, 1:], hidden)
+    assert torch.equal(inputs[:, :1][hidden == 0], slices[hidden == 0])
+    assert (inputs[:, :1][hidden == 1] != slices[hidden == 1]).float().mean() > 0.99
+    assert not (hidden > brain).any()
+
+
+def test_training_batch_repeats_with_seed_and_iteration_alone(batch):
+    prepare = PrepareMaskedBatch(random_blobs, seed=1)
+    first = prepare(batch, torch.device("cpu"))[0]
+    assert torch.equal(first, prepare(batch, torch.device("cpu"))[0])
+    prepare.iteration = 1
+    assert not torch.equal(first, prepare(batch, torch.device("cpu"))[0])
+
+
+def test_augmentation_flips_moves_and_keeps_the_brain(image, brain_mask):
+    many = brain_mask[:1].repeat(200, 1, 1, 1)
+    moved, masks = random_affine(many.float(), many, generator())
+    area = masks.flatten(1).sum(1) / many[0].sum()
+    assert 0.75 < area.min() and area.max() < 1.25 and area.std() > 0.02
+    half = torch.zeros(200, 1, 32, 48)
+    half[:, :, :16] = 1
+    top = random_affine(half, many, generator())[0][:, :, :12].mean((1, 2, 3)) > 0.5
+    assert 60 < int(top.sum()) < 140
+    changed = random_intensity(torch.ones(200, 1, 8, 8), generator())
+    assert 0.5 < changed.min() and changed.max() < 1.5 and changed.std() > 0.03
+
+
+def test_likelihood_is_least_at_the_true_mean_and_variance():
+    truth = torch.randn(1, 1, 64, 64, generator=generator())
+    target = torch.cat([0.5 * truth, torch.ones(1, 2, 64, 64)], dim=1)
+
+    def loss(mean, log_variance):
+        return float(
+            masked_likelihood(torch.tensor([mean, log_variance]).view(1, 2, 1, 1).expand(1, 2, 64, 64), target)
+        )
+
+    best = loss(0.0, float(np.log(0.25)))
+    assert best < loss(0.3, float(np.log(0.25)))
+    variance = torch.tensor(0.0, requires_grad=True)
+    prediction = torch.stack([torch.zeros(64, 64), variance.expand(64, 64)])[None]
+    for _ in range(300):
+        (gradient,) = torch.autograd.grad(masked_likelihood(prediction, target), variance)
+        variance = (variance - 0.5 * gradient).detach().requires_grad_()
+        prediction = torch.stack([torch.zeros(64, 64), variance.expand(64, 64)])[None]
+    assert variance.item() == pytest.approx(float(np.log(0.25)), abs=0.1)
+
+
+def test_unknown_sign_is_an_error(small_network):
+    with pytest.raises(ValueError, match="`sign` must be bright or both, got 'dark'"):
+        ProbabilisticIterMask(small_network, sign="dark")
+
+
+@pytest.mark.parametrize(("weights", "passes"), [((1, 0, 0), 1), ((1, 1, 0), 2), ((1, 0, 1), 2), ((1, 1, 1), 3)])
+def test_a_pass_without_weight_is_not_run(flat, brain_mask, weights, passes):
+    image, square = flat
+    model = expecting(score_weights=weights)
+    with torch.no_grad():
+        mask, _, _, counted = model.refine(image, brain_mask, max_passes=1)
+    assert counted[0] == passes and counted[3] == 0
+    assert len(model.masked.seen) == passes
+    assert (mask & square).sum() > 0.6 * square.sum()
+
+
+def test_one_pass_is_the_smoothed_residual_in_healthy_deviations(flat, brain_mask):
+    image, _ = flat
+    model = expecting(score_weights=(1, 0, 0), predict_variance=False)
+    model.deviations.copy_(torch.tensor([2.0, 1.0]))
+    anomaly_map = model.refine(image, brain_mask)[1]
+    inside = standardize(image, brain_mask)[0].numpy()[0, 0] * brain_mask[0, 0].numpy()
+    mass = ndimage.gaussian_filter(brain_mask[0, 0].numpy().astype(float), 1.0, mode="constant")
+    expected = ndimage.gaussian_filter(inside, 1.0, mode="constant") / mass.clip(0.05) / 2
+    found = anomaly_map[0, 0].detach().numpy()
+    np.testing.assert_allclose(found[12:20, 20:28], expected[12:20, 20:28].clip(0), atol=2e-3)
+
+
+def test_bad_score_weights_are_named():
+    with pytest.raises(ValueError, match=r"`score_weights` must be three numbers .* got \[0, 1, 1\]"):
+        expecting(score_weights=[0, 1, 1])
+
+
+def test_loss_of_a_mean_alone_is_its_squared_error_where_hidden(brain_mask):
+    hidden = brain_mask.clone()
+    hidden[..., :24] = False
+    target = torch.cat([brain_mask.float(), hidden.float(), brain_mask.float()], dim=1)
+    assert masked_error(target[:, :1], target) == 0
+    assert masked_error(target[:, :1] + 2 * hidden, target) == pytest.approx(4.0)
+    visible = (brain_mask & ~hidden).float()
+    share = float(visible.sum() / brain_mask.sum())
+    assert masked_error(target[:, :1] + visible, target, visible_weight=0.5) == pytest.approx(0.5 * share)
+
+
+def test_scaling_of_the_preprocessing_is_kept_on_request(flat, brain_mask):
+    standard, median, deviation = standardize(flat[0] / 50, brain_mask, robust=False)
+    torch.testing.assert_close(standard[brain_mask], (flat[0] / 150)[brain_mask])
+    assert (median == 0).all() and (deviation == 1).all()
+
+
+def test_draws_of_the_noise_change_the_pass_with_noise_alone(flat, brain_mask, small_network):
+    noise = torch.randn(1, 1, 32, 48, generator=generator())
+    torch.manual_seed(0)
+    model = ProbabilisticIterMask(small_network).eval()
+    averaged = NoiseDraws(small_network).eval()
+    averaged.load_state_dict(model.state_dict())
+    prepared = model.prepare(flat[0], brain_mask)[0]
+
+    def first_scores(one, noise):
+        return one.raw_first_scores(prepared, brain_mask, one.context(prepared, brain_mask, noise, 1.0, 4)[0])
+
+    with torch.no_grad():
+        single = [first_scores(model, noise.roll(31 * k, 3)) for k in range(4)]
+        clear, blind, _ = first_scores(averaged, noise)
+    torch.testing.assert_close(clear, single[0][0])
+    torch.testing.assert_close(blind, sum(one[1] for one in single) / 4)
+
+
+def test_knee_threshold_is_each_slice_s_own(flat, brain_mask):
+    image, square = flat
+    model = expecting()
+    model.__class__ = KneeThreshold
+    mask, anomaly_map = model.refine(image, brain_mask)[:2]
+    assert (mask & square).sum() * 2 / (mask.sum() + square.sum()) > 0.5
+    assert (anomaly_map[mask] > 0.45).all()

@@ -1,0 +1,141 @@
+"""The steps of a refinement one by one: what the networks see, and how their residuals become scores and masks."""
+
+from functools import partial
+
+import pytest
+import torch
+from scripts.method.default import ProbabilisticIterMask, alike, standardize
+from scripts.method.published import pass_noise
+from scripts.training.calibration import calibrate_scores
+from torch import nn
+
+
+class Constant(nn.Module):
+    """A network that predicts the same brain and no uncertainty, whatever it sees."""
+
+    def __init__(self, in_channels, out_channels, mean=0.5):
+        super().__init__()
+        self.values = [mean, 0.0][:out_channels]
+        self.seen = []
+
+    def forward(self, inputs):
+        self.seen.append(inputs)
+        return torch.stack([torch.full_like(inputs[:, 0], value) for value in self.values], dim=1)
+
+
+@pytest.fixture
+def constant():
+    """The default method around a constant network, without smoothing and mirrored scores."""
+    return ProbabilisticIterMask(Constant, sigma=0.0, mirror_weight=0.0, threshold=1.0).eval()
+
+
+def test_every_pass_fills_what_is_hidden_with_other_noise(model, image, brain_mask):
+    seen = []
+    model.masked.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0][:, :1].clone()))
+    model.threshold.fill_(0.0)
+    with torch.no_grad():
+        model.refine(image[:1], brain_mask[:1], stop_shrink=0.0, max_passes=3, seed=5)
+    hidden = [filled != image[:1] for filled in seen]
+    assert len(seen) == 3 and hidden[2].any()
+    for number, (filled, where) in enumerate(zip(seen, hidden, strict=True)):
+        assert torch.equal(filled[where], pass_noise(image, 5 + 1 + number)[where])
+
+
+def test_no_slice_is_refined_more_often_than_allowed(model, image, brain_mask):
+    model.threshold.fill_(0.0)
+    with torch.no_grad():
+        passes = model.refine(image, brain_mask, stop_shrink=0.0, max_passes=3)[3]
+    assert passes.tolist() == [4, 4, 4, 0]
+
+
+def test_extreme_intensities_are_clipped_to_minus_6_and_8_deviations(image, brain_mask):
+    extreme = image.clone()
+    extreme[0, 0, 16, 24], extreme[0, 0, 16, 25] = 1e4, -1e4
+    standard = standardize(extreme, brain_mask)[0]
+    assert standard[0, 0, 16, 24] == pytest.approx(8 / 3) and standard[0, 0, 16, 25] == -2
+
+
+def test_scores_of_both_kinds_count_in_their_own_healthy_deviations(constant):
+    constant.deviations.copy_(torch.tensor([2.0, 4.0]))
+    assert constant.first_score(torch.tensor(6.0), torch.tensor(20.0)) == pytest.approx((3 + 5) / 2)
+
+
+def test_anomaly_map_is_the_weighted_mean_of_three_scores():
+    model = ProbabilisticIterMask(Constant, mirror_weight=0.0, score_weights=(2, 1, 3), threshold=1.0)
+    clear, blind, last = (torch.full((1, 1, 4, 4), value) for value in (6.0, 12.0, 1.0))
+    brain = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    anomaly_map = model.decide(brain, model.first_score(clear, blind), last, brain, 1.0)[1]
+    torch.testing.assert_close(anomaly_map, (2 * clear + blind + 3 * last) / 6)
+
+
+def test_deviations_are_those_of_healthy_scores(constant, image, brain_mask):
+    calibrate_scores(constant, [{"image": image, "brain_mask": brain_mask.float()}])
+    expected = (standardize(image, brain_mask)[0] - 0.5)[brain_mask].std()
+    torch.testing.assert_close(constant.deviations, expected.expand(2))
+
+
+def test_calibration_leaves_a_network_in_training_as_it_is(small_network, image, brain_mask):
+    model = ProbabilisticIterMask(small_network).train()
+    before = {name: value.clone() for name, value in model.masked.state_dict().items()}
+    calibrate_scores(model, [{"image": image, "brain_mask": brain_mask.float()}])
+    assert all(torch.equal(before[name], value) for name, value in model.masked.state_dict().items())
+
+
+def test_reconstruction_comes_in_the_units_of_the_slice(constant, image, brain_mask):
+    constant.first_threshold.fill_(100.0)
+    reconstruction = constant.refine(image[:3], brain_mask[:3])[2]
+    _, median, deviation = standardize(image[:3], brain_mask[:3])
+    torch.testing.assert_close(reconstruction, (3 * 0.5 * deviation + median).expand_as(reconstruction))
+
+
+def test_blind_pass_hides_the_brain_under_noise_as_strong_as_in_training(constant, image, brain_mask):
+    constant.first_threshold.fill_(100.0)
+    constant.refine(image[:1], brain_mask[:1], seed=4)
+    brain, seen = brain_mask[0], torch.cat(constant.masked.seen)[:, :1]
+    assert len(seen) == 2 and (seen[:, ~brain] == -2).all()
+    for filling in (standardize(image[:1], brain_mask[:1])[0], 0.7 * pass_noise(image, 4)):
+        assert any(torch.allclose(filled[brain], filling[0][brain], atol=1e-5) for filled in seen)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_threshold_scale_holds_for_every_threshold(constant, scale):
+    brain = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    constant.first_threshold.fill_(0.5), constant.threshold.fill_(1.0), constant.certain_threshold.fill_(2.0)
+    score = torch.zeros(1, 1, 8, 8)
+    score[0, 0, 1, 1:4] = torch.tensor([0.9, 1.1, 2.1]) * scale  # an area that holds a certain pixel
+    score[0, 0, 5, 1:4] = torch.tensor([0.4, 1.1, 1.9]) * scale
+    first = constant.first_mask(score, brain, scale)
+    assert first.nonzero()[:, 2:].tolist() == [[1, 1], [1, 2], [1, 3], [5, 2], [5, 3]]
+    mask, _ = constant.decide(brain, score, score, brain, scale)
+    assert mask.nonzero()[:, 2:].tolist() == [[1, 2], [1, 3]]
+
+
+def test_what_is_dark_on_the_other_side_adds_nothing(constant):
+    brain = torch.ones(1, 1, 16, 12, dtype=torch.bool)
+    score = torch.zeros(1, 1, 16, 12)
+    score[0, 0, 3, 5], score[0, 0, 12, 5] = 1.0, -20.0
+    constant.mirror_weight = 0.5
+    assert constant.decide(brain, score, score, brain, 1.0)[1][0, 0, 3, 5] == pytest.approx(1.0)
+
+
+def test_mirrored_pixel_is_the_one_of_the_other_side(constant):
+    brain = torch.ones(1, 1, 16, 12, dtype=torch.bool)
+    score = torch.zeros(1, 1, 16, 12)
+    score[0, 0, 2, 2], score[0, 0, 13, 2], score[0, 0, 2, 9] = 1.0, 20.0, 20.0
+    constant.mirror_weight = 0.5
+    anomaly_map = constant.decide(brain, score, score, brain, 1.0)[1]
+    assert anomaly_map[0, 0, 2, 2] < 0.8 and anomaly_map[0, 0, 2, 9] == pytest.approx(20.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("overlap", "chosen"), [(0.5, [0, 0, 0, 3]), (0.59, [0, 0, 0, 3]), (0.61, [0, 0, 2, 3])])
+def test_brains_that_overlap_enough_share_one(overlap, chosen):
+    masks = torch.zeros(4, 1, 2, 10, dtype=torch.bool)
+    masks[0, ..., 0:8], masks[1, ..., 0:7], masks[2, ..., 2:10], masks[3, ..., 9:] = True, True, True, True
+    assert alike(masks, overlap).tolist() == chosen  # intersection over union with the first: 1, 7/8, 6/10, 0
+    assert alike(masks, 1.0).tolist() == [0, 1, 2, 3]
+
+
+def test_unet_of_patches_says_which_size_it_needs(small_network):
+    network = partial(small_network, patch_size=2)(in_channels=1, out_channels=1)
+    with pytest.raises(ValueError, match="multiples of 4, got 10 x 8: set `image_size`"):
+        network(torch.zeros(1, 1, 10, 8))

@@ -1,0 +1,287 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import CONFIGS, SMALL_NETWORK, run_bundle
+from monai.networks.nets import BasicUNet
+from scripts.common.guard import innermost_message
+from scripts.common.model_file import load_model, save_model
+from scripts.method.published import IterMask
+from scripts.training.calibration import exceeded_by
+from scripts.training.corruption import PrepareCorruptedBatch, Reconstructions
+from scripts.training.handlers import average_weights
+from scripts.training.masks import random_blobs
+from scripts.training.sampling import SliceStream
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+@pytest.fixture
+def batch(image, brain_mask):
+    return {"image": image, "high_frequency": -image, "brain_mask": brain_mask.float()}
+
+
+def prepared(batch, seed=0, iteration=0):
+    prepare = PrepareCorruptedBatch(random_blobs, seed=seed)
+    prepare.iteration = iteration
+    return prepare(batch, torch.device("cpu"))
+
+
+def test_corruption_leaves_what_is_not_hidden_bit_identical(batch, image, brain_mask):
+    inputs, targets = prepared(batch)
+    corrupted, high = inputs.chunk(2, dim=1)
+    changed = corrupted != image
+    assert changed.any() and not (changed & ~brain_mask).any()
+    assert torch.equal(high, -image) and torch.equal(targets, torch.cat([image, image], dim=1))
+
+
+def test_every_iteration_draws_other_masks_and_the_seed_repeats_them(batch):
+    assert torch.equal(prepared(batch, iteration=5)[0], prepared(batch, iteration=5)[0])
+    assert not torch.equal(prepared(batch, iteration=5)[0], prepared(batch, iteration=6)[0])
+    assert not torch.equal(prepared(batch, seed=1)[0], prepared(batch, seed=2)[0])
+
+
+def test_one_pass_trains_both_networks_as_two_trainings_would(model, batch):
+    inputs, targets = prepared(batch)
+    both = Reconstructions(model)
+    together = (both(inputs) - targets).square().mean()
+    apart = sum(
+        (Reconstructions(model, [name])(inputs) - targets[:, :1]).square().mean()
+        for name in ("first_iteration", "masked")
+    )
+    gradient = torch.autograd.grad(together, list(both.parameters()))
+    separate = torch.autograd.grad(apart, list(both.parameters()))
+    for joint, alone in zip(gradient, separate, strict=True):
+        torch.testing.assert_close(2 * joint, alone)
+
+
+def test_unknown_network_to_train_is_an_error(model):
+    with pytest.raises(ValueError, match="`trained` must list one or both of first_iteration, masked, got"):
+        Reconstructions(model, ["second"])
+
+
+def test_stream_visits_every_slice_once_before_any_again_and_can_be_entered_anywhere():
+    def first(count, **options):
+        stream = SliceStream(7, 4, seed=3, **options)
+        stream.iteration = start
+        return [index for index, _ in zip(stream, range(count), strict=False)]
+
+    start = 0
+    whole = first(28)
+    assert all(sorted(whole[k : k + 7]) == list(range(7)) for k in range(0, 28, 7))
+    assert whole[:7] != whole[7:14]
+    start = 3
+    assert first(16) == whole[12:]
+    start = 0
+    shares = [first(14, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [index for pair in zip(*shares, strict=True) for index in pair] == whole
+
+
+def test_average_starts_fast_and_ends_at_its_momentum():
+    averaged, newest = [torch.zeros(1)], [torch.ones(1)]
+    average_weights(averaged, newest, torch.tensor(0), 0.01)
+    assert averaged[0] == 1
+    average_weights(averaged, [torch.zeros(1)], torch.tensor(10**6), 0.01)
+    assert float(averaged[0]) == pytest.approx(0.99)
+
+
+@pytest.fixture(scope="module", params=[None, "paper"], ids=["default", "paper"])
+def method(request):
+    """The overlay of a method."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, two_modality_slices, method):
+    folder = tmp_path_factory.mktemp("trained")
+    run_bundle(
+        "train",
+        method,
+        run_id="training",
+        output_dir=str(folder),
+        model_file=str(folder / "model.pt"),
+        iterations=120,
+        validation_interval=40,
+        batch_size=4,
+        learning_rate=0.01,
+        ema_momentum=0.1,
+        **two_modality_slices,
+    )
+    return folder
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    return accumulator
+
+
+def test_training_lowers_the_loss_and_shows_it(trained, method):
+    recorded = events(trained)
+    losses = [event.value for event in recorded.Scalars("train_loss")]
+    assert len(losses) == 120
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:10]) * 2
+    assert len(recorded.Scalars("validation_error")) == 3
+    picture = recorded.Images("targets, inputs, outputs")[-1]
+    panels = {None: (2 + 2) + (2 + 1) + 4, "paper": 4 + 4 + 4}[method]
+    assert (picture.width, picture.height) == (16 * panels, 16 * 3)
+
+
+def test_training_ends_with_both_networks_and_a_threshold(trained):
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    assert torch.isfinite(weights["threshold"]) and weights["threshold"] > 0
+    calibrated = {"threshold", "certain_threshold", "first_threshold", "deviations", "field_of_view", "planes"}
+    best = torch.load(trained / "checkpoint.pt", weights_only=True)["best_weights"]
+    assert set(weights) - set(best) <= calibrated
+    assert weights["field_of_view"].tolist() == [0, 0]  # these slices do not tell theirs
+    assert weights["planes"].tolist() == [math.inf, -math.inf]
+    assert all(torch.equal(weights[name], value) for name, value in best.items())
+
+
+def test_same_seed_gives_the_same_weights(tmp_path, two_modality_slices):
+    models = []
+    for run in ("a", "b"):
+        options = {"iterations": 6, "validation_interval": 3, "batch_size": 2, "seed": 4, **two_modality_slices}
+        run_bundle("train", output_dir=str(tmp_path / run), model_file=str(tmp_path / run / "model.pt"), **options)
+        models.append(torch.load(tmp_path / run / "model.pt", weights_only=True))
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def train_in_subprocess(folder, slices_dir, *options):
+    overlay = CONFIGS / f"zz_{os.getpid()}.json"
+    overlay.write_text(json.dumps(SMALL_NETWORK))
+    command = [sys.executable, "-m", "monai.bundle", "run", "training"]
+    command += ["--config_file", f"['{CONFIGS / 'train.json'}','{overlay}']", "--dataset_dir", str(slices_dir)]
+    command += ["--output_dir", str(folder), "--model_file", str(folder / "model.pt"), "--modalities", "['flair','t1']"]
+    command += [
+        "--image_size",
+        "16",
+        "--batch_size",
+        "2",
+        "--validation_interval",
+        "30",
+        "--iterations",
+        "90",
+        *options,
+    ]
+    return overlay, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_training_resumes_to_the_same_weights(tmp_path, slices_dir, number):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    overlay, process = train_in_subprocess(whole, slices_dir)
+    assert process.wait(120) == 0
+    process.stdout.close()
+    overlay, process = train_in_subprocess(broken, slices_dir)
+    while not (broken / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (1 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGTERM:
+        assert "SIGTERM: training stopped, saved" in output and "Traceback" not in output
+    assert not (broken / "model.pt").exists()
+    overlay, process = train_in_subprocess(broken, slices_dir, "--resume", "True")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Training goes on from iteration" in output
+    overlay.unlink()
+    first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (whole, broken))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_networks_can_be_trained_one_after_the_other(tmp_path, two_modality_slices, capsys):
+    options = {"iterations": 4, "validation_interval": 4, "batch_size": 2, **two_modality_slices}
+    file = tmp_path / "model.pt"
+    run_bundle(
+        "train", "paper", output_dir=str(tmp_path / "1"), model_file=str(file), trained_networks=["masked"], **options
+    )
+    first = torch.load(file, weights_only=True)
+    assert torch.isnan(first["threshold"]) and "train first_iteration with the same" in capsys.readouterr().out
+    options["trained_networks"] = ["first_iteration"]
+    run_bundle("train", "paper", output_dir=str(tmp_path / "2"), model_file=str(file), **options)
+    second = torch.load(file, weights_only=True)
+    assert torch.isfinite(second["threshold"])
+    for name, value in second.items():
+        if name.startswith("masked."):
+            assert torch.equal(value, first[name])
+
+
+def test_calibrate_changes_the_threshold_alone(trained, tmp_path, two_modality_slices, method):
+    before = torch.load(trained / "model.pt", weights_only=True)
+    copy = tmp_path / "model.pt"
+    copy.write_bytes((trained / "model.pt").read_bytes())
+    options = {"exceed_fraction": 0.01, **two_modality_slices}
+    run_bundle("train", method, run_id="calibrate", model_file=str(copy), **options)
+    after = torch.load(copy, weights_only=True)
+    assert after["threshold"] > before["threshold"]
+    assert all(torch.equal(after[name], before[name]) for name in before if name != "threshold")
+    with pytest.raises(RuntimeError):
+        run_bundle("train", method, run_id="calibrate", model_file=str(copy), **options | {"exceed_fraction": 20})
+
+
+def test_threshold_is_exceeded_by_the_asked_fraction():
+    values = torch.arange(100.0)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    threshold = exceeded_by(values, 0.2)
+    assert int((values > threshold).sum()) == 20
+    with pytest.raises(ValueError, match="did you pass a percentage"):
+        exceeded_by(values, 20)
+    with pytest.raises(ValueError, match="No healthy pixel"):
+        exceeded_by(values[:0], 0.2)
+
+
+def test_non_finite_loss_stops_the_training(tmp_path, two_modality_slices):
+    options = {"iterations": 4, "validation_interval": 4, "learning_rate": 1e30, **two_modality_slices}
+    with pytest.raises(RuntimeError) as error:
+        run_bundle("train", "paper", output_dir=str(tmp_path), model_file=str(tmp_path / "model.pt"), **options)
+    assert "lower `learning_rate`" in innermost_message(error.value)
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_checkpoint_of_another_training_is_refused(trained, tmp_path, two_modality_slices, method):
+    (tmp_path / "checkpoint.pt").write_bytes((trained / "checkpoint.pt").read_bytes())
+    options = {**two_modality_slices, "network_def#network#channels": 8}
+    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
+        run_bundle("train", method, output_dir=str(tmp_path), model_file=str(tmp_path / "m.pt"), resume=True, **options)
+    assert "belongs to another training" in innermost_message(error.value)
+
+
+class TestLoadModel:
+    def test_round_trip(self, model, small_network, tmp_path):
+        save_model(model, tmp_path / "model.pt")
+        other = load_model(IterMask(small_network, radius=4), tmp_path / "model.pt")
+        assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
+        assert not other.training
+
+    def test_missing_file(self, model, tmp_path):
+        with pytest.raises(FileNotFoundError, match="run configs/train.json to make them, or set `model_file`"):
+            load_model(model, tmp_path / "none.pt")
+
+    def test_not_weights(self, model, tmp_path):
+        (tmp_path / "model.pt").write_text("hello")
+        with pytest.raises(ValueError, match="is not a file of network weights"):
+            load_model(model, tmp_path / "model.pt")
+
+    def test_pickled_object_is_not_executed(self, model, tmp_path):
+        torch.save({"threshold": os.system}, tmp_path / "model.pt")
+        with pytest.raises(ValueError, match="is not a file of network weights"):
+            load_model(model, tmp_path / "model.pt")
+
+    def test_other_network(self, model, tmp_path):
+        torch.save(BasicUNet(spatial_dims=2).state_dict(), tmp_path / "model.pt")
+        with pytest.raises(ValueError, match="holds the weights of another network"):
+            load_model(model, tmp_path / "model.pt")
+
+    def test_no_threshold(self, model, tmp_path):
+        model.threshold.fill_(float("nan"))
+        save_model(model, tmp_path / "model.pt")
+        with pytest.raises(RuntimeError, match="has no threshold: run configs/train.json to the end"):
+            load_model(model, tmp_path / "model.pt")
+        load_model(model, tmp_path / "model.pt", calibrated=False)

@@ -1,0 +1,242 @@
+"""Trainings and calibrations that go wrong stop, or warn, with what to do, and what was good stays."""
+
+import logging
+import math
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_bundle
+from ignite.engine import Engine
+from scripts.common.guard import innermost_message
+from scripts.method.default import ProbabilisticIterMask
+from scripts.training import corruption, losses
+from scripts.training.calibration import check_thresholds, warn_of_heavy_tail
+from scripts.training.handlers import WatchTraining
+
+
+def train(folder, slices, **options):
+    defaults = {"iterations": 8, "validation_interval": 2, "batch_size": 2, **slices}
+    return run_bundle(
+        "train",
+        options.pop("overlay", None),
+        run_id="training",
+        output_dir=str(folder),
+        model_file=str(folder / "model.pt"),
+        **(defaults | options),
+    )
+
+
+def warnings(caplog):
+    """What the bundle warned of."""
+    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    return [record.getMessage() for record in records if record.name.startswith("scripts.")]
+
+
+@pytest.mark.parametrize("overlay", [None, "paper"])
+def test_normal_training_warns_of_nothing(tmp_path, two_modality_slices, caplog, overlay):
+    options = {"iterations": 80, "validation_interval": 8, "learning_rate": 0.01}
+    train(tmp_path, two_modality_slices, overlay=overlay, **options)
+    assert warnings(caplog) == [] and (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize("part", ["loss", "validation error"])
+def test_number_that_is_none_stops_and_leaves_the_last_good_checkpoint(
+    tmp_path, two_modality_slices, monkeypatch, part
+):
+    """The loss of the sixth iteration, or the error of the third validation, is no number."""
+    loss, trained, validated = losses.masked_likelihood, [], []
+
+    def spoiled(prediction, target):
+        calls = trained if torch.is_grad_enabled() else validated
+        calls.append(True)
+        bad = len(trained) == 6 and (part == "loss" if torch.is_grad_enabled() else part != "loss")
+        return loss(prediction, target) * (math.nan if bad else 1)
+
+    monkeypatch.setattr(losses, "masked_likelihood", spoiled)
+    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
+        train(tmp_path, two_modality_slices)
+    message = innermost_message(error.value)
+    assert message.startswith(f"The {part} became nan at iteration 6: ") and "go on with --resume True" in message
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert checkpoint["trainer"]["iteration"] == 4 and math.isfinite(checkpoint["best_metric"])
+    assert not (tmp_path / "model.pt").exists()
+    monkeypatch.undo()
+    train(tmp_path, two_modality_slices, resume=True)
+    assert math.isfinite(torch.load(tmp_path / "model.pt", weights_only=True)["threshold"])
+
+
+def validated(errors, **options):
+    """Let a `WatchTraining` see these validation errors."""
+    validator = SimpleNamespace(state=SimpleNamespace(metrics={}, key_metric_name="error"))
+    trainer = Engine(lambda engine, batch: validator.state.metrics.update(error=errors[engine.state.epoch - 1]))
+    WatchTraining(torch.nn.Conv2d(1, 1, 1), validator, **options).attach(trainer)
+    trainer.run([{"image": torch.zeros(1)}], max_epochs=len(errors))
+
+
+FALLS = [9, 5, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("errors", "count"),
+    [
+        (FALLS + [3, 3.5, 4, 4.5, 5], 1),
+        (FALLS + [3, 3.5, 4, 4.5, 5, 6, 7], 1),  # once
+        (FALLS + [2.1, 2.1, 2.1, 2.1, 2.1, 2.1, 4.5], 1),  # slow at first
+        ([1, 2, 3, 4, 5, 6], 1),  # from the start
+        ([-3, -4, -3.9, -3.8, -3.7, -3.6, -3.5], 1),  # a likelihood may be negative
+        (FALLS + [4, 4, 4, 4, 4, 1.5, 4, 4, 4, 4, 4], 2),  # again after another best
+        (FALLS + [3, 3.5, 4, 4.5], 0),  # not for long
+        (FALLS + [2.5, 3, 2.5, 3, 2.5, 3], 0),  # a plateau
+        (FALLS + [3, 3.5, 4, 4.5, 1.9, 3, 3.5], 0),
+        (FALLS, 0),
+    ],
+)
+def test_validation_error_that_rises_for_long_is_told_once(caplog, errors, count):
+    validated(errors)
+    told = warnings(caplog)
+    assert len(told) == count and all("The best weights are kept; " in text for text in told)
+    if errors[: len(FALLS)] == FALLS and count == 1:
+        assert told[0].startswith("The validation error was lowest, 2, ")
+
+
+def test_training_whose_validation_error_rises_keeps_its_best_weights(
+    tmp_path, two_modality_slices, monkeypatch, caplog
+):
+    loss, calls = losses.masked_likelihood, []
+
+    def rising(prediction, target):
+        calls.append(torch.is_grad_enabled())
+        return loss(prediction, target) + (0 if torch.is_grad_enabled() else sum(calls) / 10)
+
+    monkeypatch.setattr(losses, "masked_likelihood", rising)
+    train(tmp_path, two_modality_slices, iterations=14)
+    assert [text[:33] for text in warnings(caplog)] == ["The validation error was lowest, "]
+    checkpoint, model = (torch.load(tmp_path / name, weights_only=True) for name in ("checkpoint.pt", "model.pt"))
+    assert checkpoint["trainer"]["iteration"] == 14 and checkpoint["best_metric"] < 0.5
+    best, newest = checkpoint["best_weights"], checkpoint["ema"]
+    assert all(torch.equal(model[name], value) for name, value in best.items())
+    assert not all(torch.equal(newest[f"module.{name}"], value) for name, value in best.items())
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(1, 1), (2, 0)])
+def test_batches_of_one_slice_are_told_once(tmp_path, two_modality_slices, caplog, batch_size, count):
+    train(tmp_path, two_modality_slices, batch_size=batch_size, iterations=4)
+    told = [text for text in warnings(caplog) if "batch normalization" in text]
+    assert len(told) == count and all("set `batch_size` to 2 or more" in text for text in told)
+
+
+def test_last_batch_of_a_pass_over_the_slices_is_whole(tmp_path, two_modality_slices, monkeypatch):
+    """Six slices in batches of four: the second batch takes two of the next pass."""
+    sizes = []
+    call = corruption.PrepareMaskedBatch.__call__
+
+    def watched(self, batch, *arguments, **options):
+        sizes.append((self.augment, len(batch["image"])))
+        return call(self, batch, *arguments, **options)
+
+    monkeypatch.setattr(corruption.PrepareMaskedBatch, "__call__", watched)
+    train(tmp_path, two_modality_slices, batch_size=4, iterations=5, validation_interval=5)
+    assert [size for augmented, size in sizes if augmented] == [4] * 5
+
+
+def calibrated(**values):
+    model = ProbabilisticIterMask(lambda **options: torch.nn.Identity(), threshold=1.0)
+    model.certain_threshold.fill_(2.0)
+    for name, value in values.items():
+        getattr(model, name).copy_(torch.tensor(value))
+    return model
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"threshold": 0.0},
+        {"threshold": -1.0},
+        {"threshold": math.nan},
+        {"threshold": math.inf, "certain_threshold": math.inf},
+        {"threshold": 2.1},
+        {"certain_threshold": math.nan},
+        {"first_threshold": 0.0},
+        {"deviations": [1.0, 0.0]},
+        {"deviations": [math.nan, 1.0]},
+    ],
+    ids=str,
+)
+def test_impossible_thresholds_are_refused(values):
+    with pytest.raises(RuntimeError, match="are impossible .*: expected all above 0, and the upper one not below"):
+        check_thresholds(calibrated(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [({}, 0), ({"certain_threshold": 1.0}, 0), ({"deviations": [0.6, 0.7]}, 0), ({"deviations": [0.6, 1.1]}, 1)],
+    ids=str,
+)
+def test_model_that_does_not_explain_healthy_slices_is_told(caplog, values, count):
+    check_thresholds(calibrated(**values))
+    assert len(told := warnings(caplog)) == count and all("explains the validation slices badly" in t for t in told)
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(0.5, 0), (9.5, 1)])
+def test_published_method_that_does_not_explain_healthy_slices_is_told(model, caplog, threshold, count):
+    model.threshold.fill_(threshold)
+    check_thresholds(model)
+    assert len(warnings(caplog)) == count
+
+
+@pytest.mark.parametrize(
+    ("scores", "count"),
+    [
+        (lambda random: random.normal(size=200_000), 0),
+        (lambda random: random.normal(size=200_000).clip(0), 0),
+        (lambda random: random.laplace(size=200_000), 0),
+        (lambda random: 3 + random.normal(size=200_000), 0),
+        (lambda random: np.append(random.normal(size=198_000), random.uniform(6, 9, 2000)), 1),  # a lesion of 1 %
+        (lambda random: random.standard_cauchy(size=200_000), 1),
+    ],
+    ids=["normal", "cut at 0", "Laplace", "shifted", "lesion", "Cauchy"],
+)
+def test_scores_that_lie_apart_are_told(caplog, scores, count):
+    values = torch.from_numpy(scores(np.random.default_rng(0)))
+    low, high = (float(values.quantile(1 - fraction)) for fraction in (0.02, 0.005))
+    warn_of_heavy_tail(values, low, high, 0.02, 0.005)
+    assert len(told := warnings(caplog)) == count and all("leave out those that are not healthy" in t for t in told)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, two_modality_slices):
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, two_modality_slices, iterations=120, validation_interval=40, batch_size=4, learning_rate=0.01)
+    return folder
+
+
+def calibrate(trained, tmp_path, slices, **options):
+    shutil.copy(trained / "model.pt", tmp_path / "model.pt")
+    run_bundle("train", run_id="calibrate", model_file=str(tmp_path / "model.pt"), **(slices | options))
+
+
+def test_calibration_on_healthy_slices_warns_of_nothing(trained, tmp_path, two_modality_slices, caplog):
+    calibrate(trained, tmp_path, two_modality_slices)
+    assert warnings(caplog) == []
+
+
+def test_impossible_threshold_leaves_the_model_file(trained, tmp_path, two_modality_slices):
+    """More than half of the brain is darker than expected, so the anomaly map of that fraction is 0."""
+    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
+        calibrate(trained, tmp_path, two_modality_slices, exceed_fraction=0.9, first_fraction=0.95)
+    assert "are impossible (threshold 0, " in innermost_message(error.value)
+    assert (tmp_path / "model.pt").read_bytes() == (trained / "model.pt").read_bytes()
+
+
+def test_calibration_on_slices_that_are_not_healthy_is_told(trained, tmp_path, two_modality_slices, slices_dir, caplog):
+    """They have a large bright lesion in front."""
+    shutil.copytree(slices_dir, tmp_path / "slices")
+    for path in (tmp_path / "slices").glob("validation_*_image.npy"):
+        image = np.load(path)
+        lesion = (image > -3) & (np.arange(image.shape[1])[:, None] > 16)
+        np.save(path, np.where(lesion, image + 6, image).astype(np.float32))
+    calibrate(trained, tmp_path, two_modality_slices, dataset_dir=str(tmp_path / "slices"))
+    assert any("explains the validation slices badly" in text for text in warnings(caplog))

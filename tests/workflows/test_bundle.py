@@ -1,0 +1,174 @@
+"""The bundle as MONAI and the Model Zoo look at it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CONFIGS, SMALL_NETWORK, run_bundle
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
+from monai.networks.nets import BasicUNet
+
+ALL = sorted(CONFIGS.glob("*.json"))
+MAIN = ["preprocess", "train", "evaluate_slices", "evaluate", "inference"]
+ROOT = CONFIGS.parent.parent
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_configs_are_indented_by_four_and_say_what_they_are_for(path):
+    text = path.read_text()
+    content = json.loads(text)
+    assert (
+        text == json.dumps(content, indent=4, ensure_ascii=False) + "\n" or text == json.dumps(content, indent=4) + "\n"
+    )
+    if path.stem != "metadata":
+        assert "_desc_" in content
+    assert not re.search(r"\"/(work|home|root|tmp|workspace)\b", text)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate_slices", "evaluate", "inference"])
+@pytest.mark.parametrize("overlay", [None, "paper", "demo", "basic_unet", "denoising"])
+def test_monai_finds_every_property(name, overlay, tmp_path, slices_dir, scans_dir):
+    files = [str(CONFIGS / f"{name}.json")] + ([str(CONFIGS / f"{overlay}.json")] if overlay else [])
+    kind = "train" if name == "train" else "infer"
+    options = {
+        "dataset_dir": str(scans_dir if name in ("evaluate", "inference") else slices_dir),
+        "output_dir": str(tmp_path / "run"),
+        "model_file": str(tmp_path / "model.pt"),
+        "modalities": ["flair", "t1"],
+        "device": "$torch.device('cpu')",
+    }
+    network = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **options)
+    network.initialize()
+    model = network.parser.get_parsed_content("network_def")
+    torch.save({key: torch.nan_to_num(value, 1.0) for key, value in model.state_dict().items()}, options["model_file"])
+    workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **options)
+    workflow.initialize()
+    assert not workflow.check_properties()
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_every_config_runs_its_main_job_as_run(name):
+    content = json.loads((CONFIGS / f"{name}.json").read_text())
+    jobs = {"preprocess": "preprocess", "train": "training", "inference": "inference"}
+    job = jobs.get(name, "evaluate")
+    assert "%run" in (content["run"], content[job]) or content[job] == "%run"
+    first = content["run"] if isinstance(content["run"], list) else content[job]
+    assert first[0] == {"_target_": "scripts.common.guard.guard"}
+
+
+def test_network_is_the_same_in_every_config():
+    networks = [json.loads((CONFIGS / f"{name}.json").read_text())["network_def"] for name in MAIN[1:]]
+    for network in networks:
+        network.pop("threshold", None), network.pop("_desc_", None)
+    assert all(network == networks[0] for network in networks)
+
+
+def test_names_that_others_rely_on():
+    expected = {
+        "preprocess": "dataset_dir output_dir modalities split_training split_validation split_testing slice_range "
+        "upper_fraction lower_fraction num_workers",
+        "train": "dataset_dir output_dir modalities iterations batch_size image_size seed resume model_file calibrate",
+        "evaluate_slices": "dataset_dir output_dir model_file",
+        "evaluate": "dataset_dir output_dir modalities model_file",
+        "inference": "dataset_dir output_dir modalities model_file image",
+    }
+    for name, ids in expected.items():
+        assert set(ids.split()) <= set(json.loads((CONFIGS / f"{name}.json").read_text()))
+
+
+def test_verify_net_in_out(tmp_path):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        device="cpu",
+        p=1,
+        n=4,
+        any=4,
+    )
+
+
+def test_version_is_the_newest_of_the_changelog():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    newest = max(metadata["changelog"], key=lambda version: [int(part) for part in version.split(".")])
+    assert metadata["version"] == newest
+
+
+def test_pins_of_the_metadata_are_what_requirements_allow():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    requirements = (ROOT / "requirements.txt").read_text()
+    assert f"monai=={metadata['monai_version']}" in requirements
+    assert f"torch=={metadata['pytorch_version']}" in requirements
+    for name, version in metadata["required_packages_version"].items():
+        pinned = re.search(rf"^{name}==(.*)$", requirements, re.MULTILINE)
+        assert pinned is None or pinned[1] == version
+
+
+def test_torchscript_export_gives_the_same_mask(tmp_path, model, small_network):
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    parser = {
+        "network_def": {
+            "_target_": "scripts.method.published.IterMask",
+            "radius": 4,
+            "network": {
+                "_target_": "scripts.method.networks.ReconstructionUNet",
+                "_mode_": "callable",
+                **{key.rpartition("#")[2]: value for key, value in SMALL_NETWORK.items()},
+            },
+        }
+    }
+    (tmp_path / "configs").mkdir()
+    ConfigParser.export_config_file(parser, str(tmp_path / "configs" / "inference.json"), fmt="json")
+    shutil.copy(CONFIGS / "metadata.json", tmp_path / "configs")
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(tmp_path / "configs" / "metadata.json"),
+        config_file=str(tmp_path / "configs" / "inference.json"),
+    )
+    exported = torch.jit.load(tmp_path / "model.ts")
+    slices = torch.randn(3, 2, 32, 48, generator=torch.Generator().manual_seed(0))
+    slices[:, 1] = 1
+    with torch.no_grad():
+        assert torch.equal(exported(slices), model(slices)) and model(slices).any()
+
+
+def test_another_network_of_monai_trains_by_an_overlay(tmp_path, slices_dir):
+    options = {
+        "iterations": 2,
+        "validation_interval": 2,
+        "batch_size": 2,
+        "image_size": 32,
+        "modalities": ["flair", "t1"],
+    }
+    workflow = run_bundle(
+        "train",
+        "basic_unet",
+        dataset_dir=str(slices_dir),
+        output_dir=str(tmp_path),
+        model_file=str(tmp_path / "m.pt"),
+        **options,
+    )
+    assert isinstance(workflow.parser.get_parsed_content("network_def").masked, BasicUNet)
+    assert torch.isfinite(torch.load(tmp_path / "m.pt", weights_only=True)["threshold"])
+
+
+@pytest.mark.parametrize("folder", [ROOT, CONFIGS.parent, None], ids=["repository", "bundle", "elsewhere"])
+def test_commands_work_from_any_folder(folder, tmp_path):
+    command = [sys.executable, "-m", "monai.bundle", "run", "preprocess"]
+    folder = tmp_path if folder is None else folder
+    command += [
+        "--config_file",
+        os.path.relpath(CONFIGS / "preprocess.json", folder),
+        "--dataset_dir",
+        str(tmp_path / "none"),
+    ]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("error: No split file") or "No folder" in result.stderr

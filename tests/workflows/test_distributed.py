@@ -1,0 +1,394 @@
+"""Several processes, with gloo on this machine's CPU, through the configs and commands of the documentation."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import ignite.distributed as idist
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, SMALL_NETWORK, make_scan, run_bundle, write_nifti
+from monai.bundle import ConfigWorkflow
+from scripts.common.model_file import save_model
+from scripts.common.share import share
+from scripts.method.default import ProbabilisticIterMask
+from scripts.method.networks import ReconstructionUNet
+from scripts.training.distributed import JointBatchNorm2d
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SMALL = {"image_size": 16, **SMALL_NETWORK}
+
+
+def start(processes, folder, run_id, configs, **options):
+    """Start ``torchrun ... -m monai.bundle run`` with configs of the bundle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = folder / "arguments.json"
+    arguments.write_text(json.dumps({"config_file": [str(CONFIGS / f"{name}.json") for name in configs], **options}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += ["-m", "monai.bundle", "run", run_id, "--args_file", str(arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment
+    )
+
+
+def finish(process):
+    """The output of a process that must end well."""
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_until(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 12, 13])
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_every_item_is_in_one_share_and_groups_stay_together(number, group, processes):
+    items = list(range(number))
+    shares = [share(items, rank, processes, group) for rank in range(processes)]
+    assert sorted(sum(shares, [])) == items
+    groups = [items[k : k + group] for k in range(0, number, group)]
+    assert all(
+        [part[k : k + group] for k in range(0, len(part), group)] == groups[r::processes]
+        for r, part in enumerate(shares)
+    )
+    with pytest.raises(ValueError, match="number the processes from 0"):
+        share(items, processes, processes)
+
+
+# bfloat16 rounds away what is compared.
+# A bias before batch norm has no gradient but rounding errors, which AdamW takes for a direction unless eps is large.
+TRAINING = {
+    "iterations": 20,
+    "validation_interval": 10,
+    "learning_rate": 0.003,
+    "ema_momentum": 0.2,
+    "seed": 3,
+    "optimizer#eps": 1e-3,
+    "precision": "float32",
+}
+PAPER = {"network_def#network#dropout": 0.0, "largest_gradient_norm": 1.0}
+
+
+def training_options(folder, slices, **options):
+    return {"output_dir": str(folder), "model_file": str(folder / "model.pt"), **TRAINING, **slices, **options}
+
+
+def curve(folder, tag="train_loss"):
+    files = list((folder / "tensorboard").glob("events*"))
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    return files, [event.value for event in accumulator.Scalars(tag)]
+
+
+def assert_same_models(*folders, **tolerance):
+    """Weights and thresholds agree."""
+    first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in folders)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], **tolerance or {"rtol": 1e-4, "atol": 1e-4})
+
+
+@pytest.fixture(scope="module", params=[None, "paper"], ids=["default", "paper"])
+def method(request):
+    """The overlay of a method, and what has to be set for one process and two to agree: no dropout."""
+    return request.param, PAPER if request.param else {}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, two_modality_slices, method):
+    """One process with batches of four slices."""
+    folder = tmp_path_factory.mktemp("alone")
+    overlay, options = method
+    run_bundle("train", overlay, "training", **training_options(folder, two_modality_slices, batch_size=4, **options))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, two_modality_slices, method):
+    """Two processes with batches of two slices, with a folder for each, and what they print."""
+    folder = tmp_path_factory.mktemp("together")
+    overlay, options = method
+    configs = ["train", *([overlay] if overlay else []), "multi_gpu_train"]
+    options = training_options(folder, two_modality_slices, batch_size=2, **options)
+    options["output_dir"] = f"$'{folder}/' + os.environ['RANK']"
+    options["model_file"] = f"{options['output_dir']} + '/model.pt'"
+    return folder, finish(start(2, folder, "training", configs, **options))
+
+
+def test_two_processes_follow_one_with_twice_the_batch(alone, together):
+    for tag, number in (("train_loss", 20), ("validation_error", 2)):
+        expected, found = (curve(folder, tag)[1] for folder in (alone, together[0] / "0"))
+        assert len(expected) == number and len(set(expected)) == number
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert_same_models(alone, together[0] / "0")
+
+
+def test_first_process_alone_writes_and_speaks(alone, together):
+    folder, output = together
+    assert {path.name for path in (folder / "0").iterdir()} == {path.name for path in alone.iterdir()}
+    assert list((folder / "1").iterdir()) == []
+    for words in ("Model: ", "Best validation error", "training [2/2]", "Saved "):
+        assert output.count(words) >= 1
+    assert output.count("Model: ") == 1 and output.count("Saved ") == 2
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def compare_batch_norm(rank, port):
+    """What one of two processes checks: outputs, gradients and statistics are those of the joint batch."""
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for dtype, mean, tolerance in (
+        (torch.float32, 3.0, 1e-5),
+        (torch.float32, 100.0, 3e-4),
+        (torch.bfloat16, 3.0, 0.02),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        features, gradient = (torch.randn(6, 5, 7, 9, generator=generator) for _ in range(2))
+        alone, joint = torch.nn.BatchNorm2d(5), JointBatchNorm2d(5)
+        for module in (alone, joint):
+            torch.nn.init.uniform_(module.weight, generator=torch.Generator().manual_seed(1))
+        whole = (mean + 2 * features).to(dtype)
+        own = whole[rank::2].clone().requires_grad_()
+        expected, found = alone(whole.requires_grad_()), joint(own)
+        expected.backward(gradient.to(dtype)), found.backward(gradient[rank::2].to(dtype))
+        torch.distributed.all_reduce(joint.weight.grad), torch.distributed.all_reduce(joint.bias.grad)
+        pairs = [(found, expected[rank::2]), (own.grad, whole.grad[rank::2])]
+        pairs += [(joint.weight.grad, alone.weight.grad), (joint.bias.grad, alone.bias.grad)]
+        pairs += [(joint.running_mean, alone.running_mean), (joint.running_var, alone.running_var)]
+        for value, reference in pairs:
+            torch.testing.assert_close(value, reference, rtol=tolerance, atol=tolerance)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_joint_batch_norm_is_that_of_the_joint_batch():
+    torch.multiprocessing.spawn(compare_batch_norm, (free_port(),), nprocs=2)
+
+
+@pytest.fixture
+def group_of_one(monkeypatch):
+    """The environment of a process that torchrun started alone."""
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    yield
+    assert not torch.distributed.is_initialized()
+    idist.sync()  # Ignite forgets the group
+
+
+def test_group_of_one_process_trains_bit_for_bit_as_without(tmp_path, two_modality_slices, group_of_one):
+    options = {"batch_size": 2, "iterations": 3, "validation_interval": 3}
+    for run, overlay in (("plain", None), ("group", "multi_gpu_train")):
+        run_bundle("train", overlay, **training_options(tmp_path / run, two_modality_slices, **options))
+    assert_same_models(tmp_path / "plain", tmp_path / "group", rtol=0, atol=0)
+
+
+def test_checkpoint_that_not_all_processes_see_is_refused(tmp_path, two_modality_slices):
+    options = training_options(tmp_path / "0", two_modality_slices, batch_size=4, iterations=2, validation_interval=2)
+    run_bundle("train", run_id="training", **options)
+    options |= {"batch_size": 2, "resume": True, "output_dir": f"$'{tmp_path}/' + os.environ['RANK']"}
+    process = start(2, tmp_path, "training", ["train", "multi_gpu_train"], **options)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "The processes go on from different iterations [2, 0]: set `output_dir` to a folder that all" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "overlay"),
+    [("train", "multi_gpu_train"), ("evaluate_slices", "multi_gpu_evaluate"), ("evaluate", "multi_gpu_evaluate")],
+)
+def test_monai_finds_every_property(name, overlay, slices_dir, scans_dir, model_file, tmp_path, group_of_one):
+    options = {"dataset_dir": str(scans_dir if name == "evaluate" else slices_dir), "modalities": ["flair", "t1"]}
+    options |= {"output_dir": str(tmp_path), "model_file": model_file(2), **SMALL}
+    files = [str(CONFIGS / f"{file}.json") for file in (name, overlay)]
+    kind = "train" if name == "train" else "infer"
+    workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **options)
+    workflow.initialize()
+    assert not workflow.check_properties()
+    workflow.finalize()
+
+
+def rank_process(process, rank):
+    """The process of one rank below torchrun."""
+    for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                return child
+    raise AssertionError(f"torchrun has no process of rank {rank}")
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find a rank's process")
+
+
+@needs_proc
+def test_signal_stops_all_processes_with_one_checkpoint_and_training_resumes(tmp_path, two_modality_slices):
+    options = {"iterations": 60, "validation_interval": 15}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_bundle("train", run_id="training", **training_options(whole, two_modality_slices, batch_size=4, **options))
+    options = training_options(broken, two_modality_slices, batch_size=2, **options)
+    written = 0
+    for resume, to_one_rank in ((False, False), (True, True)):
+        process = start(2, broken, "training", ["train", "multi_gpu_train"], resume=resume, **options)
+        checkpoint = broken / "checkpoint.pt"
+        wait_until(lambda: checkpoint.exists() and checkpoint.stat().st_mtime_ns > written, process)  # noqa: B023
+        os.kill(rank_process(process, 1) if to_one_rank else process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode != 0 and output.count("SIGTERM: training stopped, saved") == 1
+        assert not (broken / "model.pt").exists()
+        written = checkpoint.stat().st_mtime_ns
+    iteration = torch.load(checkpoint, weights_only=True)["trainer"]["iteration"]
+    assert 15 < iteration < 60
+    output = finish(start(2, broken, "training", ["train", "multi_gpu_train"], resume=True, **options))
+    assert output.count(f"Training goes on from iteration {iteration} ") == 1
+    assert_same_models(whole, broken, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    """Makes weights of a small random network for a number of modalities, with thresholds that some pixels exceed."""
+
+    def make(modalities, threshold=0.4):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            options = {"channels": 4, "channel_multipliers": (1, 2), "residual_blocks": 1, "attention_levels": (1,)}
+            network = partial(ReconstructionUNet, patch_size=2, **options)
+            model = ProbabilisticIterMask(network, modalities, threshold=threshold)
+        path = tmp_path_factory.mktemp("model") / "model.pt"
+        save_model(model, path)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def one_thread():
+    """The number of threads that the processes of torchrun have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "batch_size", "order"),
+    [
+        ("evaluate_slices", 2, 2, None),  # two healthy slices and one; two labeled ones and none
+        ("evaluate", 2, 8, ["b", "a", "c", "d", "e"]),  # three volumes and two; the second process has a
+    ],
+)
+def test_any_number_of_processes_evaluates_to_the_same_files(
+    config, processes, batch_size, order, slices_dir, scans_dir, model_file, tmp_path, one_thread
+):
+    options = {"dataset_dir": str(slices_dir), "modalities": ["flair", "t1"], "batch_size": batch_size, **SMALL}
+    options |= {"model_file": model_file(2, threshold=0.1), "stop_shrink": 0.0, "max_passes": 8}
+    if config == "evaluate":
+        options |= {"dataset_dir": str(scans_dir), "split": order}
+        make_scan(scans_dir, "c", lesion={5: 12})
+    run_bundle(config, run_id="evaluate", output_dir=str(tmp_path / "alone"), **options)
+    process = start(
+        processes,
+        tmp_path / "arguments",
+        "evaluate",
+        [config, "multi_gpu_evaluate"],
+        output_dir=str(tmp_path / "together"),
+        **options,
+    )
+    output = finish(process)
+    expected, found = contents(tmp_path / "alone"), contents(tmp_path / "together")
+    assert {"summary.json", "cases.csv", "curves.csv", "iterations.png"} <= expected.keys()
+    assert {name for name in expected if expected[name] != found.get(name)} == set() and found.keys() == expected.keys()
+    assert output.count("healthy slices; the upper bound") == 1
+
+
+@pytest.fixture
+def volumes_dir(tmp_path):
+    """Seven volumes, large enough that a process can be stopped in between."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1:1:40j, -1:1:48j]
+    brain = (rows**2 + columns**2 < 0.8)[..., None]
+    for case in "abcdefg":
+        voxels = (random.integers(50, 900, (40, 48, 90)) * brain).astype(np.int16)
+        write_nifti(tmp_path / "volumes" / case / f"{case}_flair.nii.gz", voxels)
+    return tmp_path / "volumes"
+
+
+def masks(folder):
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("[a-z]/*_mask.nii.gz")}
+
+
+def voxels(folder):
+    """All results, read whole."""
+    return {path.name: np.asanyarray(nib.load(path).dataobj) for path in folder.glob("[a-z]/[a-z]_*.nii.gz")}
+
+
+def inference_options(volumes_dir, model_file, output_dir):
+    return {
+        "dataset_dir": str(volumes_dir),
+        "output_dir": str(output_dir),
+        "model_file": model_file,
+        "stop_shrink": 0.0,
+        **SMALL,
+    }
+
+
+def test_each_volume_is_segmented_by_one_process(volumes_dir, model_file, tmp_path, capsys):
+    options = inference_options(volumes_dir, model_file(1), tmp_path / "out") | {"world_size": 2, "max_passes": 1}
+    done = {}
+    for rank, cases in enumerate(("aceg", "bdf")):
+        run_bundle("inference", run_id="inference", rank=rank, **options)
+        assert set(masks(tmp_path / "out")) - set(done) == set(cases)
+        assert done.items() <= masks(tmp_path / "out").items()
+        done = masks(tmp_path / "out")
+    assert "finished already" not in capsys.readouterr().out
+
+
+@needs_proc
+def test_killed_process_leaves_whole_files_and_the_next_run_does_what_is_missing(
+    volumes_dir, model_file, tmp_path, one_thread
+):
+    options = inference_options(volumes_dir, model_file(1), tmp_path / "out")
+    process = start(2, tmp_path / "arguments", "inference", ["inference"], **options)
+    wait_until((tmp_path / "out" / "b" / "b_record.json").exists, process)
+    os.kill(rank_process(process, 1), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    whole = voxels(tmp_path / "out")
+    before = {path.parent.name for path in (tmp_path / "out").glob("*/*_record.json")}
+    assert {"b"} <= before < set("abcdefg") and {f"{case}_mask.nii.gz" for case in before} <= whole.keys()
+    first = masks(tmp_path / "out")
+
+    output = finish(start(2, tmp_path / "arguments", "inference", ["inference"], **options))
+    counts = re.findall(r"(\d) of (\d) volumes are finished already", output)
+    assert sum(int(finished) for finished, _ in counts) == len(before)
+    after = masks(tmp_path / "out")
+    assert after.keys() == set("abcdefg") and all(after[case] == first[case] for case in before)
+    run_bundle("inference", run_id="inference", **options | {"output_dir": str(tmp_path / "alone")})
+    expected, found = voxels(tmp_path / "alone"), voxels(tmp_path / "out")
+    assert len(expected) == 14 and found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+        if name in whole:
+            np.testing.assert_array_equal(whole[name], expected[name])

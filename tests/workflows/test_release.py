@@ -1,0 +1,244 @@
+"""The release zip as a user of the Model Zoo meets it: built, verified, downloaded, loaded, exported."""
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, make_scan, run_bundle
+from monai.bundle import ConfigWorkflow, download, verify_metadata
+from monai.bundle.utils import load_bundle_config
+from scripts.common.model_file import load_model
+from scripts.inference import export
+from scripts.method.default import ProbabilisticIterMask
+from scripts.method.networks import ReconstructionUNet
+from scripts.tools.release import NAME, main, make_release
+
+BUNDLE = CONFIGS.parent
+METADATA = json.loads((CONFIGS / "metadata.json").read_text())
+NETWORK = json.loads((CONFIGS / "inference.json").read_text())["network_def"]["network"]
+NETWORK = {name: value for name, value in NETWORK.items() if not name.startswith("_")}
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """The zip of the bundle."""
+    return make_release(BUNDLE, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def downloaded(release, tmp_path_factory):
+    """A folder with the bundle that `monai.bundle download` fetched from a server of this machine."""
+    folder = tmp_path_factory.mktemp("downloads")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=release.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/{release.name}"
+            command = ["download", "--name", NAME, "--url", url, "--bundle_dir", str(folder), "--progress", "False"]
+            run_python("-m", "monai.bundle", *command, cwd=folder)
+        finally:
+            server.shutdown()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """A skull-stripped scan of one modality."""
+    case = make_scan(tmp_path_factory.mktemp("scans"), "a", modalities=("flair",))
+    return case / "a_flair.nii.gz"
+
+
+def run_python(*arguments, cwd):
+    """Run Python in a folder, without this repository on its path; give what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_same_files_give_the_same_bytes(release, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(BUNDLE, copy)
+    for path in sorted(copy.rglob("*")):
+        os.utime(path, (1e9, 1e9))
+    (copy / "scripts" / "left_over.pyc").touch()
+    (copy / "models" / ".12.partial.model.pt").touch()
+    assert make_release(copy, tmp_path / "again").read_bytes() == release.read_bytes()
+    main(["--output_dir", str(tmp_path / "dist")])
+    digest, path = capsys.readouterr().out.split()
+    assert digest == hashlib.sha256(release.read_bytes()).hexdigest() and Path(path).name == release.name
+
+
+def test_zip_holds_one_folder_with_all_that_is_needed_and_nothing_else(release):
+    with zipfile.ZipFile(release) as archive:
+        names = archive.namelist()
+    assert release.name == f"{NAME}_v{METADATA['version']}.zip" and names == sorted(names)
+    assert {name.split("/")[0] for name in names} == {NAME}
+    tracked = {path.relative_to(BUNDLE).as_posix() for path in BUNDLE.rglob("*") if path.is_file()}
+    tracked = {name for name in tracked if "__pycache__" not in name and "/." not in f"/{name}"}
+    tools = {name for name in tracked if name.startswith("scripts/tools/")}
+    assert tools and {name.partition("/")[2] for name in names} == tracked - tools
+
+
+def test_release_without_weights_is_refused(tmp_path):
+    shutil.copytree(BUNDLE, tmp_path / "bundle", ignore=shutil.ignore_patterns("model.pt"))
+    with pytest.raises(FileNotFoundError, match="needs models/model.pt"):
+        make_release(tmp_path / "bundle", tmp_path / "dist")
+    assert not list(tmp_path.glob("dist/*"))
+
+
+def test_zip_that_leaves_its_folder_is_refused_by_the_download(tmp_path):
+    evil = tmp_path / f"{NAME}.zip"
+    with zipfile.ZipFile(evil, "w") as archive:
+        archive.writestr("../outside.txt", "x")
+    with pytest.raises(ValueError, match="[Uu]nsafe|traversal|outside"):
+        download(name=NAME, url=evil.as_uri(), bundle_dir=str(tmp_path / "in" / "deep"), progress=False)
+    assert not list(tmp_path.rglob("outside.txt"))
+
+
+def test_downloaded_bundle_segments_as_the_repository_does(downloaded, scan, tmp_path):
+    config = str(downloaded / NAME / "configs" / "inference.json")
+    (tmp_path / "empty").mkdir()
+    command = ["-m", "monai.bundle", "run", "inference", "--config_file", config, "--image", str(scan)]
+    run_python(*command, "--output_dir", "results", cwd=tmp_path / "empty")
+    run_bundle("inference", image=str(scan), output_dir=str(tmp_path / "here"))
+    for name in ("mask", "anomaly_map"):
+        there = nib.load(tmp_path / "empty" / "results" / "a" / f"a_{name}.nii.gz")
+        here = nib.load(tmp_path / "here" / "a" / f"a_{name}.nii.gz")
+        assert np.array_equal(there.get_fdata(), here.get_fdata()) and np.array_equal(there.affine, here.affine)
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["results"]
+
+
+def test_downloaded_bundle_loads_with_its_weights(downloaded):
+    code = (
+        "import sys, torch; from monai.bundle import load\n"
+        f"model = load({NAME!r}, bundle_dir={str(downloaded)!r}, source='github')\n"
+        "import scripts; print(scripts.__path__[0])\n"
+        "print(type(model).__name__, float(model.threshold), int(model(torch.zeros(1, 2, 128, 128)).sum()))"
+    )
+    place, found = run_python("-c", code, cwd=downloaded / NAME).strip().splitlines()[-2:]
+    weights = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+    assert Path(place).resolve().parent == (downloaded / NAME).resolve()
+    assert found == f"ProbabilisticIterMask {float(weights['threshold'])} 0"
+
+
+def test_downloaded_bundle_has_the_files_of_the_model_zoo(downloaded):
+    root = downloaded / NAME
+    for name in ("configs/metadata.json", "configs/inference.json", "configs/train.json", "models/model.pt"):
+        assert (root / name).is_file()
+    for name in ("LICENSE", "docs/README.md", "docs/data_license.txt"):
+        assert len((root / name).read_text()) > 500
+    headings = (root / "docs" / "README.md").read_text()
+    for section in (
+        "# Model Overview",
+        "## Data",
+        "## Training configuration",
+        "## Performance",
+        "## MONAI Bundle Commands",
+    ):
+        assert f"\n{section}\n" in f"\n{headings}"
+    large = [path for path in root.rglob("*") if path.is_file() and path.stat().st_size > 25e6]
+    assert not large
+    assert load_bundle_config(str(root), "inference.json").get("network_def")
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate_slices", "evaluate", "inference"])
+def test_monai_finds_every_property_of_the_downloaded_bundle(downloaded, name, scans_dir, slices_dir, tmp_path):
+    root = downloaded / NAME
+    data = scans_dir if name in ("evaluate", "inference") else slices_dir
+    model_file = tmp_path / "model.pt"
+    network = partial(ReconstructionUNet, **NETWORK)
+    torch.save(ProbabilisticIterMask(network, modalities=2, threshold=1.0).state_dict(), model_file)
+    workflow = ConfigWorkflow(
+        str(root / "configs" / f"{name}.json"),
+        workflow_type="train" if name == "train" else "infer",
+        logging_file=False,
+        dataset_dir=str(data),
+        output_dir=str(tmp_path),
+        modalities=["flair", "t1"],
+        model_file=str(model_file),
+    )
+    workflow.initialize()
+    assert not workflow.check_properties()
+
+
+def test_metadata_follows_a_strict_schema(tmp_path):
+    schema = Path(__file__).parents[1] / "metadata_schema.json"
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
+    for broken in ({"version": "1"}, {"changelog": {}}, {"numpy_version": ">=1"}, {"misspelt": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(METADATA | broken, json.loads(schema.read_text()))
+
+
+def test_metrics_of_the_metadata_are_those_of_the_model_card():
+    card = (BUNDLE / "docs" / "README.md").read_text()
+    for value in METADATA["eval_metrics"].values():
+        assert f"{value:.3f}".lstrip("0") in card
+
+
+def test_networks_of_the_bundle_agree_with_onnxruntime(tmp_path, capsys):
+    run_bundle("inference", run_id="export_onnx", output_dir=str(tmp_path), dataset_dir=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["masked.onnx"]
+    assert "N x 2 x 128 x 128" in capsys.readouterr().out
+
+
+def test_both_networks_of_the_published_method_agree_with_onnxruntime(tmp_path, model):
+    files = export.export_networks(model, 16, str(tmp_path))
+    assert [path.name for path in files] == ["first_iteration.onnx", "masked.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first_iteration.onnx", "masked.onnx"]
+
+
+def test_network_that_onnx_changes_is_not_written(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="differs from PyTorch"):
+        export.export_networks(model, 16, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_network_whose_output_is_no_number_is_not_written(tmp_path, model, monkeypatch):
+    model.first_iteration.head[-1].bias.data.fill_(float("nan"))
+    inputs = {name: torch.ones(1, channels, 16, 16) for name, channels in (("first_iteration", 1), ("masked", 2))}
+    monkeypatch.setattr(export, "network_inputs", lambda model, image_size: inputs)
+    with pytest.raises(RuntimeError, match="differs from PyTorch's by nan: it was not written"):
+        export.export_networks(model, 16, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install onnx onnxscript onnxruntime"):
+        export.export_networks(model, 16, str(tmp_path))
+
+
+def test_whole_method_is_refused_by_onnx_and_says_what_to_do(model):
+    with pytest.raises(Exception, match="run export_onnx"):
+        torch.onnx.export(model, (torch.ones(2, 2, 16, 16),), verbose=False)
+
+
+def test_torchscript_of_the_bundle_gives_the_same_masks(downloaded, tmp_path):
+    root = downloaded / NAME
+    command = ["ckpt_export", "--net_id", "network_def", "--filepath", str(tmp_path / "model.ts")]
+    command += ["--ckpt_file", "models/model.pt", "--meta_file", "configs/metadata.json"]
+    run_python("-m", "monai.bundle", *command, "--config_file", "configs/inference.json", cwd=root)
+    model = load_model(ProbabilisticIterMask(partial(ReconstructionUNet, **NETWORK)), str(root / "models" / "model.pt"))
+    rows, columns = np.mgrid[-1:1:128j, -1:1:128j]
+    brain = torch.from_numpy(rows**2 + columns**2 < 0.7)[None, None]
+    image = torch.randn(3, 1, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.3
+    image[:, :, 40:60, 30:50] += 3
+    slices = torch.cat([image, brain.expand(3, -1, -1, -1).float()], dim=1)
+    exported = torch.jit.load(tmp_path / "model.ts")
+    with torch.no_grad():
+        assert torch.equal(exported(slices), model(slices)) and model(slices).any()
