@@ -67,7 +67,7 @@ class Training:
     """Two networks' worth of a default training, 24 iterations."""
 
     command = ("training", "train")
-    work = "scripts.training:PrepareMaskedBatch.__call__"
+    work = "scripts.training.corruption:PrepareMaskedBatch.__call__"
 
     def __init__(self, data):
         self.options = {"dataset_dir": data / "slices", "iterations": 24, "validation_interval": 4, "batch_size": 2}
