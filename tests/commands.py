@@ -16,7 +16,7 @@ from pathlib import Path
 
 import monai.bundle.scripts
 import torch
-from conftest import CONFIGS, SMALL_NETWORK
+from conftest import CONFIGS, SMALL_NETWORK, files_of
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -42,7 +42,7 @@ class Command:
     def __init__(self, run_id, config, folder, file_limit=None, fault=None, **overrides):
         overlay = Path(folder) / "overlay.json"
         overlay.write_text(json.dumps(SMALL_NETWORK if config != "preprocess" else {}))
-        arguments = ["run", run_id, "--config_file", f"['{CONFIGS / config}.json','{overlay}']"]
+        arguments = ["run", run_id, "--config_file", str([*files_of(config), str(overlay)])]
         for name, value in overrides.items():
             arguments += [f"--{name}", str(value)]
         self.pipe, output = SERVER.Pipe(duplex=False)

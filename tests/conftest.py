@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from scripts.common.paths import config_files
 from scripts.method.networks import ReconstructionUNet
 from scripts.method.published import IterMask
 
@@ -51,10 +52,14 @@ SMALL_NETWORK = {
 }
 
 
+def files_of(*names):
+    """The files of a config and its overlays; None is no overlay."""
+    return [str(path) for path in config_files(*filter(None, names))]
+
+
 def run_bundle(name, overlay=None, run_id="run", **overrides):
     """Run a config of the bundle in this process, as ``python -m monai.bundle run`` does."""
-    files = [str(CONFIGS / f"{name}.json")] + ([str(CONFIGS / f"{overlay}.json")] if overlay else [])
-    workflow = ConfigWorkflow(files, run_id=run_id, logging_file=False, **overrides)
+    workflow = ConfigWorkflow(files_of(name, overlay), run_id=run_id, logging_file=False, **overrides)
     workflow.initialize()
     workflow.run()
     workflow.finalize()

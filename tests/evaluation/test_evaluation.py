@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import files_of
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
@@ -258,7 +259,6 @@ def test_the_calibrated_threshold_is_looked_at_exactly():
     assert np.float32(0.123456789) in thresholds and (np.diff(thresholds) > 0).all()
 
 
-CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 SMALL = {
     "network_def#network#channels": 4,
     "network_def#network#channel_multipliers": [1, 2],
@@ -306,7 +306,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     save_slices(folder / "slices")
     save_volumes(folder / "volumes")
-    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "evaluate_slices.json"))
+    parser = ConfigParser(ConfigParser.load_config_files(files_of("evaluate_slices")))
     parser.update(SMALL | {"network_def#threshold": 0.15})
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -317,9 +317,7 @@ def trained(tmp_path_factory) -> Path:
 def run_config(name: str, folder: Path, output_dir: Path, **overrides) -> dict:
     """Run a config of the bundle in this process, as ``python -m monai.bundle run`` does, and read its summary."""
     paths = {"model_file": str(folder / "model.pt"), "output_dir": str(output_dir)}
-    workflow = ConfigWorkflow(
-        str(CONFIGS / f"{name}.json"), run_id="evaluate", logging_file=False, **{**SMALL, **paths, **overrides}
-    )
+    workflow = ConfigWorkflow(files_of(name), run_id="evaluate", logging_file=False, **{**SMALL, **paths, **overrides})
     workflow.initialize()
     workflow.run()
     return json.loads((output_dir / "summary.json").read_text())
@@ -379,8 +377,7 @@ def test_evaluate_takes_a_slice_range_and_healthy_slices_from_elsewhere(trained)
 def test_configs_have_the_properties_that_monai_asks_for(trained, name):
     paths = {"dataset_dir": str(trained / ("slices" if "slices" in name else "volumes"))}
     paths |= {"model_file": str(trained / "model.pt"), "output_dir": str(trained / "properties")}
-    config = str(CONFIGS / f"{name}.json")
-    workflow = ConfigWorkflow(config, workflow_type="inference", logging_file=False, **SMALL, **paths)
+    workflow = ConfigWorkflow(files_of(name), workflow_type="inference", logging_file=False, **SMALL, **paths)
     workflow.initialize()
     assert workflow.check_properties() == []
 

@@ -185,7 +185,7 @@ def test_coarse_noise_hides_low_frequencies_alone():
 
 @pytest.fixture
 def batch(image, brain_mask):
-    return {"standard": standardize(image, brain_mask, 0.0)[0], "brain_mask": brain_mask.float()}
+    return {"prepared": standardize(image, brain_mask, 0.0)[0], "brain_mask": brain_mask.float()}
 
 
 def test_training_batch_keeps_what_is_not_hidden(batch):

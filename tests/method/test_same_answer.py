@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, run_bundle, write_nifti
+from conftest import CONFIGS, files_of, run_bundle, write_nifti
 from monai.bundle import ConfigParser, ckpt_export
 from monai.data import DataLoader, MetaTensor
 from scripts.data.transforms import scale_brain_intensity
@@ -186,7 +186,7 @@ def test_batch_size_changes_no_mask_of_real_slices(network, tmp_path, number):
     splits = {"split_training": "null", "split_validation": "null", "split_testing": cases}
     run_bundle("preprocess", dataset_dir=f"{DATA}/soop2d", output_dir=str(tmp_path), slice_range="null", **splits)
     parser = ConfigParser()
-    parser.read_config(CONFIGS / "evaluate_slices.json")
+    parser.read_config(files_of("evaluate_slices"))
     parser["dataset_dir"] = str(tmp_path)
     slices = torch.stack([item["image"] for item in parser.get_parsed_content("dataset")])
     expected = segment(slices, network, batch_size=1)

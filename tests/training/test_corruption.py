@@ -23,7 +23,7 @@ def whole_brain(brain_mask, generator):
 def batch():
     """Slices that are brain all over (60, 1, 64, 48)."""
     image = torch.randn(60, 1, 64, 48, generator=generator())
-    return {"image": image, "standard": image / 3, "high_frequency": image, "brain_mask": torch.ones_like(image)}
+    return {"image": image, "prepared": image / 3, "brain_mask": torch.ones_like(image)}
 
 
 def test_published_noise_is_standard_normal(batch):

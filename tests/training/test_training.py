@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 @pytest.fixture
 def batch(image, brain_mask):
-    return {"image": image, "high_frequency": -image, "brain_mask": brain_mask.float()}
+    return {"image": image, "prepared": -image, "brain_mask": brain_mask.float()}
 
 
 def prepared(batch, seed=0, iteration=0):

@@ -9,9 +9,11 @@ import sys
 
 import pytest
 import torch
-from conftest import CONFIGS, SMALL_NETWORK, run_bundle
+from conftest import CONFIGS, SMALL_NETWORK, files_of, run_bundle
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 from monai.networks.nets import BasicUNet
+from scripts.common.guard import innermost_message
+from scripts.common.settings import RULES, needed_ids
 
 ALL = sorted(CONFIGS.glob("*.json"))
 MAIN = ["preprocess", "train", "evaluate_slices", "evaluate", "inference"]
@@ -33,7 +35,7 @@ def test_configs_are_indented_by_four_and_say_what_they_are_for(path):
 @pytest.mark.parametrize("name", ["train", "evaluate_slices", "evaluate", "inference"])
 @pytest.mark.parametrize("overlay", [None, "paper", "demo", "basic_unet", "denoising"])
 def test_monai_finds_every_property(name, overlay, tmp_path, slices_dir, scans_dir):
-    files = [str(CONFIGS / f"{name}.json")] + ([str(CONFIGS / f"{overlay}.json")] if overlay else [])
+    files = files_of(name, overlay)
     kind = "train" if name == "train" else "infer"
     options = {
         "dataset_dir": str(scans_dir if name in ("evaluate", "inference") else slices_dir),
@@ -58,11 +60,12 @@ def test_every_config_runs_its_main_job_as_run(name):
     job = jobs.get(name, "evaluate")
     assert "%run" in (content["run"], content[job]) or content[job] == "%run"
     first = content["run"] if isinstance(content["run"], list) else content[job]
-    assert first[0] == {"_target_": "scripts.common.guard.guard"}
+    assert first[0] == "@guard"
+    assert ConfigParser.load_config_files(files_of(name))["guard"] == {"_target_": "scripts.common.guard.guard"}
 
 
 def test_network_is_the_same_in_every_config():
-    networks = [json.loads((CONFIGS / f"{name}.json").read_text())["network_def"] for name in MAIN[1:]]
+    networks = [json.loads((CONFIGS / f"{name}.json").read_text())["network_def"] for name in ("train", "inference")]
     for network in networks:
         network.pop("threshold", None), network.pop("_desc_", None)
     assert all(network == networks[0] for network in networks)
@@ -78,7 +81,7 @@ def test_names_that_others_rely_on():
         "inference": "dataset_dir output_dir modalities model_file image",
     }
     for name, ids in expected.items():
-        assert set(ids.split()) <= set(json.loads((CONFIGS / f"{name}.json").read_text()))
+        assert set(ids.split()) <= ConfigParser.load_config_files(files_of(name)).keys()
 
 
 def test_verify_net_in_out(tmp_path):
@@ -157,6 +160,38 @@ def test_another_network_of_monai_trains_by_an_overlay(tmp_path, slices_dir):
     )
     assert isinstance(workflow.parser.get_parsed_content("network_def").masked, BasicUNet)
     assert torch.isfinite(torch.load(tmp_path / "m.pt", weights_only=True)["threshold"])
+
+
+@pytest.mark.parametrize("run_id", ["", "calibrate"])
+def test_request_for_the_whole_config_trains_and_calibrates_once(run_id, tmp_path, two_modality_slices, capsys):
+    options = {"iterations": 1, "validation_interval": 1, "batch_size": 2, **two_modality_slices}
+    options |= {"output_dir": str(tmp_path), "model_file": str(tmp_path / "m.pt")}
+    if run_id:
+        run_bundle("train", **options)
+        capsys.readouterr()
+    run_bundle("train", run_id=run_id, **options)
+    printed = capsys.readouterr().out
+    assert printed.count("Best validation error") == (run_id == "")
+    assert printed.count("Threshold ") == (run_id == "calibrate")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "evaluate_slices"])
+def test_overlay_without_its_base_says_what_is_missing(name, tmp_path):
+    workflow = ConfigWorkflow(str(CONFIGS / f"{name}.json"), run_id="evaluate", logging_file=False)
+    workflow.initialize()
+    with pytest.raises(Exception) as caught:
+        workflow.run()
+    base = "inference.json and evaluate.json" if name == "evaluate_slices" else "inference.json"
+    assert re.fullmatch(rf"The config has no `.*`: put {base} first in --config_file.", innermost_message(caught.value))
+
+
+@pytest.mark.parametrize("name", ["evaluate", "evaluate_slices"])
+def test_ids_of_the_base_that_an_overlay_does_not_use_are_listed(name):
+    parser = ConfigParser(ConfigParser.load_config_files(files_of(name)))
+    parser.parse()
+    used = needed_ids(parser.ref_resolver, "evaluate")
+    idle = (parser.get().keys() & RULES.keys()) - used
+    assert idle == set(parser["_unused_"]) - {"slice_range"}  # of captions that volumes alone have
 
 
 @pytest.mark.parametrize("folder", [ROOT, CONFIGS.parent, None], ids=["repository", "bundle", "elsewhere"])

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, SMALL_NETWORK, make_scan, run_bundle, write_nifti
+from conftest import SMALL_NETWORK, files_of, make_scan, run_bundle, write_nifti
 from monai.bundle import ConfigWorkflow
 from scripts.common.model_file import save_model
 from scripts.common.share import share
@@ -32,7 +32,7 @@ def start(processes, folder, run_id, configs, **options):
     """Start ``torchrun ... -m monai.bundle run`` with configs of the bundle."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments = folder / "arguments.json"
-    arguments.write_text(json.dumps({"config_file": [str(CONFIGS / f"{name}.json") for name in configs], **options}))
+    arguments.write_text(json.dumps({"config_file": files_of(*configs), **options}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "monai.bundle", "run", run_id, "--args_file", str(arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -219,7 +219,7 @@ def test_checkpoint_that_not_all_processes_see_is_refused(tmp_path, two_modality
 def test_monai_finds_every_property(name, overlay, slices_dir, scans_dir, model_file, tmp_path, group_of_one):
     options = {"dataset_dir": str(scans_dir if name == "evaluate" else slices_dir), "modalities": ["flair", "t1"]}
     options |= {"output_dir": str(tmp_path), "model_file": model_file(2), **SMALL}
-    files = [str(CONFIGS / f"{file}.json") for file in (name, overlay)]
+    files = files_of(name, overlay)
     kind = "train" if name == "train" else "infer"
     workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **options)
     workflow.initialize()

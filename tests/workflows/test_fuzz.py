@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, SMALL_NETWORK, make_scan, run_bundle, write_nifti
+from conftest import CONFIGS, SMALL_NETWORK, files_of, make_scan, run_bundle, write_nifti
 from evaluation.test_report import write_evaluation
 from fire.parser import DefaultParseValue
 from hostile import SECONDS, Segmenter, brain, files_below, outcome, save_small_model
@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from scripts.common.model_file import load_model
+from scripts.common.settings import RULES
 from scripts.data.preprocessing import preprocess
 from scripts.data.scans import find_subjects
 from scripts.data.slices import common_field_of_view, covered_planes, read_slices
@@ -545,15 +546,10 @@ def test_checkpoints_of_any_content(tmp_path, number):
 
 
 TOP_IDS = {
-    name: [
-        key
-        for rules in json.loads((CONFIGS / f"{name}.json").read_text())["settings"]
-        for key in rules
-        if key[0] != "_"
-    ]
+    name: [key for key in ConfigParser.load_config_files(files_of(name)) if key in RULES]
     for name in ("train", "preprocess", "inference", "evaluate", "evaluate_slices")
 }
-TOP_IDS["preprocess"] += ["split_training", "split_testing", "slice_range", "label", "num_workers"]
+TOP_IDS["preprocess"] += ["split_training", "split_testing"]
 TEXTS = st.one_of(
     st.sampled_from(
         [
@@ -704,7 +700,7 @@ def test_commands_end_in_one_sentence(tmp_path, command, options):
     (tmp_path / "bad.json").write_text('{"training": [{"image": "/etc/passwd"}]}')
     before = files_below(tmp_path)
     arguments = [option.format(tmp_path) for option in options]
-    config = str(CONFIGS / f"{CONFIG_OF.get(command, command)}.json")
+    config = str(files_of(CONFIG_OF.get(command, command)))
     environment = {key: value for key, value in os.environ.items() if key != "ITERMASK_TRACEBACK"}
     result = subprocess.run(
         [sys.executable, "-m", "monai.bundle", "run", command, "--config_file", config, *arguments],

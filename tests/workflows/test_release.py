@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, make_scan, run_bundle
+from conftest import CONFIGS, files_of, make_scan, run_bundle
 from monai.bundle import ConfigWorkflow, download, verify_metadata
 from monai.bundle.utils import load_bundle_config
 from scripts.common.model_file import load_model
@@ -163,7 +163,7 @@ def test_monai_finds_every_property_of_the_downloaded_bundle(downloaded, name, s
     network = partial(ReconstructionUNet, **NETWORK)
     torch.save(ProbabilisticIterMask(network, modalities=2, threshold=1.0).state_dict(), model_file)
     workflow = ConfigWorkflow(
-        str(root / "configs" / f"{name}.json"),
+        [str(root / "configs" / Path(path).name) for path in files_of(name)],
         workflow_type="train" if name == "train" else "infer",
         logging_file=False,
         dataset_dir=str(data),

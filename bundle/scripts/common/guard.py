@@ -13,8 +13,10 @@ import sys
 import threading
 from types import TracebackType
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.scripts import run as bundle_run
+
+from .settings import check_config
 
 TRACEBACK_VARIABLE = "ITERMASK_TRACEBACK"
 TRACEBACK = "Traceback (most recent call last)"
@@ -130,6 +132,8 @@ def check_overrides(arguments: list[str] | None = None) -> None:
     for name, value in pairs.items():
         if value in ("true", "false"):
             raise ValueError(f"--{name} {value} would be read as a text: write --{name} {value.capitalize()}.")
+    for name in pairs.keys() & {*parser.get("_unused_", [])}:
+        raise ValueError(f"--{name} changes nothing in {pairs['config_file']}: leave it out.")
     for name in pairs.keys() - known:
         parent = name.rpartition("#")[0]
         if name in parser:
@@ -141,7 +145,40 @@ def check_overrides(arguments: list[str] | None = None) -> None:
         raise ValueError(f"The override --{name} names no id of {pairs['config_file']}: {hint}")
 
 
-def guard() -> None:
-    """First item of every run: errors become one line, misspelt overrides become errors."""
+def running_config() -> tuple[ReferenceResolver | None, str]:
+    """The config that a component is being made of, and the id that was asked for; None: it is made by hand.
+
+    MONAI gives a component only its own arguments, so the callers of this function are searched.
+    """
+    resolver, run_id = None, ""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is ReferenceResolver._resolve_one_item.__code__:
+            resolver = resolver or frame.f_locals["self"]
+            run_id = frame.f_locals["id"].partition(ReferenceResolver.sep)[0]
+        frame = frame.f_back
+    return resolver, run_id
+
+
+def take_null_as_null(resolver: ReferenceResolver) -> None:
+    """Let the word null, or none, of any id at the top of the running config be null, as a command line gives it."""
+    for name, item in resolver.items.items():
+        word = item.get_config()
+        if resolver.sep not in name and isinstance(word, str) and word.strip().lower() in ("null", "none"):
+            item.update_config(None)
+            resolver.resolved_content.pop(name, None)
+
+
+def guard() -> str:
+    """First item of every run: errors become one line, and what is wrong with the config an error before any work.
+
+    Returns:
+        The id that is run; empty when all of the config is asked for.
+    """
     report_errors()
     check_overrides()
+    resolver, run_id = running_config()
+    if resolver is not None:
+        take_null_as_null(resolver)
+        check_config(resolver, run_id)
+    return run_id

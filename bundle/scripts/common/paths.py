@@ -1,8 +1,21 @@
 """Where the bundle lies, wherever it is run from."""
 
+import json
 from pathlib import Path
 
 
 def bundle_root() -> str:
     """The folder that holds ``configs``, ``models`` and ``scripts``, as an absolute path."""
     return str(Path(__file__).resolve().parents[2])
+
+
+def config_files(*names: str | Path) -> list[Path]:
+    """The files of a config of the bundle and its overlays, with those that it is an overlay of itself first.
+
+    Args:
+        names: Names of the bundle's own configs, or files.
+    """
+    folder = Path(bundle_root()) / "configs"
+    files = [name if isinstance(name, Path) else folder / f"{name}.json" for name in names]
+    base = json.loads(files[0].read_text()).get("_base_", [])
+    return [*(folder / name for name in base), *files]

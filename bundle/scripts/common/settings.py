@@ -10,6 +10,7 @@ from numbers import Real
 from typing import NamedTuple
 
 import torch
+from monai.bundle import ConfigComponent, ConfigExpression, ConfigItem, ReferenceResolver
 
 from ..method.precision import PRECISIONS
 
@@ -123,7 +124,7 @@ RULES = {
     "batch_size": _whole(1, 4096),
     "image_size": _whole(1, 2048),
     "least_pixels": _whole(0, 10**9),
-    "num_workers": _whole(0, 256),
+    "num_workers": _either(_whole(0, 256)),
     "rank": _whole(0, 10**6),
     "seed": _whole(0, 2**32 - 1),
     "cache_rate": PART,
@@ -189,3 +190,61 @@ def check_settings(**settings: object) -> None:
         raise ValueError(
             f"Expected {' <= '.join(ORDERED)}, got {', '.join(map(str, in_order))}: set them in this order."
         )
+
+
+def check_config(resolver: ReferenceResolver, run_id: str) -> None:
+    """Refuse a config that lacks something that a run needs, or whose ids have values that they cannot have.
+
+    Values that are written down come first, then those that are worked out of them.
+
+    Args:
+        resolver: Of the config that runs; holds its files and the command line, merged.
+        run_id: What is run; empty: all that is in the config.
+
+    Raises:
+        ValueError: When a part is missing, or a value is of the wrong kind or outside its range.
+    """
+    check_complete(resolver, run_id)
+    top = {name: item for name, item in resolver.items.items() if name in RULES}
+    written = {name: item.get_config() for name, item in top.items() if not _references(item)}
+    check_settings(**written)
+    check_settings(**{name: resolver.get_resolved_content(name) for name in sorted(top.keys() - written, key=_last)})
+
+
+def _references(item: ConfigItem) -> bool:
+    """Whether a value is worked out by MONAI: an expression, a component, or something that holds either."""
+    config = item.get_config()
+    own = isinstance(item, (ConfigComponent, ConfigExpression))
+    return own or bool(ReferenceResolver.find_refs_in_config(config, item.get_id()))
+
+
+def _last(name: str) -> bool:
+    """Baselines come last: they may read slices."""
+    return name == "baselines"
+
+
+def check_complete(resolver: ReferenceResolver, run_id: str) -> None:
+    """Refuse a config that refers to what it does not hold, as an overlay without its base does.
+
+    Args:
+        resolver: Of the config that runs.
+        run_id: What is run, with all that it needs; empty: all that is in the config.
+
+    Raises:
+        ValueError: When something is missing.
+    """
+    if missing := sorted(needed_ids(resolver, run_id) - resolver.items.keys()):
+        base = resolver.items.get("_base_")
+        remedy = f"put {' and '.join(base.get_config())}" if base else "put the file that it is an overlay of"
+        raise ValueError(f"The config has no `{missing[0].replace('::', '#')}`: {remedy} first in --config_file.")
+
+
+def needed_ids(resolver: ReferenceResolver, run_id: str) -> set[str]:
+    """All ids that an id of a config refers to, and what these refer to, and so on."""
+    needed, waiting = set(), [run_id]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed and (item := resolver.items.get(name)) is not None:
+            waiting += ReferenceResolver.find_refs_in_config(item.get_config(), name)
+        needed.add(name)
+    return needed

@@ -34,6 +34,7 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
+from scripts.common.paths import config_files  # noqa: E402
 from scripts.evaluation.metrics import overlap  # noqa: E402
 from scripts.inference.volumes import find_inputs  # noqa: E402
 from scripts.method.default import ProbabilisticIterMask, standardize  # noqa: E402
@@ -48,7 +49,7 @@ FAST = {"max_passes": 1, "shared_overlap": 0.96}
 def read_config(*names: str, **overrides: object) -> ConfigParser:
     """Configs of the bundle, one over the other, with ids set."""
     parser = ConfigParser()
-    parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in names])
+    parser.read_config([str(path) for path in config_files(*names)])
     for name, value in overrides.items():
         parser[name] = value
     return parser

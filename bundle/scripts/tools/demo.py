@@ -17,6 +17,7 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
+from scripts.common.paths import config_files  # noqa: E402
 from scripts.evaluation.pictures import LABEL_COLOR, PRED_COLOR, enlarge, gray, heat, outline, tile, to_display  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
 
@@ -35,8 +36,7 @@ def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> None:
     Raises:
         SystemExit: When the command fails, with its exit code.
     """
-    paths = [config if isinstance(config, Path) else BUNDLE / "configs" / f"{config}.json" for config in configs]
-    files = [os.path.relpath(path) for path in paths]
+    files = [os.path.relpath(path) for path in config_files(*configs)]
     command = ["-m", "monai.bundle", "run", run_id, "--config_file", files[0] if len(files) == 1 else str(files)]
     for name, value in overrides.items():
         command += [f"--{name}", str(value)]

@@ -127,7 +127,7 @@ ROWS = [
     Row(
         "scaling of the preprocessing",
         {"network_def#robust_scaling": False},
-        {"standardize#robust_scaling": False},
+        {"prepare_slice#robust_scaling": False},
     ),
     Row("published spatial masks", training={"spatial_masks": SQUARES}),
     Row("never noise alone", {"network_def#score_weights": [1, 0, 1]}, {"noise_fraction": 0.0}),

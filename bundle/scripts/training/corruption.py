@@ -71,9 +71,12 @@ class PrepareCorruptedBatch(PrepareBatch):
     def __call__(
         self, batchdata: dict[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Give (N, 2 M, H, W) of corrupted and high-frequency image, and the targets (N, M per network, H, W)."""
+        """Give (N, 2 M, H, W) of corrupted and high-frequency image, and the targets (N, M per network, H, W).
+
+        The batch holds the high-frequency image, as `HighFrequencyd` made it, under ``prepared``.
+        """
         image, high, brain_mask = (
-            batchdata[key].to(device, non_blocking=non_blocking) for key in ("image", "high_frequency", "brain_mask")
+            batchdata[key].to(device, non_blocking=non_blocking) for key in ("image", "prepared", "brain_mask")
         )
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.iteration)
         spatial_mask = self.spatial_masks(brain_mask > 0, generator)
@@ -113,9 +116,9 @@ class PrepareMaskedBatch(PrepareBatch):
     ) -> tuple[Tensor, Tensor]:
         """Give (N, M + 1, H, W) of corrupted slice and spatial mask, and (N, M + 2, ...) of slice and both masks.
 
-        The batch holds the slices as `StandardizeBraind` made them, under ``standard``.
+        The batch holds the slices as `StandardizeBraind` made them, under ``prepared``.
         """
-        standard, brain = (batchdata[key].to(device, non_blocking=non_blocking) for key in ("standard", "brain_mask"))
+        standard, brain = (batchdata[key].to(device, non_blocking=non_blocking) for key in ("prepared", "brain_mask"))
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.iteration)
         brain_mask = brain > 0
         if self.augment:
