@@ -136,7 +136,7 @@ class Segmenter:
         evaluator.logger.disabled = True
         volumes.run(evaluator)
         case = subjects[0]["case"]
-        written = [nib.load(self.output / case / f"{case}_{name}.nii.gz") for name in ("mask", "anomaly_map")]
+        written = [nib.load(self.output / case / f"{case}_{name}.nii.gz") for name in ("anomaly_mask", "anomaly_map")]
         found = [(np.asanyarray(image.dataobj), image.affine) for image in written]
         for path in files_below(self.output):
             path.unlink()

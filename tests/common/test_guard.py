@@ -1,11 +1,14 @@
 """What users of the command line read when something is wrong."""
 
 import json
+import logging
 import sys
 
 import pytest
-from scripts.common.guard import check_overrides, innermost_message, report_errors
+from monai.bundle import ConfigWorkflow
+from scripts.common.guard import _is_no_engine_error, check_overrides, innermost_message, report_errors
 from torch._utils import ExceptionWrapper  # what DataLoader hands an error of a worker over with
+from tqdm import tqdm
 
 
 def chained(*errors, suppressed=False):
@@ -168,6 +171,35 @@ def test_ids_of_all_config_files_are_known(config_file, files):
         check_overrides(["run", "training", *arguments[1:], "--seed=3", "iterations", "2"])
     with pytest.raises(ValueError, match="--seed names no id"):
         check_overrides(["run", "--config_file", config_file, "--seed", "3"])
+
+
+@pytest.mark.parametrize("word", ["null", "None", "NULL"])
+def test_null_is_null_for_every_id(tmp_path, monkeypatch, word):
+    content = {"run": [{"_target_": "scripts.common.guard.guard"}, "@seen"], "seen": {"a": "@a", "b": "@b", "c": "@c"}}
+    (tmp_path / "c.json").write_text(json.dumps({"a": [70, 90], "b": "$1 + 1", "c": {"d": 1}, **content}))
+    given = {"a": word, "b": word, "c": word} if word != "None" else {}  # MONAI drops an id that is given as None
+    arguments = [part for name in "abc" for part in (f"--{name}", word)]
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--config_file", "x", *arguments])
+    monkeypatch.setattr("scripts.common.guard.check_overrides", lambda: None)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    workflow = ConfigWorkflow(str(tmp_path / "c.json"), logging_file=False, **given)
+    workflow.initialize()
+    assert workflow.run()[1] == {"a": None, "b": None, "c": None}
+
+
+def test_engine_adds_no_line_to_an_error(hook, monkeypatch):
+    record = logging.LogRecord("ignite.engine", logging.ERROR, "", 0, "Engine run is terminating due to", None, None)
+    kept = logging.LogRecord("scripts.x", logging.ERROR, "", 0, "x is terminating due to exception: y", None, None)
+    record.msg += " exception: <object at 0x7f>"
+    assert not _is_no_engine_error(record) and _is_no_engine_error(kept)
+
+
+def test_error_begins_a_line_after_a_progress_bar(hook, capsys):
+    bar = tqdm(total=3)
+    bar.update()
+    hook(ValueError, ValueError("Expected this."), None)
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert lines[-1] == "error: Expected this. (ITERMASK_TRACEBACK=1 shows where)"
 
 
 def test_other_commands_are_left_alone(config_file, monkeypatch):

@@ -38,7 +38,7 @@ def failure(scans, output, **overrides):
     """The sentence that a user reads when preprocessing ends early, with no datalist and no half of a subject."""
     with pytest.raises(Exception) as caught:
         preprocess(scans, output, **overrides)
-    assert not (output / "datalist.json").exists() and not list(output.rglob(".partial*"))
+    assert not list(output.rglob(".partial*"))
     assert not multiprocessing.active_children()
     return innermost_message(caught.value)
 
@@ -325,6 +325,69 @@ def test_killed_run_goes_on_to_the_same_files(tmp_path, workers):
         end_group(group)
 
 
+def names_below(folder):
+    return sorted(path for path in folder.rglob("*"))
+
+
+def test_scans_in_the_place_of_slices_stay(scans_dir, tmp_path):
+    scans_dir.rename(tmp_path / "training")
+    before = tree(tmp_path)
+    assert "a_flair.nii.gz is in the way, which preprocessing did not write" in failure(
+        tmp_path / "training", tmp_path, split_validation="null", split_testing="null"
+    )
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "004_image.npy.bak", "more/x"])
+def test_file_that_a_person_put_beside_slices_stays(scans_dir, tmp_path, name):
+    preprocess(scans_dir, tmp_path / "out")
+    place = tmp_path / "out/training/a" / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("by hand")
+    before = tree(tmp_path / "out")
+    assert "is in the way, which preprocessing did not write" in failure(
+        scans_dir, tmp_path / "out", upper_fraction=0.8
+    )
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("content", ['{"training": []}', "[]", "no JSON"])
+def test_datalist_of_another_stays(scans_dir, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/datalist.json").write_text(content)
+    assert "datalist.json is in the way, which preprocessing did not write" in failure(scans_dir, tmp_path / "out")
+    assert (tmp_path / "out/datalist.json").read_text() == content
+
+
+def test_linked_folder_in_the_place_of_slices_stays(scans_dir, tmp_path):
+    preprocess(scans_dir, tmp_path / "elsewhere")
+    (tmp_path / "out/training").mkdir(parents=True)
+    (tmp_path / "out/training/a").symlink_to(tmp_path / "elsewhere/training/a")
+    assert "training/a is in the way" in failure(scans_dir, tmp_path / "out", upper_fraction=0.8)
+    assert len(names_below(tmp_path / "elsewhere/training/a")) > 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_scans_do_not_stop_the_others(scans_dir, tmp_path, workers, capsys):
+    all_zero(scans_dir)
+    cut_short_label = scans_dir / "d/d_seg.nii.gz"
+    cut_short_label.write_bytes(b"no mask")
+    make_scan(scans_dir, "e", lesion={6: 30})
+    message = failure(scans_dir, tmp_path / "out", num_workers=workers)
+    assert message.startswith("2 of 5 cases failed (d, a), the others are done: repair them, or leave them out")
+    printed = capsys.readouterr().out
+    assert "  a has no voxel above 0" in printed and "d_seg.nii.gz is not a NIfTI file" in printed
+    written = json.loads((tmp_path / "out/datalist.json").read_text())
+    assert {item["case"] for split in ("training", "validation", "testing") for item in written[split]} == {*"bce"}
+    excluded = preprocess(scans_dir, tmp_path / "out", exclude=["a", "d"])
+    assert excluded == written and "3 of 3 subjects are finished already" in capsys.readouterr().out
+
+
+def test_exclude_of_a_name_that_no_split_has(scans_dir, tmp_path):
+    assert "`exclude` names f, but" in failure(scans_dir, tmp_path / "out", exclude=["f"])
+    assert not (tmp_path / "out").exists()
+
+
 def command_line(folder, scans, *options, **environment):
     """Run preprocess.json as users do, from an unrelated folder."""
     command = [sys.executable, "-m", "monai.bundle", "run", "preprocess"]
@@ -373,8 +436,8 @@ def test_errors_of_the_command_line_are_one_line(scans_dir, tmp_path):
     worker = command_line(tmp_path / "second", scans_dir, "--num_workers", "2")
     line = last_line_of_a_failed_command(misspelt)
     assert "--slice_rnge names no id" in line and "did you mean --slice_range?" in line
-    assert "error: b has no voxel above 0: check the file" in last_line_of_a_failed_command(worker)
-    assert not (tmp_path / "first/out").exists() and not (tmp_path / "second/out/datalist.json").exists()
+    assert "): b has no voxel above 0: check the file" in last_line_of_a_failed_command(worker)
+    assert not (tmp_path / "first/out").exists()
 
 
 def test_traceback_is_there_for_those_who_ask(scans_dir, tmp_path):
@@ -519,7 +582,7 @@ def test_bad_files(scans_dir, tmp_path, spoil, message):
 @pytest.mark.parametrize("spoil", [all_zero, not_a_number])
 def test_errors_of_workers_read_the_same(scans_dir, tmp_path, spoil):
     spoil(scans_dir)
-    assert failure(scans_dir, tmp_path / "out", num_workers=2).startswith(BAD_FILES[spoil])
+    assert BAD_FILES[spoil] in failure(scans_dir, tmp_path / "out", num_workers=2)
 
 
 @pytest.mark.parametrize(

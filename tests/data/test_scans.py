@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import make_scan, write_nifti
 from scripts.data.nifti import read_header
-from scripts.data.scans import check_subjects, find_subjects, read_split
+from scripts.data.scans import check_subjects, find_subjects, mark_unusable, read_split
 from scripts.data.slices import read_slices
 
 
@@ -61,6 +61,83 @@ def test_flat_folder_is_one_scan_a_file(tmp_path):
         find_subjects(tmp_path, ["flair"])
 
 
+def test_what_is_left_out_of_a_folder_is_told_with_its_reason(tmp_path, capsys):
+    make_scan(tmp_path, "A", modalities=["flair"])
+    make_scan(tmp_path, "B", modalities=["t1"])
+    for name in ("D/flair.nii.gz", "E.nii.gz", "a.nii.gz", "E_seg.nii.gz", ".hidden.nii.gz"):
+        write_nifti(tmp_path / name, np.ones((3, 4, 5), np.uint8))
+    for name in ("notes.docx", "split_training.txt"):
+        (tmp_path / name).touch()
+    assert cases(find_subjects(tmp_path, ["flair"])) == ["A", "E"]
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"{tmp_path}: 2 scans found, 6 left out:"
+    assert {line.split(":")[0].strip(): line.split(": ")[1] for line in lines} == {
+        ".hidden.nii.gz": "hidden",
+        "B has no flair": f"expected B_flair.nii.gz in {tmp_path}/B",
+        "D has no flair": f"expected D_flair.nii.gz in {tmp_path}/D",
+        "E_seg.nii.gz": "_seg is the ending of masks",
+        "a.nii.gz": "a folder of this name holds a scan",
+        "notes.docx": "no NIfTI file",
+    }
+
+
+def test_long_lists_of_what_is_left_out_are_cut(tmp_path, capsys):
+    make_scan(tmp_path, "A")
+    for number in range(15):
+        (tmp_path / f"empty{number}").mkdir()
+    find_subjects(tmp_path, ["flair"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("1 scan found, 15 left out:") and len(lines) == 12 and lines[-1] == "  and 5 more"
+
+
+def test_names_keep_their_dots(tmp_path):
+    for name in ("1.2.840.3.nii.gz", "1.2.840.7.nii", "x.y/x.y_flair.nii.gz"):
+        write_nifti(tmp_path / name, np.ones((3, 4, 5), np.uint8))
+    assert cases(find_subjects(tmp_path, ["flair"])) == ["x.y", "1.2.840.3", "1.2.840.7"]
+
+
+@pytest.mark.parametrize("names", [("Case.nii", "case.nii"), ("caf\u00e9.nii", "cafe\u0301.nii")])
+def test_names_that_some_file_systems_take_for_one_are_refused(tmp_path, names):
+    for name in names:
+        write_nifti(tmp_path / name, np.ones((3, 4, 5), np.uint8))
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this file system is one of them")
+    with pytest.raises(ValueError, match="which some file systems take for one"):
+        find_subjects(tmp_path, ["flair"])
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_cases_are_excluded_by_name(scans_dir, as_file):
+    exclude = ["b", "d"]
+    if as_file:
+        (scans_dir / "exclude.txt").write_bytes(b"\xef\xbb\xbfb \r\n\r\nd\t# damaged\r\n")
+        exclude = str(scans_dir / "exclude.txt")
+    assert cases(find_subjects(scans_dir, ["flair"], exclude=exclude)) == ["a", "c", "e"]
+    assert cases(find_subjects(scans_dir, ["flair"], ["d", "a", "b"], exclude=exclude)) == ["a"]
+    with pytest.raises(ValueError, match="`exclude` names nobody, but .* has no case of that name"):
+        find_subjects(scans_dir, ["flair"], exclude=["nobody"])
+    with pytest.raises(ValueError, match="`exclude` names every case"):
+        find_subjects(scans_dir, ["flair"], ["b", "d"], exclude=exclude)
+
+
+@pytest.mark.parametrize(
+    "content", ["a\r\nd\r\n", "\ufeffa\r\nd", "a  \nd\t\n\n", "a\rd\r", "# cases\r\na # one\r\n\r\nd\r\n"]
+)
+def test_split_files_of_every_editor(tmp_path, content):
+    (tmp_path / "split.txt").write_bytes(content.encode())
+    assert read_split(str(tmp_path / "split.txt")) == ["a", "d"]
+
+
+def test_scans_that_cannot_be_used_are_marked(tmp_path):
+    good, bad = ({"case": name, "image": [str(tmp_path / f"{name}.nii")]} for name in ("good", "bad"))
+    write_nifti(tmp_path / "good.nii", np.zeros((5, 6, 7), np.uint8))
+    (tmp_path / "bad.nii").write_bytes(b"no scan")
+    marked = mark_unusable([good, bad])
+    assert marked[0] == good and "bad.nii is not a NIfTI file that can be read" in marked[1]["error"]
+    with pytest.raises(ValueError, match="bad.nii is not a NIfTI file"):
+        mark_unusable([bad])
+
+
 def write_datalist(folder, **lists):
     path = folder / "dataset.json"
     path.write_text(json.dumps({"description": "made", **lists}))
@@ -77,6 +154,35 @@ def test_datalist_lists_scans_relative_to_itself(scans_dir):
         "label": str(scans_dir / "a/a_seg.nii.gz"),
     }
     assert cases(find_subjects(path, ["flair", "t1"])) == ["first", "b_flair"]
+
+
+def test_datalist_of_the_decathlon(tmp_path):
+    content = {"name": "Brains", "reference": ["A", "B"], "modality": {"0": "FLAIR"}, "labels": {"0": "background"}}
+    content |= {"numTraining": 1, "numTest": 2, "tensorImageSize": "3D"}
+    content["training"] = [{"image": "./imagesTr/a.1_x.nii.gz", "label": "./labelsTr/a.1_x.nii.gz"}]
+    content["test"] = ["./imagesTs/b.nii.gz", "./imagesTs/c.nii"]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    path = str(tmp_path / "dataset.json")
+    assert find_subjects(path, ["flair"]) == [
+        {
+            "case": "a.1_x",
+            "image": [str(tmp_path / "imagesTr/a.1_x.nii.gz")],
+            "label": str(tmp_path / "labelsTr/a.1_x.nii.gz"),
+        },
+        {"case": "b", "image": [str(tmp_path / "imagesTs/b.nii.gz")]},
+        {"case": "c", "image": [str(tmp_path / "imagesTs/c.nii")]},
+    ]
+    assert cases(find_subjects(path, ["flair"], "test", exclude=["c"])) == ["b"]
+    with pytest.raises(ValueError, match="has no list 'reference', only training, test"):
+        find_subjects(path, ["flair"], "reference")
+
+
+@pytest.mark.parametrize("key", ["modality", "channel_names"])
+@pytest.mark.parametrize("told", [{"0": "T2", "1": "FLAIR"}, {"0": "FLAIR"}])
+def test_datalist_that_tells_other_modalities(tmp_path, key, told):
+    path = write_datalist(tmp_path, training=[{"image": ["a_flair.nii", "a_t2.nii"]}], **{key: told})
+    with pytest.raises(ValueError, match="tells the modalities .*, but `modalities` is flair, t2"):
+        find_subjects(path, ["flair", "t2"])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +255,7 @@ def test_what_a_scan_lacks_is_named(scans_dir):
         find_subjects(scans_dir, ["t2"])
     (scans_dir / "c" / "c_flair.nii.gz").unlink()
     with pytest.raises(FileNotFoundError, match="c has no flair: expected c_flair.nii.gz"):
-        find_subjects(scans_dir, ["flair"])
+        find_subjects(scans_dir, ["flair"], ["a", "c"])
     with pytest.raises(FileNotFoundError, match="a has no brain mask: expected a_brain.nii.gz"):
         find_subjects(scans_dir, ["t1"], brain_mask="brain")
 

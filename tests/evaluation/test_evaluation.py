@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from scripts.evaluation.cases import (
     safe_file_name,
 )
 from scripts.evaluation.metrics import overlap
+from scripts.evaluation.report import write_report
 
 SHAPE = (36, 40)
 THRESHOLD = 1.5
@@ -60,7 +62,7 @@ def item(name: str, seed: int, lesion_side: int = 0, modalities: int = 1, slices
     return {"image": np.concatenate([image, brain_mask]), "label": label, "case": name}
 
 
-def evaluate(folder, cases, healthy=(), modalities=1, batch_size=1, **options) -> dict:
+def evaluate(folder, cases, healthy=(), modalities=1, batch_size=1, unlabeled_are_healthy=False, **options) -> dict:
     """Run the evaluators of the configs, with the stand-in for the method."""
     names = [f"modality{index}" for index in range(modalities)]
     baselines = {name: ZScoreBaseline(**arguments) for name, arguments in BASELINES.items()}
@@ -72,7 +74,7 @@ def evaluate(folder, cases, healthy=(), modalities=1, batch_size=1, **options) -
                 val_data_loader=DataLoader(Dataset(list(items)), batch_size=batch_size),
                 network=torch.nn.Identity(),
                 inferer=SquaredIntensity(),
-                val_handlers=[EvaluationHandler(evaluation, healthy=is_healthy)],
+                val_handlers=[EvaluationHandler(evaluation, is_healthy, unlabeled_are_healthy)],
             ).run()
     return evaluation.finish()
 
@@ -238,7 +240,61 @@ def test_a_subset_without_file_is_named(tmp_path):
 def test_no_case_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="No case was evaluated"):
         evaluate(tmp_path, [])
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluate_record.json"]
+
+
+def test_cases_without_lesion_are_scored_by_what_is_marked_in_them(tmp_path, capsys):
+    cases = [item(f"HEALTHY_{seed}", seed) for seed in (20, 21)]
+    del cases[1]["label"]
+    summary = evaluate(tmp_path, cases, healthy_from_cases=True, unlabeled_are_healthy=True)
+    marked = [((case["image"][0] ** 2 > THRESHOLD) & (case["image"][1] > 0)).sum() for case in cases]
+    brain = cases[0]["image"][1].sum()
+    assert [int(row["false_positive_pixels"]) for row in read_rows(tmp_path)] == marked
+    assert summary["cases_without_lesion"] == summary["cases"] == 2
+    assert summary["false_positive_pixels_without_lesion"] == pytest.approx(np.mean(marked))
+    assert summary["false_positive_fraction_without_lesion"] == pytest.approx(np.mean(marked) / brain)
+    printed = capsys.readouterr().out
+    assert f"2 cases without lesion: {np.mean(marked):.1f} pixels marked in each on average" in printed
+    assert "nan" not in printed.lower() and "Dice" not in printed
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
+    page = re.sub('base64,[^"]*', "", write_report(str(tmp_path)).read_text())
+    assert "2 cases without lesion" in page and "HEALTHY_20" in page and not re.search(r"\bnan\b", page)
+
+
+def test_false_positives_of_a_volume_are_milliliters(tmp_path):
+    case = item("A", 3, slices=4) | {"voxel_ml": 0.25}
+    evaluate(tmp_path, [case], pictures=False)
+    (row,) = read_rows(tmp_path)
+    assert float(row["false_positive_ml"]) == int(row["false_positive_pixels"]) / 4 > 0
+
+
+def test_a_bad_case_does_not_stop_the_evaluation(tmp_path, capsys):
+    def refuse_b(case):
+        if case["case"] == "B":
+            raise ValueError("B has NaN voxels: repair it.")
+        return case
+
+    cases = [item(name, seed, 6) for seed, name in enumerate("ABC")] + [{"case": "D", "error": "D is cut short."}]
+    evaluation = Evaluation(tmp_path, THRESHOLD, ["flair"], {}, image_size=32, radius=4, pictures=False)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset(cases, refuse_b), batch_size=1),
+        network=torch.nn.Identity(),
+        inferer=SquaredIntensity(),
+        val_handlers=[EvaluationHandler(evaluation)],
+    )
+    evaluation.run(evaluator)
+    with pytest.raises(RuntimeError, match=r"2 of 4 cases failed \(D, B\), the others are done"):
+        evaluation.finish()
+    assert [row["case"] for row in read_rows(tmp_path)] == ["A", "C"]
+    assert "  B has NaN voxels: repair it." in capsys.readouterr().out
+
+
+def test_files_that_no_evaluation_wrote_stay(tmp_path):
+    (tmp_path / "summary.json").write_text("another's")
+    with pytest.raises(ValueError, match="summary.json is in the way, which `evaluate` did not write"):
+        Evaluation(tmp_path, THRESHOLD, ["flair"], {})
+    assert (tmp_path / "summary.json").read_text() == "another's"
 
 
 def test_an_inferer_without_the_four_outputs_is_an_error():
@@ -382,11 +438,16 @@ def test_configs_have_the_properties_that_monai_asks_for(trained, name):
     assert workflow.check_properties() == []
 
 
-def test_a_volume_without_label_is_named(trained, tmp_path):
+def test_a_volume_without_label_is_named(trained, tmp_path, capsys):
     save_volumes(tmp_path)
     (tmp_path / "SMALL" / "SMALL_seg.nii.gz").unlink()
+    assert [found["case"] for found in find_labeled(str(tmp_path), ["flair"])] == ["LARGE"]
+    assert "left out (`unlabeled_are_healthy` takes them as healthy): 1\n  SMALL\n" in capsys.readouterr().out
+    named = find_labeled(str(tmp_path), ["flair"], ["LARGE", "SMALL"])
+    assert "error" not in named[0] and named[1]["error"].startswith("SMALL has no label: expected SMALL_seg.nii.gz")
+    assert len(find_labeled(str(tmp_path), ["flair"], unlabeled_are_healthy=True)) == 2
     with pytest.raises(FileNotFoundError, match="SMALL has no label: expected SMALL_seg.nii.gz"):
-        find_labeled(str(tmp_path), ["flair"])
+        find_labeled(str(tmp_path), ["flair"], ["SMALL"])
 
 
 def test_a_testing_slice_without_label_is_named():

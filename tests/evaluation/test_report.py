@@ -55,6 +55,8 @@ def write_evaluation(folder):
     summary = {"cases": 4, "cases_small": 1, "cases_medium": 0, "cases_large": 2, "healthy_slices": 7}
     scores = {"dice": 0.43, "dice_upper_bound": 0.5, "threshold": 0.5, "threshold_upper_bound": 0.7}
     scores |= {"false_positive_fraction": 0.02, "dice_ci_low": None, "dice_ci_high": None}
+    summary |= {"cases_without_lesion": 1, "false_positive_ml_without_lesion": 1.234}
+    summary |= {"false_positive_pixels_without_lesion": 50, "false_positive_fraction_without_lesion": 0.01}
     summary |= scores | {f"baseline_zscore_{name}": value for name, value in scores.items()}
     (folder / "summary.json").write_text(json.dumps(summary | {"baseline_threshold_source": "validation slices"}))
 
@@ -122,6 +124,14 @@ def test_without_healthy_slices_the_chart_over_them_is_left_out(tmp_path):
     page = Page(write_report(str(tmp_path / "a")).read_text(encoding="utf-8"))
     assert sum(tag == "svg" for tag, _ in page.tags) == 2
     assert "brain outside the lesion" in page.text
+
+
+def test_page_that_a_person_put_there_stays(tmp_path):
+    write_evaluation(tmp_path / "a")
+    (tmp_path / "a/report.html").write_text("by hand")
+    with pytest.raises(ValueError, match="report.html is in the way, which `report` did not write"):
+        write_report(str(tmp_path / "a"))
+    assert (tmp_path / "a/report.html").read_text() == "by hand"
 
 
 def test_a_folder_without_evaluation_is_an_error(tmp_path):

@@ -1,10 +1,11 @@
 """A volume that is finished is not done again, unless what it was made from or with has changed."""
 
+import json
 import os
 from types import SimpleNamespace
 
 import pytest
-from scripts.inference.volumes import Volumes
+from scripts.inference.volumes import OUTCOME, RESULTS, Volumes
 
 
 def write(path, content):
@@ -26,9 +27,10 @@ def pending(tmp_path):
 
     first = volumes()
     assert [item["case"] for item in first.pending] == ["one"]
-    first._finish(SimpleNamespace(state=SimpleNamespace(batch=first.pending)))
-    for result in ("mask", "anomaly_map"):
+    first._begin(SimpleNamespace(state=SimpleNamespace(batch={"case": ["one"]})))
+    for result in RESULTS:
         write(tmp_path / "out" / "one" / f"one_{result}.nii.gz", b"result")
+    first._finish(SimpleNamespace(state=SimpleNamespace(batch=first.pending)))
     return lambda **settings: [item["case"] for item in volumes(**settings).pending]
 
 
@@ -44,3 +46,43 @@ def test_changed_file_of_the_same_size_is_noticed(pending, tmp_path, name):
 
 def test_changed_setting_is_noticed(pending):
     assert pending(seed=1) == ["one"]
+
+
+def test_volume_whose_run_was_killed_is_done_again(pending, tmp_path):
+    record = tmp_path / "out/one/one_record.json"
+    begun = {key: value for key, value in json.loads(record.read_text()).items() if key not in OUTCOME}
+    record.write_text(json.dumps(begun))
+    assert pending() == ["one"]
+    (tmp_path / "out/one/one_anomaly_map.nii.gz").unlink()
+    assert pending() == ["one"]
+
+
+def test_result_that_a_person_corrected_is_not_replaced(pending, tmp_path):
+    corrected = tmp_path / "out/one/one_anomaly_mask.nii.gz"
+    write(corrected, b"by hand")
+    with pytest.raises(ValueError, match="one_anomaly_mask.nii.gz is in the way, .* changed since"):
+        pending(seed=1)
+    assert pending() == [] and corrected.read_bytes() == b"by hand"
+
+
+@pytest.mark.parametrize("name", ["one_anomaly_mask.nii.gz", "one_anomaly_map.nii.gz", "one_record.json"])
+@pytest.mark.parametrize("content", [b"{}", b'{"inputs": []}', b"another's"])
+def test_file_of_another_is_not_replaced(tmp_path, name, content):
+    write(tmp_path / "scan", b"scan")
+    (tmp_path / "out/one").mkdir(parents=True)
+    write(tmp_path / "out/one" / name, content)
+    with pytest.raises(ValueError, match=f"{name} is in the way, which this product did not write"):
+        Volumes([{"case": "one", "image": [str(tmp_path / "scan")]}], str(tmp_path / "out"), "", {})
+    assert (tmp_path / "out/one" / name).read_bytes() == content and len(list((tmp_path / "out/one").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["itself", "symbolic", "hard"])
+def test_result_in_place_of_an_input_is_refused(tmp_path, kind):
+    place = tmp_path / "out/one/one_anomaly_map.nii.gz"
+    place.parent.mkdir(parents=True)
+    image = place if kind == "itself" else tmp_path / "scan.nii.gz"
+    write(image, b"scan")
+    place.symlink_to(image) if kind == "symbolic" else os.link(image, place) if kind == "hard" else None
+    with pytest.raises(ValueError, match="one_anomaly_map.nii.gz is an input of this run"):
+        Volumes([{"case": "one", "image": [str(image)]}], str(tmp_path / "out"), "", {})
+    assert image.read_bytes() == b"scan"

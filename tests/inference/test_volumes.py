@@ -56,7 +56,7 @@ def write(folder, case, data, affine, modality="flair"):
 
 
 def outputs(folder, case):
-    return [nib.load(folder / case / f"{case}_{name}.nii.gz") for name in ("mask", "anomaly_map")]
+    return [nib.load(folder / case / f"{case}_{name}.nii.gz") for name in ("anomaly_mask", "anomaly_map")]
 
 
 def oriented(image, axcodes):
@@ -118,15 +118,15 @@ def test_mask_is_binary_inside_the_brain_and_neither_empty_nor_full(segmented, v
 
 def test_finished_volumes_are_not_done_again_until_something_changes(segmented, model_file, capsys):
     scans, results, _ = segmented
-    mask = results / "RAS" / "RAS_mask.nii.gz"
+    mask = results / "RAS" / "RAS_anomaly_mask.nii.gz"
     before = os.stat(mask).st_mtime_ns
     infer(model_file, results, dataset_dir=str(scans))
     assert "6 of 6 volumes are finished already." in capsys.readouterr().out
     assert os.stat(mask).st_mtime_ns == before
-    (results / "PIR" / "PIR_record.json").unlink()
+    (results / "PIR" / "PIR_anomaly_map.nii.gz").unlink()
     infer(model_file, results, dataset_dir=str(scans))
     assert "5 of 6 volumes are finished already." in capsys.readouterr().out
-    assert (results / "PIR" / "PIR_record.json").exists() and os.stat(mask).st_mtime_ns == before
+    assert (results / "PIR" / "PIR_anomaly_map.nii.gz").exists() and os.stat(mask).st_mtime_ns == before
     infer(model_file, results, dataset_dir=str(scans), threshold_scale=0.9)
     assert "finished already" not in capsys.readouterr().out
     assert os.stat(mask).st_mtime_ns > before
@@ -148,9 +148,51 @@ def test_failed_volume_leaves_no_output(volume, model_file, tmp_path):
     assert "has no voxel above 0" in innermost_message(error.value) and "zero" in innermost_message(error.value)
     assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
         "good_anomaly_map.nii.gz",
-        "good_mask.nii.gz",
+        "good_anomaly_mask.nii.gz",
         "good_record.json",
     ]
+
+
+def test_bad_volumes_do_not_stop_the_others(volume, model_file, tmp_path, capsys):
+    arrays, affine = volume
+    scans = tmp_path / "scans"
+    for case in ("a", "c", "e"):
+        write(scans, case, arrays["flair"], affine)
+    write(scans, "b", np.full(arrays["flair"].shape, np.nan, np.float32), affine)
+    (scans / "d").mkdir()
+    (scans / "d/d_flair.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(RuntimeError) as error:
+        infer(model_file, tmp_path / "out", dataset_dir=str(scans))
+    assert "2 of 5 cases failed (d, b), the others are done: repair them" in innermost_message(error.value)
+    printed = capsys.readouterr().out
+    assert "b has NaN or infinite voxels" in printed and "d_flair.nii.gz is not a NIfTI file" in printed
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "c", "e"]
+    infer(model_file, tmp_path / "out", dataset_dir=str(scans), exclude=["b", "d"])
+    assert "3 of 3 volumes are finished already." in capsys.readouterr().out
+
+
+def test_results_beside_the_scans_leave_scans_and_brain_masks_as_they_are(volume, model_file, tmp_path, capsys):
+    arrays, affine = volume
+    for case in ("A", "B"):
+        write(tmp_path, case, arrays["flair"], affine)
+        write(tmp_path, case, arrays["mask"].astype(np.uint8), affine, "mask")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
+    for _ in range(2):
+        infer(model_file, tmp_path, dataset_dir=str(tmp_path), brain_mask="mask")
+    assert "2 scans found" in (printed := capsys.readouterr().out) and "2 of 2 volumes are finished" in printed
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(list(tmp_path.rglob("*_anomaly_mask.nii.gz"))) == 2
+
+
+def test_results_beside_loose_scans_are_not_taken_for_scans(volume, model_file, tmp_path, capsys):
+    names = ["1.2.840.3.nii.gz", "1.2.840.7.nii.gz"]
+    for number, name in enumerate(names):
+        nib.save(nib.Nifti1Image(np.roll(volume[0]["flair"], number, 0), volume[1]), tmp_path / name)
+    for _ in range(2):
+        infer(model_file, tmp_path, dataset_dir=str(tmp_path))
+    assert "2 of 2 volumes are finished already." in capsys.readouterr().out
+    maps = [outputs(tmp_path, case)[1].get_fdata() for case in ("1.2.840.3", "1.2.840.7")]
+    assert not np.array_equal(*maps)
 
 
 def test_bad_input_ends_the_command_with_one_sentence(model_file, tmp_path):

@@ -336,12 +336,27 @@ def volumes_dir(tmp_path):
 
 
 def masks(folder):
-    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("[a-z]/*_mask.nii.gz")}
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("[a-z]/*_anomaly_mask.nii.gz")}
 
 
 def voxels(folder):
     """All results, read whole."""
     return {path.name: np.asanyarray(nib.load(path).dataobj) for path in folder.glob("[a-z]/[a-z]_*.nii.gz")}
+
+
+def finished_cases(folder):
+    """The cases whose record tells of results."""
+    records = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/*_record.json")}
+    return {case for case, record in records.items() if "results" in record}
+
+
+@needs_proc
+def test_bad_volume_of_one_process_does_not_stop_the_others(volumes_dir, model_file, tmp_path, one_thread):
+    (volumes_dir / "a/a_flair.nii.gz").write_bytes(b"no scan")
+    options = inference_options(volumes_dir, model_file(1), tmp_path / "out") | {"max_passes": 1}
+    output, _ = start(2, tmp_path / "arguments", "inference", ["inference"], **options).communicate(timeout=180)
+    assert finished_cases(tmp_path / "out") == set("bcdefg"), output
+    assert "1 of 4 cases failed, a (the others are done" in output
 
 
 def inference_options(volumes_dir, model_file, output_dir):
@@ -371,13 +386,13 @@ def test_killed_process_leaves_whole_files_and_the_next_run_does_what_is_missing
 ):
     options = inference_options(volumes_dir, model_file(1), tmp_path / "out")
     process = start(2, tmp_path / "arguments", "inference", ["inference"], **options)
-    wait_until((tmp_path / "out" / "b" / "b_record.json").exists, process)
+    wait_until(lambda: "b" in finished_cases(tmp_path / "out"), process)
     os.kill(rank_process(process, 1), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     whole = voxels(tmp_path / "out")
-    before = {path.parent.name for path in (tmp_path / "out").glob("*/*_record.json")}
-    assert {"b"} <= before < set("abcdefg") and {f"{case}_mask.nii.gz" for case in before} <= whole.keys()
+    before = finished_cases(tmp_path / "out")
+    assert {"b"} <= before < set("abcdefg") and {f"{case}_anomaly_mask.nii.gz" for case in before} <= whole.keys()
     first = masks(tmp_path / "out")
 
     output = finish(start(2, tmp_path / "arguments", "inference", ["inference"], **options))

@@ -129,13 +129,15 @@ class Inference:
     def results(self, folder):
         images = {path.name: nib.load(path) for path in folder.glob("*/case*_*.nii.gz")}
         records = {path.name: json.loads(path.read_text()) for path in folder.glob("*/case*_record.json")}
-        return records | {
+        finished = {name: record for name, record in records.items() if "results" in record}
+        return finished | {
             name: (image.get_fdata().tobytes(), image.affine.tobytes(), image.get_data_dtype())
             for name, image in images.items()
         }
 
     def finished(self, folder):
-        return [path for record in folder.glob("*/case*_record.json") for path in record.parent.glob("case*")]
+        records = [path for path in folder.glob("*/case*_record.json") if "results" in json.loads(path.read_text())]
+        return [path for record in records for path in record.parent.glob("case*")]
 
 
 class Evaluate:
@@ -432,7 +434,8 @@ def test_output_folder_that_is_read_only_is_told_before_any_work(reference, tmp_
 def test_report_that_cannot_be_written_is_one_sentence(reference, tmp_path):
     step, *_ = reference("evaluate")
     options = step.prepare(tmp_path)
-    assert Command(*step.command, tmp_path, **options).wait()[0] == 0
+    for run_id in ("evaluate", "report"):
+        assert Command(run_id, "evaluate_slices", tmp_path, **options).wait()[0] == 0
     report = tmp_path / "out" / "report.html"
     report.write_text("earlier")
     message = last_error(*Command("report", "evaluate_slices", tmp_path, file_limit=6000, **options).wait()[:2])
@@ -482,7 +485,8 @@ class TestAtomic:
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["gone", "empty"])
 @pytest.mark.parametrize(
-    ("name", "pattern"), [("preprocess", "training/case3/003_image.npy"), ("inference", "case3/case3_mask.nii.gz")]
+    ("name", "pattern"),
+    [("preprocess", "training/case3/003_image.npy"), ("inference", "case3/case3_anomaly_mask.nii.gz")],
 )
 def test_result_that_is_gone_or_empty_is_made_again(reference, tmp_path, name, pattern, spoil):
     step, expected, *_ = reference(name)

@@ -503,7 +503,7 @@ def test_two_cases_whose_files_have_one_name_keep_their_results_apart(segmenter,
     names = [
         f"{case}/{case}_{end}"
         for case in ("one", "two")
-        for end in ("anomaly_map.nii.gz", "mask.nii.gz", "record.json")
+        for end in ("anomaly_map.nii.gz", "anomaly_mask.nii.gz", "record.json")
     ]
     assert [str(path.relative_to(tmp_path / "out")) for path in files_below(tmp_path / "out")] == names
 
@@ -618,7 +618,6 @@ def _is_worked_out(value):
         ({"sigma": float("nan")}, "`sigma` must be a number from 0 to 100, got nan."),
         ({"stop_shrink": 10}, "`stop_shrink` must be in [0, 1], got 10; did you pass a percentage?"),
         ({"dataset_dir": 2024}, "write ./NAME for a folder"),
-        ({"brain_mask": "null"}, "leave it out to have the config's own value"),
         ({"modalities": "flair"}, "`modalities` must be a list of names such as ['flair'], got 'flair'."),
         ({"modalities": ["../x"]}, "`modalities` must be a list of names"),
         ({"device": "toaster"}, "`device` must be one that PyTorch can use here"),

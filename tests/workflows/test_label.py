@@ -233,7 +233,7 @@ def segment(environment, bundle, scans, output):
     command = [PYTHON, "-m", "monai.bundle", "run", "inference", "--config_file", config]
     command += ["--dataset_dir", str(scans), "--output_dir", str(output)]
     subprocess.run(command, env=environment, cwd=output, check=True, capture_output=True)
-    return {case: np.asanyarray(nib.load(output / case / f"{case}_mask.nii.gz").dataobj) for case in CASES}
+    return {case: np.asanyarray(nib.load(output / case / f"{case}_anomaly_mask.nii.gz").dataobj) for case in CASES}
 
 
 def test_lists_of_the_viewer_show_the_model_its_label_and_its_options(server):

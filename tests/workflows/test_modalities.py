@@ -49,7 +49,7 @@ def test_both_modalities_reach_the_model_in_their_order(trained, phantoms, tmp_p
         images = [str(phantoms / CASE / f"{CASE}_{modality}.nii.gz") for modality in order.split()]
         output = tmp_path / order
         run_bundle("inference", "demo", image=images, output_dir=str(output), **model_of(trained))
-        mask = nib.load(next(output.glob("*/*_mask.nii.gz"))).get_fdata() > 0
+        mask = nib.load(next(output.glob("*/*_anomaly_mask.nii.gz"))).get_fdata() > 0
         scores[order] = 2 * np.sum(mask & label) / (mask.sum() + label.sum())
     best = scores.pop("flair t2")
     assert best > 0.5 and best > max(scores.values()) + 0.1

@@ -115,7 +115,7 @@ def test_downloaded_bundle_segments_as_the_repository_does(downloaded, scan, tmp
     command = ["-m", "monai.bundle", "run", "inference", "--config_file", config, "--image", str(scan)]
     run_python(*command, "--output_dir", "results", cwd=tmp_path / "empty")
     run_bundle("inference", image=str(scan), output_dir=str(tmp_path / "here"))
-    for name in ("mask", "anomaly_map"):
+    for name in ("anomaly_mask", "anomaly_map"):
         there = nib.load(tmp_path / "empty" / "results" / "a" / f"a_{name}.nii.gz")
         here = nib.load(tmp_path / "here" / "a" / f"a_{name}.nii.gz")
         assert np.array_equal(there.get_fdata(), here.get_fdata()) and np.array_equal(there.affine, here.affine)
@@ -191,14 +191,14 @@ def test_metrics_of_the_metadata_are_those_of_the_model_card():
 
 def test_networks_of_the_bundle_agree_with_onnxruntime(tmp_path, capsys):
     run_bundle("inference", run_id="export_onnx", output_dir=str(tmp_path), dataset_dir=str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["masked.onnx"]
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["masked.onnx"]
     assert "N x 2 x 128 x 128" in capsys.readouterr().out
 
 
 def test_both_networks_of_the_published_method_agree_with_onnxruntime(tmp_path, model):
     files = export.export_networks(model, 16, str(tmp_path))
     assert [path.name for path in files] == ["first_iteration.onnx", "masked.onnx"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first_iteration.onnx", "masked.onnx"]
+    assert sorted(path.name for path in tmp_path.glob("*.onnx")) == ["first_iteration.onnx", "masked.onnx"]
 
 
 def test_network_that_onnx_changes_is_not_written(tmp_path, model, monkeypatch):

@@ -69,7 +69,7 @@ def test_real_volume_in_every_orientation(tmp_path):
         (scans / case).mkdir(parents=True)
         nib.save(image, scans / case / f"{case}_flair.nii.gz")
     run_bundle("inference", dataset_dir=str(scans), output_dir=str(results))
-    masks = {case: nib.load(results / case / f"{case}_mask.nii.gz") for case in images}
+    masks = {case: nib.load(results / case / f"{case}_anomaly_mask.nii.gz") for case in images}
     for case, mask in masks.items():
         assert mask.shape == images[case].shape
         np.testing.assert_allclose(mask.affine, images[case].affine, atol=1e-4)

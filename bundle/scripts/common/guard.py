@@ -6,6 +6,7 @@ import ast
 import difflib
 import errno
 import inspect
+import logging
 import os
 import re
 import signal
@@ -13,13 +14,15 @@ import sys
 import threading
 from types import TracebackType
 
-from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle import ConfigItem, ConfigParser, ReferenceResolver
 from monai.bundle.scripts import run as bundle_run
+from tqdm import tqdm
 
 from .settings import check_config
 
 TRACEBACK_VARIABLE = "ITERMASK_TRACEBACK"
 TRACEBACK = "Traceback (most recent call last)"
+ENGINE_ERROR = "is terminating due to exception"  # Ignite says it twice of every error
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -45,6 +48,7 @@ def innermost_message(error: BaseException) -> str:
 
 
 def _print_sentence(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    end_progress_bars()
     first = _innermost(error)  # a signal to all processes ends workers too, about which their loader complains
     if isinstance(first, KeyboardInterrupt):
         print("interrupted: run the same command again to go on.", file=sys.stderr)
@@ -56,12 +60,26 @@ def _print_sentence(kind: type[BaseException], error: BaseException, traceback: 
         print(f"error: {innermost_message(error)} ({TRACEBACK_VARIABLE}=1 shows where)", file=sys.stderr)
 
 
+def end_progress_bars() -> None:
+    """End the line of progress bars that an error has left open, and show what was printed before."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+    sys.stdout.flush()
+
+
+def _is_no_engine_error(record: logging.LogRecord) -> bool:
+    return not record.name.startswith("ignite.") or ENGINE_ERROR not in record.getMessage()
+
+
 def report_errors() -> None:
     """Print an uncaught error as one line instead of a traceback; ``ITERMASK_TRACEBACK=1`` keeps the traceback.
 
     SIGTERM ends the process with one line, too.
     """
     sys.excepthook = _print_sentence
+    if not os.environ.get(TRACEBACK_VARIABLE):
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_is_no_engine_error)
     threading.excepthook = _print_thread_error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
@@ -101,6 +119,11 @@ def _lone_words(arguments: list[str]) -> list[str]:
     return words
 
 
+def _arguments() -> list[str]:
+    """The command line of this process, when it is ``monai.bundle run``."""
+    return sys.argv[1:] if sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py")) else []
+
+
 def _config_files(value: str) -> list[str]:
     return list(ast.literal_eval(value)) if value.startswith(("[", "(")) else value.split(",")
 
@@ -117,10 +140,7 @@ def check_overrides(arguments: list[str] | None = None) -> None:
         ValueError: When an override names an id that does not exist (the closest one is suggested), or is the text
             ``true`` or ``false``, which MONAI would take as a text and not as a truth value.
     """
-    if arguments is None:
-        if not sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py")):
-            return
-        arguments = sys.argv[1:]
+    arguments = _arguments() if arguments is None else arguments
     words = _lone_words(arguments)
     if len(words) > 2:  # run, and what to run
         raise ValueError(f"{words[2]!r} belongs to no id: write --ID VALUE for each id that is set.")
@@ -160,13 +180,22 @@ def running_config() -> tuple[ReferenceResolver | None, str]:
     return resolver, run_id
 
 
+def says_null(value: object) -> bool:
+    """Whether a value is the word null, which a command line cannot tell from a name."""
+    return isinstance(value, str) and value.strip().lower() in ("null", "none")
+
+
 def take_null_as_null(resolver: ReferenceResolver) -> None:
-    """Let the word null, or none, of any id at the top of the running config be null, as a command line gives it."""
-    for name, item in resolver.items.items():
-        word = item.get_config()
-        if resolver.sep not in name and isinstance(word, str) and word.strip().lower() in ("null", "none"):
-            item.update_config(None)
-            resolver.resolved_content.pop(name, None)
+    """Let the word null, or none, of any id at the top of the running config be null.
+
+    A command line gives the text "null", and MONAI drops an id that is given as None.
+    """
+    top = {name for name in resolver.items if resolver.sep not in name}
+    words = {name for name in top if says_null(resolver.items[name].get_config())}
+    given = {name for name, value in _overrides(_arguments()).items() if says_null(value)}
+    for name in words | (given & top):
+        resolver.items[name] = ConfigItem(config=None, id=name)
+        resolver.resolved_content[name] = None  # noted, or MONAI would read the config anew
 
 
 def guard() -> str:

@@ -68,13 +68,8 @@ def _positive(high: float) -> Rule:
     return Rule(words, lambda value: _is_real(value) and 0 < value <= high)
 
 
-def _says_null(value: object) -> bool:
-    """Whether a value is the word null, which a command line cannot tell from a name."""
-    return isinstance(value, str) and value.lower() in ("null", "none", "")
-
-
 def _either(rule: Rule) -> Rule:
-    return Rule(f"{rule.words}, or null", lambda value: value is None or (rule.fits(value) and not _says_null(value)))
+    return Rule(f"{rule.words}, or null", lambda value: value is None or rule.fits(value))
 
 
 def _usable_device(value: object) -> bool:
@@ -102,7 +97,7 @@ CASES = Rule(
 RULES = {
     **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "model_file"), PATH),
     **dict.fromkeys(("brain_mask", "healthy_dir"), _either(PATH)),
-    "split": _either(CASES),
+    **dict.fromkeys(("split", "exclude"), _either(CASES)),
     "image": _either(FILES),
     "label": NAME,
     "modalities": Rule("a list of names such as ['flair']", lambda value: _is_list(value, is_name)),
@@ -116,7 +111,7 @@ RULES = {
     **dict.fromkeys(("upper_fraction", "lower_fraction", "stop_shrink", "noise_fraction", "mirror_weight"), PART),
     **dict.fromkeys(("first_fraction", "exceed_fraction", "certain_fraction"), OPEN_PART),
     **dict.fromkeys(
-        ("allow_outside", "lower_over_volume", "resume", "fast", "pictures", "native_grid"),
+        ("allow_outside", "lower_over_volume", "resume", "fast", "pictures", "native_grid", "unlabeled_are_healthy"),
         SWITCH,
     ),
     **dict.fromkeys(("iterations", "validation_interval", "max_passes"), _whole(1, 10**9)),
@@ -164,8 +159,6 @@ ORDERED = ("certain_fraction", "exceed_fraction", "first_fraction")
 def _hint(rule: Rule, value: object) -> str:
     if rule in (PART, OPEN_PART) and _is_real(value) and 1 < value <= 100:
         return "; did you pass a percentage?"
-    if _says_null(value):
-        return "; leave it out to have the config's own value."
     if rule in (PATH, RULES["brain_mask"], NAME) and _is_real(value):
         return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."
     return "."

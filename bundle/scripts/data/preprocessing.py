@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,9 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..common.batch import ends_all, raise_failed
 from ..common.files import check_writable, has_ended, not_empty, write_json
+from ..common.guard import innermost_message
+from ..common.ownership import read_record
 from ..common.paths import bundle_root
-from .scans import Subject, check_subjects, find_subjects, scan_subjects
+from .scans import Subject, find_subjects, mark_unusable, scan_subjects, without
 from .slices import DATALIST, SPLITS, read_slices
 from .transforms import all_finite
 
@@ -36,11 +40,6 @@ logger = logging.getLogger(__name__)
 SELECTIONS = ("healthy", "largest_lesion", "all")
 RECORD = "subject.json"
 PARTIAL = ".partial."
-
-
-def _null(value: object) -> object:
-    """None for the word null, which is all that a command line can say: MONAI drops overrides that are None."""
-    return None if isinstance(value, str) and value.lower() in ("null", "none", "") else value
 
 
 def select_slices(
@@ -162,7 +161,8 @@ def _temporary_folder(output: Path) -> Iterator[Path]:
     """A folder in ``output`` for the time of a run; what killed runs have left is removed first."""
     for leftover in output.glob(f"{PARTIAL}*"):
         process = leftover.name.removeprefix(PARTIAL).partition(".")[0]
-        if leftover.name.endswith(".ended") or not process.isdigit() or has_ended(int(process)):
+        ended = leftover.name == f"{PARTIAL}{process}.ended"
+        if process.isdigit() and (ended or has_ended(int(process))):
             shutil.rmtree(leftover, ignore_errors=True)
     folder = output / f"{PARTIAL}{os.getpid()}"
     folder.mkdir()
@@ -172,13 +172,48 @@ def _temporary_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder.rename(f"{folder}.ended"), ignore_errors=True)
 
 
+def _is_own_name(name: str) -> bool:
+    return name == RECORD or re.fullmatch(r"\d{3,}_(image|brain_mask|label)\.npy", name) is not None
+
+
+def _foreign(folder: Path) -> Path | None:
+    """What is in the place of a subject's slices and was not written by preprocessing: a file, or the folder itself."""
+    if not os.path.lexists(folder):
+        return None
+    if folder.is_symlink() or not folder.is_dir():
+        return folder
+    files = sorted(folder.iterdir())
+    other = next((path for path in files if not path.is_file() or not _is_own_name(path.name)), None)
+    if other is not None or not files:
+        return other
+    record = folder / RECORD
+    recorded = record in files and (len(files) > 1 or "fingerprint" in read_record(record))
+    return None if recorded else files[0]
+
+
+def _check_places(output: Path, items: Sequence[Mapping[str, object]]) -> None:
+    """Refuse to begin where the slices of a subject would replace what preprocessing did not write."""
+    for item in items:
+        other = _foreign(output / item["split"] / item["case"])
+        if other is not None:
+            raise ValueError(
+                f"{other} is in the way, which preprocessing did not write: move it, or set another `output_dir`."
+            )
+
+
+def _put_in_place(finished: str, folder: Path, temporary: Path) -> None:
+    """Move a subject's new folder to its place, and the earlier one, if any, to the temporary folder."""
+    folder.parent.mkdir(exist_ok=True)
+    if os.path.lexists(folder):
+        _check_places(folder.parent.parent, [{"split": folder.parent.name, "case": folder.name}])
+        os.replace(folder, temporary / f"{folder.name}.earlier")
+    os.replace(finished, folder)
+
+
 def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, object] | None:
     """The record of a subject that is finished with the same settings and files."""
-    try:
-        record = json.loads((output_dir / item["split"] / item["case"] / RECORD).read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(record, dict) or record.get("fingerprint") != item["fingerprint"]:
+    record = read_record(output_dir / item["split"] / item["case"] / RECORD)
+    if record.get("fingerprint") != item["fingerprint"]:
         return None
     if not {"field_of_view", "positions"} <= record.keys():  # of an older version
         return None
@@ -205,6 +240,7 @@ def plan(
     label: str | None = "seg",
     brain_mask: str | None = None,
     allow_outside: bool = False,
+    exclude: str | Sequence[str] | None = None,
 ) -> dict[str, list[Subject]]:
     """Find the subjects of each split and check all that their headers show.
 
@@ -217,12 +253,13 @@ def plan(
         label: File name ending of lesion masks.
         brain_mask: File name ending of brain masks, or None.
         allow_outside: As in `find_subjects`.
+        exclude: Likewise, of all splits together.
 
     Returns:
-        The subjects of each split that is made.
+        The subjects of each split that is made, with ``error`` where one cannot be used.
 
     Raises:
-        ValueError: When all splits are None, or a case is in two of them.
+        ValueError: When all splits are None, a case is in two of them, or no scan can be used.
     """
     found: dict[str, list[Subject]] = {}
     owner: dict[str, str] = {}
@@ -242,8 +279,9 @@ def plan(
                 )
     if not found:
         raise ValueError("All splits are null: set `split_training`, `split_validation` or `split_testing`.")
-    check_subjects([subject for subjects in found.values() for subject in subjects], slice_range)
-    return found
+    left = without([subject for subjects in found.values() for subject in subjects], exclude, dataset_dir)
+    usable = mark_unusable(left, slice_range)
+    return {split: [subject for subject in usable if owner[subject["case"]] == split] for split in found}
 
 
 def preprocess(
@@ -258,6 +296,7 @@ def preprocess(
     label: str | None = "seg",
     brain_mask: str | None = None,
     allow_outside: bool = False,
+    exclude: str | Sequence[str] | None = None,
     num_workers: int | None = None,
 ) -> dict[str, int]:
     """Write the chosen slices of all subjects and one datalist of them.
@@ -277,6 +316,7 @@ def preprocess(
         label: File name ending of lesion masks.
         brain_mask: File name ending of brain masks, or None where voxels above 0 are brain.
         allow_outside: As in `find_subjects`.
+        exclude: Likewise.
         num_workers: Processes; None: one for each core, 0: this one.
 
     Returns:
@@ -284,9 +324,8 @@ def preprocess(
 
     Raises:
         ValueError: When the input is not what is expected, or no slice is left.
+        RuntimeError: When single scans failed; the slices of the others are written then.
     """
-    slice_range, label, brain_mask, num_workers = map(_null, (slice_range, label, brain_mask, num_workers))
-    splits = {split: _null(value) for split, value in splits.items()}
     made = [split for split, value in splits.items() if value is not None]
     chosen = {**dict.fromkeys(made), **slice_selection}
     if not chosen.keys() <= {*SPLITS} or not {*chosen.values()} <= {*SELECTIONS}:
@@ -296,7 +335,9 @@ def preprocess(
         )
     if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
         raise ValueError(f"`num_workers` must be a whole number of processes, or null, got {num_workers!r}.")
-    subjects = plan(dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask, allow_outside)
+    subjects = plan(
+        dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask, allow_outside, exclude
+    )
     return write_slices(
         subjects, output_dir, modalities, transform, settings, slice_selection, slice_range, num_workers
     )
@@ -313,29 +354,70 @@ def write_slices(
     num_workers: int | None,
 ) -> dict[str, int]:
     """What `preprocess` does with the subjects of each split, once they are found and checked."""
-    output = check_writable(output_dir)
+    output = Path(output_dir)
     settings = {"modalities": list(modalities), "slice_range": slice_range and list(slice_range), **settings}
-    kept = _kept_splits(output, settings, subjects)
     items = [
         {**subject, "split": split, "selection": slice_selection[split]}
         for split, members in subjects.items()
         for subject in members
     ]
+    failed = {item["case"]: item["error"] for item in items if "error" in item}
+    number, items = len(items), [item for item in items if "error" not in item]
     for item in items:
         item["fingerprint"] = _fingerprint(item, {**settings, "selection": item["selection"]})
     unlabeled = sum("label" not in item for item in items if item["selection"] == "healthy")
     if unlabeled:
         logger.info(f"{unlabeled} subjects have no lesion mask: all their slices count as healthy.")
     waiting = [item for item in items if _read_record(output, item) is None]
+    _check_places(output, waiting)
+    check_writable(output)
+    kept = _kept_splits(output, settings, subjects)
     if len(waiting) < len(items):
         print(f"{len(items) - len(waiting)} of {len(items)} subjects are finished already.")
     with _temporary_folder(output) as temporary:
-        _run(waiting, Compose([transform, WriteSlices(temporary, slice_range)]), output, num_workers)
-    return _write_datalist(output, items, settings, kept)
+        work = Attempt(Compose([transform, WriteSlices(temporary, slice_range)]))
+        failed |= _run(waiting, work, output, temporary, num_workers)
+    if len(failed) == number:
+        raise_failed(failed, number)
+    counts = _write_datalist(output, [item for item in items if item["case"] not in failed], settings, kept)
+    raise_failed(failed, number)
+    return counts
 
 
-def _run(waiting: list[dict], work: Callable[[dict], str], output: Path, num_workers: int | None) -> None:
-    """Do the work of each subject, in parallel, and put the folders that come of it in place."""
+class Failure(str):
+    """The sentence of a subject that failed."""
+
+
+class Attempt:
+    """Work on a subject whose errors are results, so that the other subjects go on.
+
+    Args:
+        work: Takes a subject.
+    """
+
+    def __init__(self, work: Callable[[dict], str]):
+        self.work = work
+
+    def __call__(self, item: dict) -> str:
+        """What the work gives, or a `Failure`.
+
+        Raises:
+            Exception: When nothing can be written any more.
+        """
+        try:
+            return self.work(item)
+        except Exception as error:
+            sentence = innermost_message(error)
+            if ends_all(sentence):
+                raise
+            return Failure(sentence)
+
+
+def _run(
+    waiting: list[dict], work: Callable[[dict], str], output: Path, temporary: Path, num_workers: int | None
+) -> dict[str, str]:
+    """Do the work of each subject, in parallel, and put the folders that come of it in place; gives what failed."""
+    failed = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores if num_workers is None else num_workers, len(waiting))
     start = partial(_start_worker, os.getpid())
@@ -344,14 +426,15 @@ def _run(waiting: list[dict], work: Callable[[dict], str], output: Path, num_wor
     progress = tqdm(results, desc="preprocessing", unit="subject", total=len(waiting), disable=not waiting)
     try:
         for item, finished in zip(waiting, progress, strict=True):
-            folder = output / item["split"] / item["case"]
+            if isinstance(finished, Failure):
+                failed[item["case"]] = str(finished)
+                continue
             with _writing(output):
-                folder.parent.mkdir(exist_ok=True)
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(finished, folder)
+                _put_in_place(finished, output / item["split"] / item["case"], temporary)
     finally:
         if workers:  # left to the garbage collector after an error, each worker holds up the end for 5 seconds
             results._shutdown_workers()
+    return failed
 
 
 def _start_worker(parent: int, worker: int) -> None:
@@ -369,11 +452,14 @@ def _kept_splits(
     It must go before its slices are made anew: a run that ends early would leave it with slices of both settings.
     """
     path = output / DATALIST
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not os.path.lexists(path):
         return {}
-    if not isinstance(before, dict) or any(before.get(key) != value for key, value in settings.items()):
+    before = read_record(path)
+    if not settings.keys() <= before.keys():
+        raise ValueError(
+            f"{path} is in the way, which preprocessing did not write: move it, or set another `output_dir`."
+        )
+    if any(before.get(key) != value for key, value in settings.items()):
         print(f"{path} was made with other settings: it is made anew, with the splits of this run only.")
         path.unlink()
         return {}

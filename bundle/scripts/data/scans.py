@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
+from ..common.batch import shown_list
 from ..common.settings import LONGEST_NAME, is_name, is_path
 from .nifti import NIFTI_SUFFIXES, axial_slices, case_name, find_nifti, is_nifti_name, read_header
 
 Subject = dict[str, object]
+RESULTS = ("anomaly_mask", "anomaly_map")  # what inference adds to a case's name
+MASKS = ("seg", "mask", "label", *RESULTS)  # endings of files that are no scans
+PLAIN = (".txt", ".json", ".csv", ".tsv", ".md")  # endings of files beside scans that need no word
 
 
 def existing_folder(dataset_dir: str | os.PathLike) -> Path:
@@ -23,19 +28,21 @@ def existing_folder(dataset_dir: str | os.PathLike) -> Path:
     return folder
 
 
-def _holds_scan(folder: Path) -> bool:
-    """Whether a folder follows the convention, be it without the modality that is due."""
-    return any(is_nifti_name(path.name) and path.name.startswith(f"{folder.name}_") for path in folder.iterdir())
-
-
 def _each_once(subjects: list[Subject], source: object) -> list[Subject]:
     """The subjects, each of another name that can be that of a folder: outputs go by it."""
     names = [subject["case"] for subject in subjects]
     for name in names:
         check_case_name(name, source)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{source} holds {twice} twice: list each case once, and give each a name of its own.")
+    seen: dict[str, str] = {}
+    for name in names:
+        key = unicodedata.normalize("NFC", name).casefold()
+        if key in seen:
+            earlier = seen[key]
+            twice = (
+                f"{name} twice" if name == earlier else f"{earlier} and {name}, which some file systems take for one"
+            )
+            raise ValueError(f"{source} holds {twice}: list each case once, and give each a name of its own.")
+        seen[key] = name
     return subjects
 
 
@@ -91,8 +98,12 @@ def read_json(path: Path, kind: str) -> object:
         raise ValueError(f"{path} is no JSON ({error}): give {kind}.") from None
 
 
-def read_split(split: str | Sequence[str]) -> list[str]:
+def read_split(split: str | Sequence[str], what: str = "The split") -> list[str]:
     """Case names of a split: a list, or a text file with one name a line (blank lines and # comments are skipped).
+
+    Args:
+        split: The file or the list.
+        what: What it is, for the messages.
 
     Raises:
         FileNotFoundError: When the file does not exist.
@@ -108,7 +119,7 @@ def read_split(split: str | Sequence[str]) -> list[str]:
             raise ValueError(f"The split file {path} is no text file: give one case name a line.") from None
         names = [name for line in lines if (name := line.partition("#")[0].strip())]
     elif isinstance(split, Sequence):
-        path, names = "The split", [str(name) if type(name) is int else name for name in split]
+        path, names = what, [str(name) if type(name) is int else name for name in split]
     else:
         raise ValueError(f"A split must be a file, a list of case names, or null, got {split!r}.")
     wrong = next((name for name in names if not is_path(name)), None)
@@ -165,10 +176,13 @@ def find_subjects(
     label: str | None = "seg",
     brain_mask: str | None = None,
     allow_outside: bool = False,
+    exclude: str | Sequence[str] | None = None,
 ) -> list[Subject]:
     """List scans in the BraTS folder convention, ``NAME/NAME_<modality>.nii.gz``, or of a Decathlon-style datalist.
 
-    A folder without such subfolders that holds NIfTI files itself is taken as one scan a file, for one modality.
+    Without a split every subfolder NAME that holds ``NAME_<modality>`` for each modality is a scan, and so is, for one
+    modality and no brain mask, every NIfTI file beside them whose name does not end like that of a mask. How many were
+    found is printed, and what was left out and why.
 
     Args:
         dataset_dir: The folder, or a datalist (JSON): lists of ``image`` (a file or one for each modality), ``label``
@@ -178,6 +192,7 @@ def find_subjects(
         label: File name ending of lesion masks; a scan may have none.
         brain_mask: File name ending of brain masks, or None where voxels above 0 are brain.
         allow_outside: Let the datalist or the split name files outside the folder.
+        exclude: Names of cases to leave out, a file with one a line, or None.
 
     Returns:
         For each scan ``case``, ``image`` (a list of files), and ``label`` and ``brain_mask`` where there are any.
@@ -189,25 +204,103 @@ def find_subjects(
     if not modalities or isinstance(modalities, str):
         raise ValueError(f"`modalities` must be a list of names such as ['flair'], got {modalities!r}.")
     if str(dataset_dir).endswith(".json"):
-        return _datalist_subjects(Path(dataset_dir), modalities, split, allow_outside)
+        found = _datalist_subjects(Path(dataset_dir), modalities, split, allow_outside)
+        found = without(found, exclude, dataset_dir)
+        tell_found(dataset_dir, found, {})
+        return found
     root = existing_folder(dataset_dir)
     if split is not None:
         source = split if isinstance(split, str) else "The split"
         names = read_split(split)
         found = [_subject(root, name, modalities, label, brain_mask, source, allow_outside) for name in names]
-        return _each_once(found, source)
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    names = [name for name in names if _holds_scan(root / name)]
-    if names:
-        return _each_once([_subject(root, name, modalities, label, brain_mask, root) for name in names], root)
-    files = sorted(path for path in root.iterdir() if is_nifti_name(path.name) and path.is_file())
-    if files and len(modalities) == 1 and brain_mask is None:
-        subjects = [{"case": case_name(path), "image": [str(path)]} for path in files]
-        return _each_once(subjects, root)
+        return without(_each_once(found, source), exclude, source)
+    found, left_out = _look_through(root, modalities, label, brain_mask)
+    if not found:
+        _raise_nothing_found(root, modalities, left_out)
+    found = without(_each_once(found, root), exclude, root)
+    tell_found(root, found, left_out)
+    return found
+
+
+def _look_through(
+    root: Path, modalities: Sequence[str], label: str | None, brain_mask: str | None
+) -> tuple[list[Subject], dict[str, str]]:
+    """The scans of a folder by the rule of `find_subjects`, and for each other thing in it why it is none."""
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    files = [path for path in sorted(root.iterdir()) if not path.is_dir() and not path.name.endswith(PLAIN)]
+    found, left_out = [], {path.name: "hidden" for path in (*folders, *files) if path.name.startswith(".")}
+    for folder in (path for path in folders if path.name not in left_out):
+        try:
+            found.append(_subject(root, folder.name, modalities, label, brain_mask, root))
+        except FileNotFoundError as error:
+            left_out[folder.name] = str(error).partition(";")[0]
+    taken = {subject["case"].casefold() for subject in found}
+    for path in (path for path in files if path.name not in left_out):
+        reason = _why_no_scan(path, len(modalities), label, brain_mask)
+        if reason is None and case_name(path).casefold() in taken:
+            reason = "a folder of this name holds a scan"
+        if reason is None:
+            found.append({"case": case_name(path), "image": [str(path)]})
+        else:
+            left_out[path.name] = reason
+    return found, left_out
+
+
+def _why_no_scan(path: Path, modalities: int, label: str | None, brain_mask: str | None) -> str | None:
+    """Why a file beside the folders of scans is not taken as one, or None where it is."""
+    if not is_nifti_name(path.name):
+        return "no NIfTI file"
+    ending = next((name for name in (*MASKS, label) if name and case_name(path).endswith(f"_{name}")), None)
+    if ending is not None:
+        return f"_{ending} is the ending of masks"
+    if modalities > 1 or brain_mask is not None:
+        return "scans of several modalities, or with brain masks, need a folder each"
+    return None
+
+
+def _raise_nothing_found(root: Path, modalities: Sequence[str], left_out: Mapping[str, str]) -> None:
+    lacking = [reason for name, reason in left_out.items() if reason.startswith(f"{name} has no ")]
+    for name, reason in left_out.items():
+        if reason in lacking and any(is_nifti_name(path.name) for path in (root / name).iterdir()):
+            raise FileNotFoundError(f"{reason}; add it, or change `modalities`.")
     raise ValueError(
         f"No scan in {root}: expected folders NAME with files NAME_{modalities[0]}.nii.gz; check `dataset_dir` and "
         "`modalities`."
     )
+
+
+def tell_found(source: object, found: Sequence[Subject], left_out: Mapping[str, str]) -> None:
+    """Print how many scans were found, and what was left out and why; of several processes the first does."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    without = f", {len(left_out)} left out:" if left_out else ""
+    print(f"{source}: {len(found)} scan{'s' if len(found) != 1 else ''} found{without}")
+    reasons = [reason if reason.startswith(name) else f"{name}: {reason}" for name, reason in left_out.items()]
+    for line in shown_list(reasons):
+        print(line)
+
+
+def without(subjects: list[Subject], exclude: str | Sequence[str] | None, source: object) -> list[Subject]:
+    """The subjects that are not to be left out.
+
+    Args:
+        subjects: At least one.
+        exclude: Case names, a file with one a line, or None.
+        source: Where they are from, for the message.
+
+    Raises:
+        ValueError: When a name is that of no subject, or none is left.
+    """
+    if exclude is None:
+        return subjects
+    names = read_split(exclude, "`exclude`")
+    unknown = sorted({*names} - {subject["case"] for subject in subjects})
+    if unknown:
+        raise ValueError(f"`exclude` names {unknown[0]}, but {source} has no case of that name: correct `exclude`.")
+    left = [subject for subject in subjects if subject["case"] not in names]
+    if not left:
+        raise ValueError(f"`exclude` names every case of {source}: leave at least one.")
+    return left
 
 
 def scan_subjects(
@@ -244,9 +337,9 @@ def _datalist_subjects(
     if not path.is_file():
         raise FileNotFoundError(f"No datalist {path}: set `dataset_dir` to a folder or an existing datalist.")
     content = read_json(path, "a Decathlon-style datalist")
-    lists = (
-        {name: value for name, value in content.items() if isinstance(value, list)} if isinstance(content, dict) else {}
-    )
+    content = content if isinstance(content, dict) else {}
+    lists = {name: value for name, value in content.items() if isinstance(value, list) and not _is_of_words(value)}
+    _check_modalities(path, content, modalities)
     if split is not None and (not isinstance(split, str) or split not in lists):
         raise ValueError(
             f"{path} has no list {shown(split)}, only {', '.join(lists) or 'none'}: set the split to one of them."
@@ -254,6 +347,7 @@ def _datalist_subjects(
     items = lists[split] if split is not None else [item for value in lists.values() for item in value]
     subjects = []
     for item in items:
+        item = {"image": item} if isinstance(item, str) else item
         if not isinstance(item, dict) or "image" not in item:
             raise ValueError(f"{path} has an entry without `image`: expected objects with image and, if any, label.")
         files = item["image"] if isinstance(item["image"], list) else [item["image"]]
@@ -271,6 +365,25 @@ def _datalist_subjects(
     if not subjects:
         raise ValueError(f"{path} lists no case: give lists of objects with image and, if any, label.")
     return _each_once(subjects, path)
+
+
+def _is_of_words(value: list) -> bool:
+    """Whether a list of a datalist holds words, such as authors, and not scans."""
+    return bool(value) and all(isinstance(item, str) and not is_nifti_name(os.path.basename(item)) for item in value)
+
+
+def _check_modalities(path: Path, content: Mapping[str, object], modalities: Sequence[str]) -> None:
+    """Refuse a datalist that tells other modalities, or another order, than the ids of the config."""
+    told = content.get("channel_names", content.get("modality"))
+    if not isinstance(told, dict) or not told:
+        return
+    names = [str(told[key]).lower() for key in sorted(told, key=str)]
+    wanted = [str(name).lower() for name in modalities]
+    if len(names) != len(wanted) or (sorted(names) == sorted(wanted) and names != wanted):
+        raise ValueError(
+            f"{path} tells the modalities {', '.join(names)}, but `modalities` is {', '.join(wanted)}: set it to "
+            "match, with one file for each."
+        )
 
 
 def _check_slice_range(slice_range: object) -> None:
@@ -296,19 +409,42 @@ def check_subjects(subjects: Sequence[Subject], slice_range: Sequence[int] | Non
     """
     _check_slice_range(slice_range)
     for subject in subjects:
-        files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
-        shape, affine = read_header(files[0])
-        for path in files[1:]:
-            other_shape, other_affine = read_header(path)
-            if other_shape != shape:
-                raise ValueError(
-                    f"{path} has shape {other_shape}, but {files[0]} has {shape}: resample one to the other."
-                )
-            if not np.allclose(other_affine, affine, atol=1e-3):
-                raise ValueError(f"{path} has another affine than {files[0]}: resample one to the other.")
-        slices = axial_slices(shape, affine)
-        if slice_range is not None and slice_range[1] > slices:
-            raise ValueError(
-                f"{files[0]} has {slices} axial slices, so `slice_range` {list(slice_range)} leaves it: choose a range "
-                f"within [0, {slices}], or null for all slices."
-            )
+        _check_subject(subject, slice_range)
+
+
+def mark_unusable(subjects: Sequence[Subject], slice_range: Sequence[int] | None = None) -> list[Subject]:
+    """The subjects, with the sentence of `check_subjects` as ``error`` where one cannot be used.
+
+    Raises:
+        ValueError: When none of them can.
+    """
+    _check_slice_range(slice_range)
+    marked, first = [], None
+    for subject in subjects:
+        try:
+            if "error" not in subject:
+                _check_subject(subject, slice_range)
+            marked.append(subject)
+        except (ValueError, FileNotFoundError) as error:
+            first = first or error
+            marked.append({**subject, "error": str(error)})
+    if first is not None and all("error" in subject for subject in marked):
+        raise first
+    return marked
+
+
+def _check_subject(subject: Subject, slice_range: Sequence[int] | None) -> None:
+    files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
+    shape, affine = read_header(files[0])
+    for path in files[1:]:
+        other_shape, other_affine = read_header(path)
+        if other_shape != shape:
+            raise ValueError(f"{path} has shape {other_shape}, but {files[0]} has {shape}: resample one to the other.")
+        if not np.allclose(other_affine, affine, atol=1e-3):
+            raise ValueError(f"{path} has another affine than {files[0]}: resample one to the other.")
+    slices = axial_slices(shape, affine)
+    if slice_range is not None and slice_range[1] > slices:
+        raise ValueError(
+            f"{files[0]} has {slices} axial slices, so `slice_range` {list(slice_range)} leaves it: choose a range "
+            f"within [0, {slices}], or null for all slices."
+        )

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ignite.distributed as idist
+import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.engines import SupervisedEvaluator
 from torch import Tensor
 
+from ..common.batch import Cases, raise_failed, shown_list
 from ..common.files import atomic, check_writable
-from ..data.scans import Subject, check_subjects, find_subjects
+from ..common.ownership import claim
+from ..data.scans import Subject, find_subjects, mark_unusable
 from ..method.frequency import high_frequency
 from .metrics import overlap_from_counts, ssim_map, threshold_counts
 from .pictures import case_picture
-from .summaries import METHOD, CaseScores, HealthyScores, print_summary, read_subsets, summarize, write_tables
+from .summaries import (
+    METHOD,
+    STRIP_FILE,
+    CaseScores,
+    HealthyScores,
+    print_summary,
+    read_subsets,
+    summarize,
+    write_tables,
+)
 
 REFERENCE_SIZE = 128
 BELOW_EVERY_SCORE = -1000.0
+FILES = ("cases.csv", "curves.csv", "summary.json", "pictures", STRIP_FILE)
 
 
 def anomaly_thresholds(threshold: float) -> np.ndarray:
@@ -55,8 +71,13 @@ def find_labeled(
     brain_mask: str | None = None,
     slice_range: Sequence[int] | None = None,
     allow_outside: bool = False,
+    exclude: str | Sequence[str] | None = None,
+    unlabeled_are_healthy: bool = False,
 ) -> list[Subject]:
     """List the scans of a folder to be scored, see `find_subjects`, and check their headers.
+
+    Scans without a label are healthy on request. Otherwise they are left out of a folder and told, or marked as
+    unusable where ``split`` names them.
 
     Args:
         dataset_dir: Folder of scans, or a datalist.
@@ -66,20 +87,42 @@ def find_labeled(
         brain_mask: File name ending of brain masks; None: voxels above 0 are brain.
         slice_range: First axial slice and the one after the last; None: all.
         allow_outside: As in `find_subjects`.
+        exclude: Likewise.
+        unlabeled_are_healthy: Take scans without a label as such without lesion.
+
+    Returns:
+        The scans, with ``voxel_ml``, and with ``error`` where one cannot be used.
 
     Raises:
-        FileNotFoundError: When a file is missing, the label too.
-        ValueError: When files do not fit each other.
+        FileNotFoundError: When a file is missing, or every label.
+        ValueError: When no scan can be used.
     """
-    subjects = find_subjects(dataset_dir, modalities, split, label, brain_mask, allow_outside)
-    for subject in subjects:
-        if "label" not in subject:
-            raise FileNotFoundError(
-                f"{subject['case']} has no label: expected {subject['case']}_{label}.nii.gz beside its images; "
-                "exclude the case by `split`, or change `label`."
-            )
-    check_subjects(subjects, slice_range)
-    return subjects
+    subjects = find_subjects(dataset_dir, modalities, split, label, brain_mask, allow_outside, exclude)
+    if not unlabeled_are_healthy:
+        subjects = _labeled(subjects, label, named=split is not None)
+    usable = mark_unusable(subjects, slice_range)
+    return [subject if "error" in subject else {**subject, "voxel_ml": _voxel_ml(subject)} for subject in usable]
+
+
+def _labeled(subjects: Sequence[Subject], label: str, named: bool) -> list[Subject]:
+    """The subjects that have a label; of those that were named, the others too, with their sentence as ``error``."""
+    lacking = {
+        case: f"{case} has no label: expected {case}_{label}.nii.gz beside its images; exclude the case, change "
+        "`label`, or set `unlabeled_are_healthy`."
+        for case in (subject["case"] for subject in subjects if "label" not in subject)
+    }
+    if len(lacking) == len(subjects):
+        raise FileNotFoundError(next(iter(lacking.values())))
+    if named:
+        return [{**one, "error": lacking[one["case"]]} if one["case"] in lacking else one for one in subjects]
+    if lacking and os.environ.get("RANK", "0") == "0":
+        print(f"Without a label, left out (`unlabeled_are_healthy` takes them as healthy): {len(lacking)}")
+        print("\n".join(shown_list([*lacking])))
+    return [subject for subject in subjects if "label" in subject]
+
+
+def _voxel_ml(subject: Subject) -> float:
+    return float(abs(np.linalg.det(nib.load(subject["image"][0]).affine[:3, :3]))) / 1000
 
 
 def as_slices(array: Tensor) -> Tensor:
@@ -93,7 +136,7 @@ class Sample:
     """One case taken apart: its D slices, and what the inferer made of them.
 
     ``image`` and ``reconstruction`` are (D, M, H, W), the others (D, 1, H, W); ``brain_mask``, ``label`` and
-    ``pred_mask`` are bool.
+    ``pred_mask`` are bool. ``voxel_ml`` is the volume of a voxel, NaN where it is not known.
     """
 
     name: str
@@ -104,6 +147,7 @@ class Sample:
     anomaly_map: Tensor
     reconstruction: Tensor
     passes: Tensor
+    voxel_ml: float = math.nan
 
     @classmethod
     def from_item(cls, item: Mapping) -> Sample:
@@ -112,7 +156,7 @@ class Sample:
         Args:
             item: ``image`` (M + 1, H, W[, D]), modalities and brain mask; ``label`` (1, H, W[, D]), or
                 none when it is healthy; ``pred`` (M + 3, H, W[, D]), mask, anomaly map, reconstruction and passes;
-                ``case``; ``slice`` if it has one.
+                ``case``; ``slice`` and ``voxel_ml`` if it has them.
 
         Raises:
             ValueError: When ``pred`` has other channels.
@@ -135,12 +179,13 @@ class Sample:
             anomaly_map=pred[:, 1:2],
             reconstruction=pred[:, 2:-1],
             passes=pred[:, -1:],
+            voxel_ml=float(item.get("voxel_ml", math.nan)),
         )
 
     def select(self, chosen: Tensor) -> Sample:
         """The chosen slices alone, by a bool (D,)."""
         parts = {key: value[chosen] for key, value in vars(self).items() if isinstance(value, Tensor)}
-        return Sample(name=self.name, **parts)
+        return Sample(name=self.name, voxel_ml=self.voxel_ml, **parts)
 
 
 def healthy_ssim(sample: Sample, data_range: float) -> dict[str, float]:
@@ -171,12 +216,15 @@ def case_row(sample: Sample, data_range: float) -> dict[str, object]:
     healthy = sample.brain_mask & ~sample.label
     with_brain = sample.brain_mask.flatten(1).any(dim=1)
     passes = sample.passes.flatten(1).amax(dim=1)[with_brain]
+    false_positives = int((sample.pred_mask & healthy).sum())
     return {
         "case": sample.name,
         "lesion_pixels": int(lesion_pixels.sum()),
         "lesion_pixels_128": float(lesion_pixels.max()) * REFERENCE_SIZE**2 / (height * width),
         "brain_pixels": int(sample.brain_mask.sum()),
-        "false_positive_fraction": float((sample.pred_mask & healthy).sum() / healthy.sum().clamp(min=1)),
+        "false_positive_pixels": false_positives,
+        "false_positive_ml": false_positives * sample.voxel_ml,
+        "false_positive_fraction": false_positives / max(1, int(healthy.sum())),
         "network_passes": float(passes.mean()) if len(passes) else 0.0,
         **healthy_ssim(sample, data_range),
     }
@@ -205,7 +253,7 @@ class Evaluation:
 
     Raises:
         OSError: When ``output_dir`` cannot be written.
-        ValueError: When a file of ``subsets`` is missing or empty.
+        ValueError: When a file of ``subsets`` is missing or empty, or a file is in the way that no evaluation wrote.
     """
 
     def __init__(
@@ -225,6 +273,9 @@ class Evaluation:
     ):
         self.subsets = read_subsets(subsets or {})
         self.output_dir = check_writable(output_dir)
+        if idist.get_rank() == 0:
+            claim(output_dir, "evaluate", FILES)
+        self.failures = Cases()
         self.threshold = float(threshold)
         self.modalities = list(modalities)
         self.baselines = {f"baseline_{name}_": baseline for name, baseline in baselines.items()}
@@ -265,14 +316,16 @@ class Evaluation:
         mask_counts = np.array([int((marked & sample.label).sum()), int(marked.sum())])
         counts = {prefix: pair.astype(np.int32) for prefix, pair in self._counts(sample).items()}
         if self.pictures:
-            row["picture"] = self._draw(sample, float(overlap_from_counts(*mask_counts, row["lesion_pixels"])["dice"]))
+            dice = float(overlap_from_counts(*mask_counts, row["lesion_pixels"])["dice"])
+            without = f"no lesion, {row['false_positive_pixels']} pixels marked"
+            row["picture"] = self._draw(sample, without if math.isnan(dice) else f"Dice {dice:.3f}")
         self.cases.append(CaseScores(row, mask_counts, counts))
         if self.healthy_from_cases:
             lesion_free = ~sample.label.flatten(1).any(dim=1)
             if lesion_free.any():
                 self.add_healthy(sample.select(lesion_free))
 
-    def _draw(self, sample: Sample, dice: float) -> str:
+    def _draw(self, sample: Sample, score: str) -> str:
         """Draw the slice with the largest lesion (without one: with the most marked pixels); return the file's name."""
         areas = [mask.flatten(1).sum(dim=1) for mask in (sample.label, sample.pred_mask)]
         index = int((areas[0] if areas[0].any() else areas[1]).argmax())
@@ -283,11 +336,21 @@ class Evaluation:
         small = high_frequency(resized, self.radius)
         planes["high_frequency"] = F.interpolate(small, size=one.image.shape[-2:], mode="nearest-exact")[0].numpy()
         where = f", slice {self.first_slice + index}" if len(sample.image) > 1 else ""
-        picture = case_picture(planes, self.modalities, f"{sample.name}{where}: Dice {dice:.3f}")
+        picture = case_picture(planes, self.modalities, f"{sample.name}{where}: {score}")
         name = f"pictures/{safe_file_name(sample.name)}.png"
         with atomic(self.output_dir / name) as temporary:
             picture.save(temporary)
         return name
+
+    def run(self, evaluator: SupervisedEvaluator) -> None:
+        """Score all cases of an evaluator; volumes, which come one by one, go on after each that fails."""
+        show = idist.get_rank() == 0
+        if evaluator.data_loader.batch_size == 1:
+            self.failures.run(evaluator, "volumes", show)
+            return
+        if show:
+            ProgressBar(desc="cases").attach(evaluator)
+        evaluator.run()
 
     def finish(self) -> dict[str, object]:
         """Write ``cases.csv``, ``curves.csv`` and ``summary.json``, print a table, and return the summary.
@@ -295,11 +358,14 @@ class Evaluation:
         With several processes every one returns the summary of all cases, and the first writes it.
 
         Raises:
-            RuntimeError: When no case was evaluated.
+            RuntimeError: When no case was evaluated, or some failed; the others are written then.
         """
-        shares = idist.all_gather({"cases": self.cases, "healthy": self.healthy})
+        own = {"cases": self.cases, "healthy": self.healthy, "failed": self.failures.failed}
+        shares = idist.all_gather(own)
+        failed = {case: sentence for share in shares for case, sentence in share["failed"].items()}
         cases = sorted((case for share in shares for case in share["cases"]), key=lambda case: str(case.row["case"]))
         if not cases:
+            raise_failed(failed, len(failed))
             raise RuntimeError("No case was evaluated: set `dataset_dir` to a folder that holds labeled cases.")
         healthy = sum((share["healthy"] for share in shares), HealthyScores())
         rows, summary, curves = summarize(cases, healthy, self.thresholds, self.threshold, self.subsets)
@@ -307,6 +373,7 @@ class Evaluation:
         if idist.get_rank() == 0:
             write_tables(self.output_dir, rows, summary, curves)
             print_summary(summary, list(self.thresholds), self.output_dir)
+        raise_failed(failed, len(failed) + len(cases))
         return summary
 
 
@@ -316,10 +383,11 @@ class EvaluationHandler:
     Args:
         evaluation: Collects the scores of one or more evaluators.
         healthy: Whether the evaluator runs over healthy slices instead of labeled cases.
+        unlabeled_are_healthy: Whether cases without a label count as such without lesion.
     """
 
-    def __init__(self, evaluation: Evaluation, healthy: bool = False):
-        self.healthy = healthy
+    def __init__(self, evaluation: Evaluation, healthy: bool = False, unlabeled_are_healthy: bool = False):
+        self.label_needed = not (healthy or unlabeled_are_healthy)
         self.add = evaluation.add_healthy if healthy else evaluation.add_case
 
     def attach(self, engine: Engine) -> None:
@@ -328,6 +396,6 @@ class EvaluationHandler:
 
     def __call__(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            if not self.healthy and "label" not in item:
+            if self.label_needed and "label" not in item:
                 raise ValueError(f"{item['case']} has no label: preprocess the testing split with its lesion masks.")
             self.add(Sample.from_item({**item, "pred": output["pred"]}))

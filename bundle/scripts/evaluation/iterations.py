@@ -15,8 +15,7 @@ from torch import Tensor
 from ..common.files import atomic, check_writable
 from .cases import Sample
 from .pictures import LABEL_COLOR, PRED_COLOR, brain_box, enlarge, gray, outline, tile, to_display
-
-STRIP_FILE = "iterations.png"
+from .summaries import STRIP_FILE
 
 
 class IterationStrip:

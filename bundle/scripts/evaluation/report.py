@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from ..common.files import atomic
+from ..common.ownership import claim
 from ..data.scans import inside
 from .charts import Line, Mark, chart
-from .iterations import STRIP_FILE
-from .summaries import SUMMARY_COLUMNS
+from .summaries import STRIP_FILE, SUMMARY_COLUMNS, healthy_words
 
 METHOD = "anomaly_map"  # the method's name in curves.csv
 
@@ -71,6 +71,8 @@ CASE_COLUMNS = {
     "average_precision": "AP",
     "lesion_pixels_128": "lesion px (128)",
     "false_positive_fraction": "FP fraction",
+    "false_positive_ml": "FP ml",
+    "false_positive_pixels": "FP px",
     "ssim_healthy_brain": "SSIM",
     "network_passes": "passes",
 }
@@ -130,6 +132,8 @@ def shown_range(curve: Mapping[str, np.ndarray]) -> tuple[float, float]:
 def threshold_chart(curve: Mapping[str, np.ndarray], summary: Mapping[str, object]) -> str:
     """Dice, sensitivity and precision over the thresholds of the anomaly map, with the label-free threshold marked."""
     names = ("dice", "sensitivity", "precision")
+    if np.isnan(curve["dice"]).all():
+        return ""
     lines = [Line(name, curve["threshold"], np.nan_to_num(curve[name]), dashed=name != "dice") for name in names]
     marks = []
     for caption, suffix, color in (("upper bound", "_upper_bound", 3), ("label-free", "", 4)):
@@ -146,7 +150,7 @@ def false_positive_chart(curves: Mapping[str, Mapping[str, np.ndarray]], summary
         prefix = "" if score == METHOD else f"{score}_"
         healthy = curve["healthy_pixels_above"]
         fraction = healthy / max(healthy.max(), 1)
-        shown = fraction >= 1e-4
+        shown = (fraction >= 1e-4) & ~np.isnan(curve["dice"])
         name = "IterMask's anomaly map" if score == METHOD else score.replace("_", " ")
         lines.append(Line(name, fraction[shown], np.nan_to_num(curve["dice"][shown])))
         dice, marked = (_number(summary.get(prefix + key)) for key in ("dice", "false_positive_fraction"))
@@ -171,21 +175,28 @@ def score_histogram(curve: Mapping[str, np.ndarray], bins: int = 60) -> str:
     lines = [
         Line(label, centers, -np.diff(above[at]) / max(above.max(), 1), filled=True)
         for label, above in ((name, healthy), ("lesion", lesion))
+        if above.max() > 0 or label == name
     ]
     highest = max(1e-3, *(float(line.y.max()) for line in lines))
     return chart(lines, "anomaly score", "part of the pixels", (low, high), (0, 1.05 * highest), True)
+
+
+def _worst_first(row: Mapping[str, str]) -> tuple[float, float]:
+    """Lowest Dice first; then the cases without lesion, the one with the largest marked part of the brain first."""
+    return (math.inf if row["dice"] == "" else float(row["dice"])), -_number(row["false_positive_fraction"])
 
 
 def cases_html(rows: Sequence[Mapping[str, str]], folder: Path) -> str:
     """Every case with its numbers and picture, worst first; a click on a heading sorts."""
     baselines = [name for name in rows[0] if name.startswith("baseline_") and name.endswith("_dice")]
     columns = CASE_COLUMNS | {name: f"{name.removesuffix('_dice').replace('_', ' ')} Dice" for name in baselines}
+    columns = {name: title for name, title in columns.items() if any(row.get(name) not in (None, "") for row in rows)}
     header = "".join(f"<th scope=col><button>{escape(title)}</button></th>" for title in columns.values())
     bodies = []
-    for row in sorted(rows, key=lambda row: math.inf if row["dice"] == "" else float(row["dice"])):
+    for row in sorted(rows, key=_worst_first):
         cells = []
         for name in columns:
-            digits = 0 if name in ("lesion_pixels_128", "network_passes") else 3
+            digits = 0 if name in ("lesion_pixels_128", "false_positive_pixels", "network_passes") else 3
             shown = row[name] if name == "case" else _shown(_number(row[name]), digits)
             cells.append(f'<td data-value="{escape(row[name])}">{escape(shown)}</td>')
         body = f"<tr>{''.join(cells)}</tr>"
@@ -213,6 +224,7 @@ def _page(folder: Path) -> str:
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <style>{STYLE}</style></head><body>
 <h1>Evaluation of {int(summary["cases"])} cases</h1>
+<p class=note>{escape(healthy_words(summary))}</p>
 <p class=note>{int(summary["cases_small"])} small (under 200 px at 128 x 128), {int(summary["cases_medium"])} medium and
 {int(summary["cases_large"])} large lesions (800 px and more); {int(summary["healthy_slices"])} healthy slices
 ({escape(str(summary["baseline_threshold_source"]))}). The baselines mark as much of the healthy brain as IterMask does.
@@ -242,7 +254,7 @@ def write_report(output_dir: str) -> Path:
 
     Raises:
         FileNotFoundError: When there is no evaluation.
-        ValueError: When a file of it is not as `evaluate` writes it.
+        ValueError: When a file of it is not as `evaluate` writes it, or a page is in the way that this did not write.
     """
     folder = Path(output_dir)
     missing = [name for name in ("summary.json", "cases.csv", "curves.csv") if not (folder / name).is_file()]
@@ -254,6 +266,7 @@ def write_report(output_dir: str) -> Path:
         raise ValueError(
             f"{folder} holds no whole evaluation ({type(error).__name__}: {str(error)[:200]}): run `evaluate` again."
         ) from None
+    claim(folder, "report", ["report.html"])
     with atomic(folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
     print(f"Report: {folder / 'report.html'}")

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..common.files import atomic, write_json
+from ..data.scans import read_split
 from .metrics import average_precision, bootstrap_interval, overlap_from_counts, threshold_at_fraction
 
+STRIP_FILE = "iterations.png"
 METHOD = ""  # the prefix of the method's own columns; a baseline's is "baseline_<name>_"
 SUMMARY_COLUMNS = {
     "Dice": "dice",
@@ -100,7 +102,9 @@ def summarize_score(
     columns = overlap_from_counts(label_free[:, 0], label_free[:, 1], labeled)
     curves = overlap_from_counts(counts[:, 0], counts[:, 1], labeled[:, None])
     with_lesion = labeled > 0
+    nothing = np.full(len(thresholds), np.nan)
     curve = {name: values[with_lesion].mean(axis=0) for name, values in curves.items() if with_lesion.any()}
+    curve = curve or dict.fromkeys(curves, nothing)
     curve |= {"lesion_pixels_above": counts[:, 0].sum(axis=0), "pixels_above": counts[:, 1].sum(axis=0)}
     best = int(np.argmax(curve["dice"])) if with_lesion.any() else 0
     columns["dice_upper_bound"] = curves["dice"][:, best]
@@ -110,7 +114,7 @@ def summarize_score(
     )
     summary = {name: mean(values) for name, values in columns.items()}
     summary["dice_ci_low"], summary["dice_ci_high"] = bootstrap_interval(columns["dice"])
-    summary["threshold_upper_bound"] = float(thresholds[best])
+    summary["threshold_upper_bound"] = float(thresholds[best]) if with_lesion.any() else math.nan
     summary["sensitivity_upper_bound"] = mean(curves["sensitivity"][:, best])
     summary["precision_upper_bound"] = mean(curves["precision"][:, best])
     summary["average_precision_per_image"] = summary["average_precision"]
@@ -163,15 +167,9 @@ def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
         )
     names = {}
     for name, file in subsets.items():
-        path = Path(file)
-        try:
-            names[name] = set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
-        except UnicodeDecodeError:
-            raise ValueError(f"`subsets`: {path} is no text file: give one case name a line.") from None
-        if not names[name]:
-            raise ValueError(
-                f"`subsets` expects a file with a case name a line for {name}; {path} is missing or empty."
-            )
+        if not Path(file).is_file():
+            raise ValueError(f"`subsets` expects a file with a case name a line for {name}; {file} is missing.")
+        names[name] = {*read_split(str(file))}
     return names
 
 
@@ -242,7 +240,17 @@ def summarize(
     for size, (low, high) in SIZE_CLASSES.items():
         summary[f"cases_{size}"] = int(((sizes >= low) & (sizes < high)).sum())
     summary["healthy_slices"] = healthy.slices
+    summary |= without_lesion(rows)
     return rows, summary, curves
+
+
+def without_lesion(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """How many cases have no lesion, and the means over them of what is marked there, all of it false."""
+    healthy = [row for row in rows if row["lesion_pixels"] == 0]
+    names = ("false_positive_ml", "false_positive_pixels", "false_positive_fraction")
+    means = {f"{name}_without_lesion": mean([row[name] for row in healthy]) for name in names}
+    known = {name: value for name, value in means.items() if not math.isnan(value)}
+    return {"cases_without_lesion": len(healthy), **known}
 
 
 def _names(row: Mapping[str, object]) -> set[str]:
@@ -275,12 +283,36 @@ def summary_table(summary: Mapping[str, object], prefixes: Sequence[str]) -> str
     lines = ["".join([f"{'':24}"] + [f"{title:>12}" for title in SUMMARY_COLUMNS])]
     for prefix in prefixes:
         name = prefix.removesuffix("_").replace("_", " ") or "IterMask"
-        lines.append("".join([f"{name:24}"] + [f"{summary[prefix + key]:12.4f}" for key in SUMMARY_COLUMNS.values()]))
+        values = [summary[prefix + key] for key in SUMMARY_COLUMNS.values()]
+        lines.append("".join([f"{name:24}"] + [f"{'-' if math.isnan(v) else format(v, '.4f'):>12}" for v in values]))
     return "\n".join(lines)
+
+
+def healthy_words(summary: Mapping[str, object]) -> str:
+    """What is marked in the cases without lesion, as a sentence; empty where there is none."""
+    number = int(summary.get("cases_without_lesion") or 0)
+    if not number:
+        return ""
+    ml, pixels, fraction = (
+        summary.get(f"false_positive_{name}_without_lesion") for name in ("ml", "pixels", "fraction")
+    )
+    size = f"{pixels:.1f} pixels" if ml is None else f"{ml:.2f} ml"
+    cases = "1 case" if number == 1 else f"{number} cases"
+    return f"{cases} without lesion: {size} marked in each on average, {fraction:.3%} of the brain, all of it false."
 
 
 def print_summary(summary: Mapping[str, object], prefixes: Sequence[str], output_dir: Path) -> None:
     """Say what was found and where it lies."""
+    if summary["cases"] > summary["cases_without_lesion"]:
+        _print_scores(summary, prefixes)
+    if words := healthy_words(summary):
+        print(words)
+    for name in ("summary.json", "cases.csv", "curves.csv", "pictures"):
+        print(f"  {output_dir / name}")
+
+
+def _print_scores(summary: Mapping[str, object], prefixes: Sequence[str]) -> None:
+    """What says something where there are lesions alone."""
     print(summary_table(summary, prefixes))
     print(
         f"{summary['cases']} cases ({summary['cases_small']} small, {summary['cases_medium']} medium, "
@@ -297,5 +329,3 @@ def print_summary(summary: Mapping[str, object], prefixes: Sequence[str], output
                 f"{name}: Dice {summary[f'dice_{name}']:.4f} ({summary[f'dice_{name}_ci_low']:.4f} to "
                 f"{summary[f'dice_{name}_ci_high']:.4f}), {summary[f'cases_{name}']} cases"
             )
-    for name in ("summary.json", "cases.csv", "curves.csv", "pictures"):
-        print(f"  {output_dir / name}")

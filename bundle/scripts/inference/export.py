@@ -12,6 +12,7 @@ from monai.networks import convert_to_onnx
 from torch import Tensor, nn
 
 from ..common.files import atomic, check_writable
+from ..common.ownership import claim
 from ..method.published import IterMask, networks_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -61,10 +62,12 @@ def export_networks(model: IterMask, image_size: int, output_dir: str) -> list[P
 
     Raises:
         ModuleNotFoundError: When a package that this needs is not installed.
+        ValueError: When a file is in the way that an export did not write.
         RuntimeError: When onnxruntime's output differs from PyTorch's by more than 0.001.
     """
     _check_packages(PACKAGES)
     folder = check_writable(output_dir)
+    claim(folder, "export_onnx", [f"{name}.onnx" for name in networks_of(model)])
     model = model.cpu().eval()
     inputs, files = network_inputs(model, image_size), []
     for name in networks_of(model):

@@ -21,6 +21,10 @@ from ..method.published import IterMask
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
 SAME_FIELD_OF_VIEW = 0.02  # part by which two may differ
 FAR_FROM_PLANES = 10.0  # mm
+FAR_TOGETHER = (
+    f"{{0}} of their {{1}} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the model was trained on: "
+    "their masks are not to be trusted; the records of the cases tell which."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +77,8 @@ def warn_of_planes(with_brain: Tensor, affine: Tensor, planes: Tensor, name: str
     if far:
         logger.warning(
             f"{name}: {far} of {len(positions)} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the "
-            f"model was trained on (z = {low:g} to {high:g} mm): their masks are not to be trusted."
+            f"model was trained on (z = {low:g} to {high:g} mm): their masks are not to be trusted.",
+            extra={"together": FAR_TOGETHER, "counts": (far, len(positions))},
         )
 
 

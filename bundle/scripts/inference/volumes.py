@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.config import NdarrayOrTensor
 from monai.data import NibabelWriter
 from monai.engines import SupervisedEvaluator
 
+from ..common.batch import Cases, raise_failed
 from ..common.files import atomic, check_writable, not_empty, write_json
+from ..common.ownership import PRODUCT, check_no_input, file_digest, read_record
 from ..common.share import share
 from ..data.nifti import NIFTI_SUFFIXES
-from ..data.scans import Subject, check_case_name, check_subjects, find_subjects
+from ..data.scans import RESULTS, Subject, check_case_name, find_subjects, mark_unusable
+
+OUTCOME = ("results", "warnings")  # what a record tells at the end only
 
 
 def find_inputs(
@@ -25,6 +31,7 @@ def find_inputs(
     image: str | Sequence[str] | None = None,
     brain_mask: str | None = None,
     allow_outside: bool = False,
+    exclude: str | Sequence[str] | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> list[Subject]:
@@ -36,19 +43,25 @@ def find_inputs(
         image: One volume instead of the folder: a file, or one file for each modality.
         brain_mask: File name ending of brain masks; with ``image`` the mask's file. None: voxels above 0 are brain.
         allow_outside: As in `find_subjects`.
+        exclude: Likewise.
         rank: This process.
         world_size: Number of processes; each gets its share of the volumes.
 
     Returns:
-        The scans, as `find_subjects` gives them.
+        The scans, as `find_subjects` gives them, with ``error`` where one cannot be used.
 
     Raises:
         FileNotFoundError: When a file is missing.
-        ValueError: When a file is no volume, or ``image`` has another number of files than there are modalities.
+        ValueError: When no file is a volume, or ``image`` has another number of files than there are modalities.
     """
     if image is None:
         subjects = find_subjects(
-            dataset_dir, modalities, label=None, brain_mask=brain_mask, allow_outside=allow_outside
+            dataset_dir,
+            modalities,
+            label=None,
+            brain_mask=brain_mask,
+            allow_outside=allow_outside,
+            exclude=exclude,
         )
     else:
         files = [image] if isinstance(image, str) else list(image)
@@ -60,12 +73,10 @@ def find_inputs(
         check_case_name(case_of(files[0], modalities), "`image`")
         subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
         subjects = [subject | ({"brain_mask": brain_mask} if brain_mask else {})]
-    mine = share(subjects, rank, world_size)
+    mine = share(mark_unusable(subjects), rank, world_size)
     if world_size > 1:
         print(f"Process {rank + 1} of {world_size}: {len(mine)} of {len(subjects)} volumes.")
-    subjects = mine
-    check_subjects(subjects)
-    return subjects
+    return mine
 
 
 def case_of(path: str | os.PathLike, modalities: Sequence[str]) -> str:
@@ -79,9 +90,10 @@ def case_of(path: str | os.PathLike, modalities: Sequence[str]) -> str:
 def output_name(meta: Mapping[str, object], transform: object, modalities: Sequence[str]) -> dict[str, object]:
     """Names an output of `SaveImage` after its case, as the ``output_name_formatter`` of that transform.
 
-    `BrainMaskd` notes the case; without one (in MONAI Label) the file's name tells it.
+    `BrainMaskd` notes the case; without one (in MONAI Label) the file's name tells it. MONAI takes one suffix off.
     """
-    return {"subject": str(meta.get("case") or case_of(str(meta["filename_or_obj"]), modalities)), "idx": None}
+    case = str(meta.get("case") or case_of(str(meta["filename_or_obj"]), modalities))
+    return {"subject": f"{case}.nii", "idx": None}
 
 
 class AtomicNibabelWriter(NibabelWriter):
@@ -101,6 +113,9 @@ class AtomicNibabelWriter(NibabelWriter):
 class Volumes:
     """The volumes of one run, without those that an earlier run with the same settings finished.
 
+    A case's record, ``CASE_record.json``, is there before its results are, so that a later run knows them as this
+    product's, and tells at the end what they were made from and with.
+
     Args:
         subjects: What `find_inputs` found.
         output_dir: Where each case gets a folder.
@@ -109,50 +124,113 @@ class Volumes:
 
     Attributes:
         pending: The volumes that are left to do.
+
+    Raises:
+        ValueError: When a result would replace an input, or a file that this product did not write.
     """
 
     def __init__(
         self, subjects: Sequence[Subject], output_dir: str, model_file: str, settings: Mapping[str, object]
     ) -> None:
-        self.output_dir = check_writable(output_dir)
+        self.output_dir = Path(output_dir)
         weights = Path(model_file)
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-        self.settings = {"model_sha256": digest, **settings}
+        self.settings = {"model_sha256": file_digest(weights) if weights.is_file() else None, **settings}
         self.number = len(subjects)
-        self.pending = [
-            {**subject, "record": record}
-            for subject in subjects
-            if self._finished(subject["case"]) != (record := self._record(subject))
-        ]
+        self.cases = Cases()
+        sound = self.cases.sound(subjects)
+        self.records = {subject["case"]: self._record(subject) for subject in sound}
+        self.pending = [subject for subject in sound if not self._finished(subject["case"])]
+        self.unfinished = len(self.pending)
+        self._check_places(sound)
+        check_writable(output_dir)
 
     def _record(self, subject: Subject) -> dict[str, object]:
-        files = [*subject["image"], *([subject["brain_mask"]] if "brain_mask" in subject else [])]
-        inputs = [[os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in files]
-        return json.loads(json.dumps({"inputs": inputs, **self.settings}))
+        inputs = [[os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in _files(subject)]
+        return json.loads(json.dumps({"product": PRODUCT, "inputs": inputs, **self.settings}))
 
     def _record_file(self, case: str) -> Path:
         return self.output_dir / case / f"{case}_record.json"
 
-    def _finished(self, case: str) -> object:
-        results = [self.output_dir / case / f"{case}_{name}.nii.gz" for name in ("mask", "anomaly_map")]
-        try:
-            record = json.loads(self._record_file(case).read_text())
-        except (OSError, ValueError):
-            return None
-        return record if all(not_empty(result) for result in results) else None
+    def _results(self, case: str) -> list[Path]:
+        return [self.output_dir / case / f"{case}_{name}.nii.gz" for name in RESULTS]
+
+    def _finished(self, case: str) -> bool:
+        record = read_record(self._record_file(case))
+        same = {key: value for key, value in record.items() if key not in OUTCOME} == self.records[case]
+        return same and "results" in record and all(map(not_empty, self._results(case)))
+
+    def _check_places(self, subjects: Sequence[Subject]) -> None:
+        inputs = [path for subject in subjects for path in _files(subject)]
+        for subject in self.pending:
+            case, path = subject["case"], self._record_file(subject["case"])
+            check_no_input([path, *self._results(case)], inputs)
+            record = read_record(path)
+            if os.path.lexists(path) and record.get("product") != PRODUCT:
+                raise ValueError(
+                    f"{path} is in the way, which this product did not write: move it, or set `output_dir`."
+                )
+            digests = record.get("results", {})
+            for result in filter(os.path.lexists, self._results(case)):
+                changed = digests and not_empty(result) and digests.get(result.name) != file_digest(result)
+                if not record or changed:
+                    raise ValueError(
+                        f"{result} is in the way, which this product did not write or which was changed since: move "
+                        "it, or set another `output_dir`."
+                    )
 
     def attach(self, engine: Engine) -> None:
-        """Note every volume that the evaluator has finished."""
+        """Note every volume that the evaluator begins and finishes."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish)
+
+    def _begin(self, engine: Engine) -> None:
+        for case in engine.state.batch["case"]:
+            write_json(self._record_file(case), self.records[case])
 
     def _finish(self, engine: Engine) -> None:
         for item in engine.state.batch:
-            write_json(self._record_file(item["case"]), item["record"])
+            case = item["case"]
+            outcome = {
+                "results": {result.name: file_digest(result) for result in self._results(case)},
+                "warnings": [record.getMessage() for record in self.cases.records],
+            }
+            write_json(self._record_file(case), self.records[case] | outcome)
+
+    def _forget_failed(self) -> None:
+        """Remove the records of volumes that failed and have no result."""
+        for case in self.cases.failed:
+            if case in self.records and not any(map(os.path.lexists, self._results(case))):
+                self._record_file(case).unlink(missing_ok=True)
+                with suppress(OSError):
+                    self._record_file(case).parent.rmdir()
 
     def run(self, evaluator: SupervisedEvaluator) -> None:
-        """Segment the pending volumes and say where the results are."""
-        if len(self.pending) < self.number:
-            print(f"{self.number - len(self.pending)} of {self.number} volumes are finished already.")
+        """Segment the pending volumes and say where the results are.
+
+        Raises:
+            RuntimeError: When a volume failed; the others are done then.
+        """
+        finished = len(self.records) - self.unfinished
+        if finished:
+            print(f"{finished} of {self.number} volumes are finished already.")
         if self.pending:
-            evaluator.run()
-        print(f"Masks and anomaly maps: {self.output_dir.resolve()}/<case>/<case>_mask.nii.gz, _anomaly_map.nii.gz")
+            self.cases.run(evaluator, show=int(os.environ.get("RANK", "0")) == 0)
+            self._forget_failed()
+        if len(self.cases.failed) < self.number:
+            names = ", ".join(f"<case>_{name}.nii.gz" for name in RESULTS)
+            print(f"Masks and anomaly maps: {self.output_dir.resolve()}/<case>/{names}")
+        wait_for_others()
+        raise_failed(self.cases.failed, self.number)
+
+
+def _files(subject: Subject) -> list[str]:
+    return [*subject["image"], *([subject["brain_mask"]] if "brain_mask" in subject else [])]
+
+
+def wait_for_others() -> None:
+    """Wait under torchrun until every process is done: it ends all of them when one fails."""
+    if not dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=1))
+    dist.barrier()

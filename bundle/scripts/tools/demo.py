@@ -17,7 +17,10 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
+from scripts.common.guard import report_errors  # noqa: E402
+from scripts.common.ownership import claim  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
+from scripts.data.scans import RESULTS  # noqa: E402
 from scripts.evaluation.pictures import LABEL_COLOR, PRED_COLOR, enlarge, gray, heat, outline, tile, to_display  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
 
@@ -51,9 +54,7 @@ def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> None:
 def draw_volume(image_file: Path, label_file: Path, results: Path, case: str, picture: Path) -> None:
     """Draw every third slice of a volume: image, anomaly map, and mask (red) on label (green)."""
     image, label = (nib.load(path).get_fdata() for path in (image_file, label_file))
-    mask, anomaly_map = (
-        nib.load(results / case / f"{case}_{name}.nii.gz").get_fdata() for name in ("mask", "anomaly_map")
-    )
+    mask, anomaly_map = (nib.load(results / case / f"{case}_{name}.nii.gz").get_fdata() for name in RESULTS)
     high, peak = np.percentile(image[image > 0], 99.5), float(anomaly_map.max())
     rows = []
     for k in range(1, image.shape[2], 3):
@@ -101,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output = check_writable(options.output_dir)
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
+    report_errors()
+    picture = output / f"{SHOWN_CASE}.png"
+    claim(output, "demo", [picture.name])
     scans, slices, model = output / "scans", output / "slices", output / "model.pt"
     evaluation, segmentation = output / "evaluation", output / "segmentation"
 
@@ -113,7 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_bundle("evaluate", "evaluate_slices", "demo", dataset_dir=slices, output_dir=evaluation, model_file=model)
     image = scans / SHOWN_CASE / f"{SHOWN_CASE}_flair.nii.gz"
     run_bundle("inference", "inference", "demo", image=image, output_dir=segmentation, model_file=model)
-    picture = output / f"{SHOWN_CASE}.png"
     draw_volume(image, scans / SHOWN_CASE / f"{SHOWN_CASE}_seg.nii.gz", segmentation, SHOWN_CASE, picture)
 
     print_results(evaluation / "cases.csv", scans / "phantoms.csv")

@@ -20,6 +20,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ..common.files import atomic, check_writable
+from ..common.ownership import claim
 
 VERSION = 4  # of the drawing; raise it when the same seed gives other voxels
 MODALITIES = ("flair", "t1", "t2")
@@ -127,7 +128,8 @@ def make_phantoms(
         ``output_dir``.
 
     Raises:
-        ValueError: When a number is negative or ``shape`` is not three positive numbers.
+        ValueError: When a number is negative, ``shape`` is not three positive numbers, or a file is in the way that
+            this function did not write.
         OSError: When ``output_dir`` cannot be written.
     """
     _check(shape)
@@ -137,6 +139,8 @@ def make_phantoms(
             raise ValueError(f"`{name}` must be 0 or more, got {number}.")
     output_dir = check_writable(output_dir)
     cases = [(split, index) for split in SPLITS for index in range(numbers[split])]
+    tables = ["phantoms.csv", *(f"split_{split}.txt" for split in SPLITS)]
+    claim(output_dir, "phantoms", [*tables, *(_name(*case) for case in cases)])
     write = partial(_write_case, output_dir, seed, tuple(shape))
     bar = partial(tqdm, total=len(cases), desc="phantoms", unit="subject")
     if num_workers:
@@ -343,10 +347,14 @@ def _scan(
     return (brain_mask * np.maximum(rng.uniform(250, 1200) * measured, 1)).astype(np.int16)
 
 
+def _name(split: str, index: int) -> str:
+    return f"phantom_{split}_{index:03d}"
+
+
 def _write_case(output_dir: Path, seed: int, shape: tuple[int, ...], case: tuple[str, int]) -> dict[str, object]:
     """Write the files of one subject unless they are there, and return its line of ``phantoms.csv``."""
     split, index = case
-    name = f"phantom_{split}_{index:03d}"
+    name = _name(split, index)
     subject_seed = (seed, SPLITS.index(split), index)
     lesion = LESIONS[index % len(LESIONS)] if split == "testing" else None
     contrast = round(_random(subject_seed, 3).uniform(0.75, 1.0), 3)

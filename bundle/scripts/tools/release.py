@@ -15,6 +15,7 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
+from scripts.common.ownership import claim  # noqa: E402
 
 NAME = "brain_mri_anomaly_segmentation"
 ROOMS = ("method", "data", "training", "inference", "evaluation", "common")  # of scripts; tools stay behind
@@ -31,12 +32,13 @@ def make_release(bundle: Path, output_dir: Path) -> Path:
 
     Args:
         bundle: Folder of the bundle.
-        output_dir: Where ``NAME_v<version>.zip`` goes; one that is there is replaced.
+        output_dir: Where ``NAME_v<version>.zip`` goes; one that a release wrote is replaced.
 
     Returns:
         The zip file.
 
     Raises:
+        ValueError: When a file of that name is there that no release wrote.
         FileNotFoundError: When the bundle lacks a file that the Model Zoo asks for.
     """
     for name in REQUIRED:
@@ -45,6 +47,7 @@ def make_release(bundle: Path, output_dir: Path) -> Path:
     version = json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
     files = sorted(path for pattern in CONTENT for path in bundle.glob(pattern) if path.is_file())
     release = output_dir / f"{NAME}_v{version}.zip"
+    claim(output_dir, "release", [release.name])
     with atomic(release) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for path in files:
             entry = zipfile.ZipInfo(f"{NAME}/{path.relative_to(bundle).as_posix()}", OLDEST_DATE)

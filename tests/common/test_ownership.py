@@ -1,0 +1,60 @@
+"""Only what this product wrote, by its own records, is replaced."""
+
+import json
+
+import pytest
+import torch
+from scripts.common.ownership import PRODUCT, check_no_input, check_replaceable, claim, is_same_file
+
+
+def test_what_is_claimed_before_it_is_written_may_be_replaced(tmp_path):
+    claim(tmp_path, "evaluate", ["cases.csv"])
+    (tmp_path / "cases.csv").write_text("ours")
+    claim(tmp_path, "evaluate", ["cases.csv", "pictures"])
+    record = json.loads((tmp_path / "evaluate_record.json").read_text())
+    assert record == {"product": PRODUCT, "step": "evaluate", "files": ["cases.csv", "pictures"]}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to nothing"])
+def test_what_was_there_before_is_not_claimed(tmp_path, kind):
+    place = tmp_path / "cases.csv"
+    {"file": place.touch, "folder": place.mkdir, "link to nothing": lambda: place.symlink_to("nowhere")}[kind]()
+    with pytest.raises(ValueError, match="cases.csv is in the way, which `evaluate` did not write"):
+        claim(tmp_path, "evaluate", ["summary.json", "cases.csv"])
+    assert [path.name for path in tmp_path.iterdir()] == ["cases.csv"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": ["cases.csv"]}'])
+def test_record_of_another_is_not_replaced(tmp_path, content):
+    (tmp_path / "evaluate_record.json").write_text(content)
+    with pytest.raises(ValueError, match="evaluate_record.json is in the way"):
+        claim(tmp_path, "evaluate", ["cases.csv"])
+    assert (tmp_path / "evaluate_record.json").read_text() == content
+
+
+def test_files_are_the_same_by_whatever_links(tmp_path):
+    (tmp_path / "a").touch(), (tmp_path / "c").touch()
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "d").hardlink_to(tmp_path / "a")
+    same = {name: is_same_file(tmp_path / "a", tmp_path / "." / name) for name in "abcde"}
+    assert same == {"a": True, "b": True, "c": False, "d": True, "e": False}
+    for name in "abd":
+        with pytest.raises(ValueError, match="is an input of this run and would be replaced"):
+            check_no_input([tmp_path / "e", tmp_path / name], [tmp_path / "a", tmp_path / "gone"])
+    check_no_input([tmp_path / "c", tmp_path / "e"], [tmp_path / "a", tmp_path / "gone"])
+
+
+@pytest.mark.parametrize("content", ["text", {"other": torch.ones(1)}, torch.ones(2)])
+def test_model_and_checkpoint_of_another_are_not_replaced(tmp_path, content):
+    place = tmp_path / "x.pt"
+    place.write_text(content) if isinstance(content, str) else torch.save(content, place)
+    for option in ("model_file", "checkpoint"):
+        with pytest.raises(ValueError, match="x.pt is in the way, which training did not write"):
+            check_replaceable(**{option: str(place)})
+
+
+def test_own_model_and_checkpoint_may_be_replaced(tmp_path):
+    check_replaceable(str(tmp_path / "none.pt"), str(tmp_path / "none.pt"))
+    torch.save({"threshold": torch.ones(())}, tmp_path / "model.pt")
+    torch.save({"trainer": {}, "ema": {}}, tmp_path / "checkpoint.pt")
+    check_replaceable(str(tmp_path / "model.pt"), str(tmp_path / "checkpoint.pt"))
