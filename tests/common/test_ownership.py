@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from conftest import run_bundle
+from scripts.common.guard import innermost_message
 from scripts.common.ownership import PRODUCT, check_no_input, check_replaceable, claim, is_same_file
 
 
@@ -51,6 +53,18 @@ def test_model_and_checkpoint_of_another_are_not_replaced(tmp_path, content):
     for option in ("model_file", "checkpoint"):
         with pytest.raises(ValueError, match="x.pt is in the way, which training did not write"):
             check_replaceable(**{option: str(place)})
+
+
+@pytest.mark.parametrize("name", ["model.pt", "out/checkpoint.pt"])
+def test_training_refuses_to_replace_a_file_of_another(two_modality_slices, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    torch.save({"weights": torch.ones(1)}, tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    options = {"output_dir": str(tmp_path / "out"), "model_file": str(tmp_path / "model.pt"), "iterations": 1}
+    with pytest.raises(Exception) as error:
+        run_bundle("train", **two_modality_slices, **options)
+    assert f"{tmp_path / name} is in the way, which training did not write" in innermost_message(error.value)
+    assert (tmp_path / name).read_bytes() == before
 
 
 def test_own_model_and_checkpoint_may_be_replaced(tmp_path):

@@ -31,6 +31,7 @@ from scripts.evaluation.cases import (
 )
 from scripts.evaluation.metrics import overlap
 from scripts.evaluation.report import write_report
+from scripts.evaluation.summaries import read_subsets
 
 SHAPE = (36, 40)
 THRESHOLD = 1.5
@@ -288,6 +289,12 @@ def test_a_bad_case_does_not_stop_the_evaluation(tmp_path, capsys):
         evaluation.finish()
     assert [row["case"] for row in read_rows(tmp_path)] == ["A", "C"]
     assert "  B has NaN voxels: repair it." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["A\r\nB C\r\n", "\ufeffA  \n\nB C # two\n"])
+def test_subset_files_of_every_editor(tmp_path, content):
+    (tmp_path / "subset.txt").write_bytes(content.encode())
+    assert read_subsets({"some": str(tmp_path / "subset.txt")}) == {"some": {"A", "B C"}}
 
 
 def test_files_that_no_evaluation_wrote_stay(tmp_path):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,7 +62,37 @@ def test_every_config_runs_its_main_job_as_run(name):
     assert "%run" in (content["run"], content[job]) or content[job] == "%run"
     first = content["run"] if isinstance(content["run"], list) else content[job]
     assert first[0] == "@guard"
-    assert ConfigParser.load_config_files(files_of(name))["guard"] == {"_target_": "scripts.common.guard.guard"}
+    assert ConfigParser.load_config_files(files_of(name))["guard"]["_target_"] == "scripts.common.guard.guard"
+
+
+@pytest.mark.parametrize("place", ["with scripts of its own", "configs", "bundle"])
+def test_a_command_runs_from_any_folder(tmp_path, place):
+    folder = {"configs": CONFIGS, "bundle": CONFIGS.parent}.get(place, tmp_path)
+    if folder == tmp_path:
+        (tmp_path / "scripts").mkdir()
+        (tmp_path / "scripts/__init__.py").touch()
+    files = [os.path.relpath(CONFIGS / f"{name}.json", folder) for name in ("inference", "evaluate")]
+    command = [sys.executable, "-m", "monai.bundle", "run", "report", "--config_file", str(files)]
+    done = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "out")], cwd=folder, capture_output=True, text=True, check=False
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(f"error: No summary.json in {tmp_path / 'out'}"), done.stderr
+
+
+@pytest.mark.parametrize("as_overlay", [True, False])
+def test_configs_may_be_yaml(tmp_path, as_overlay):
+    yaml = pytest.importorskip("yaml")
+    files = files_of("preprocess")
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"label": "lesion"} if as_overlay else json.loads(Path(files[0]).read_text()))
+    )
+    files = [*files, str(tmp_path / "config.yaml")] if as_overlay else [str(tmp_path / "config.yaml")]
+    workflow = ConfigWorkflow(files, logging_file=False, dataset_dir=str(tmp_path / "gone"))
+    workflow.initialize()
+    with pytest.raises(Exception) as error:
+        workflow.run()
+    assert "gone/split_training.txt" in innermost_message(error.value) or "No folder" in innermost_message(error.value)
 
 
 def test_network_is_the_same_in_every_config():
