@@ -216,13 +216,39 @@ def test_overlay_without_its_base_says_what_is_missing(name, tmp_path):
     assert re.fullmatch(rf"The config has no `.*`: put {base} first in --config_file.", innermost_message(caught.value))
 
 
+def table_of_ids():
+    """The rows of docs/configs.md: of each id the letters of its configs, and its default in each."""
+    table = (CONFIGS.parent / "docs" / "configs.md").read_text().partition("## Ids")[2]
+    for name, default, letters, meaning in re.findall(
+        r"^\| `(\w+)` \| (.*?) \| ([pties ]+) \| (.*) \|$", table, re.MULTILINE
+    ):
+        defaults = re.findall(r"(`.*?`|\(worked out\))([ pties]*)", default)
+        yield name, {letter: value for value, found in defaults for letter in (found or letters).split()}, meaning
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_table_of_ids_has_all_that_may_be_set_with_its_default(name):
+    content = json.loads((CONFIGS / f"{name}.json").read_text())
+    letter = {"preprocess": "p", "train": "t", "inference": "i", "evaluate": "e", "evaluate_slices": "s"}[name]
+    defaults = {key: json.dumps(value) for key, value in content.items() if key in RULES and key != "bundle_root"}
+    worked_out = {key for key, text in defaults.items() if any(sign in text for sign in ("$", "@", "_target_"))}
+    expected = {key: "(worked out)" if key in worked_out else f"`{text}`" for key, text in defaults.items()}
+    found = {key: by_letter[letter] for key, by_letter, meaning in table_of_ids() if letter in by_letter}
+    assert found == expected
+
+
+def test_table_of_ids_explains_each_id_once():
+    rows = list(table_of_ids())
+    assert len({name for name, _, _ in rows}) == len(rows) and all(meaning for _, _, meaning in rows)
+
+
 @pytest.mark.parametrize("name", ["evaluate", "evaluate_slices"])
 def test_ids_of_the_base_that_an_overlay_does_not_use_are_listed(name):
     parser = ConfigParser(ConfigParser.load_config_files(files_of(name)))
     parser.parse()
     used = needed_ids(parser.ref_resolver, "evaluate")
     idle = (parser.get().keys() & RULES.keys()) - used
-    assert idle == set(parser["_unused_"]) - {"slice_range"}  # of captions that volumes alone have
+    assert idle == set(parser["_unused_"].split(", ")) - {"slice_range"}  # of captions that volumes alone have
 
 
 @pytest.mark.parametrize("folder", [ROOT, CONFIGS.parent, None], ids=["repository", "bundle", "elsewhere"])

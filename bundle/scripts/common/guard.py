@@ -152,7 +152,7 @@ def check_overrides(arguments: list[str] | None = None) -> None:
     for name, value in pairs.items():
         if value in ("true", "false"):
             raise ValueError(f"--{name} {value} would be read as a text: write --{name} {value.capitalize()}.")
-    for name in pairs.keys() & {*parser.get("_unused_", [])}:
+    for name in pairs.keys() & {*parser.get("_unused_", "").split(", ")}:
         raise ValueError(f"--{name} changes nothing in {pairs['config_file']}: leave it out.")
     for name in pairs.keys() - known:
         parent = name.rpartition("#")[0]

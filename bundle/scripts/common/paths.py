@@ -17,5 +17,5 @@ def config_files(*names: str | Path) -> list[Path]:
     """
     folder = Path(bundle_root()) / "configs"
     files = [name if isinstance(name, Path) else folder / f"{name}.json" for name in names]
-    base = json.loads(files[0].read_text()).get("_base_", [])
-    return [*(folder / name for name in base), *files]
+    base = json.loads(files[0].read_text()).get("_base_")
+    return [*(folder / name for name in (base.split(", ") if base else [])), *files]

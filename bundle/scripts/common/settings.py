@@ -97,7 +97,7 @@ CASES = Rule(
 RULES = {
     **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "model_file"), PATH),
     **dict.fromkeys(("brain_mask", "healthy_dir"), _either(PATH)),
-    **dict.fromkeys(("split", "exclude"), _either(CASES)),
+    **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _either(CASES)),
     "image": _either(FILES),
     "label": NAME,
     "modalities": Rule("a list of names such as ['flair']", lambda value: _is_list(value, is_name)),
@@ -228,7 +228,7 @@ def check_complete(resolver: ReferenceResolver, run_id: str) -> None:
     """
     if missing := sorted(needed_ids(resolver, run_id) - resolver.items.keys()):
         base = resolver.items.get("_base_")
-        remedy = f"put {' and '.join(base.get_config())}" if base else "put the file that it is an overlay of"
+        remedy = f"put {base.get_config().replace(', ', ' and ')}" if base else "put the file that it is an overlay of"
         raise ValueError(f"The config has no `{missing[0].replace('::', '#')}`: {remedy} first in --config_file.")
 
 

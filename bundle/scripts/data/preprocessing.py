@@ -518,7 +518,7 @@ def slices_of_scans(
     Args:
         scans: For each scan its files ``image`` (one, or one for each modality) and ``label``, the lesion mask.
         split: What the slices are for, "training" or "validation".
-        output_dir: Where slices and their datalist go.
+        output_dir: Slices and their datalist go to its folder ``<split>_slices``.
         modalities: Names of the channels.
         least: Fewer slices than this are an error.
         slice_range: First axial slice and the one after the last; None: all.
@@ -531,6 +531,7 @@ def slices_of_scans(
     """
     if not scans:
         raise ValueError(f"No labeled scan for {split}: label more scans, or set `val_split` to another part of them.")
+    output_dir = os.path.join(output_dir, f"{split}_slices")
     if idist.get_rank() == 0:
         config = ConfigParser(ConfigParser.load_config_file(os.path.join(bundle_root(), "configs", "preprocess.json")))
         settings = {key: config[key] for key in ("upper_fraction", "lower_fraction", "lower_over_volume")}
@@ -551,7 +552,8 @@ def slices_of_scans(
 def slice_dataset(
     data: Sequence[Mapping[str, object]],
     transform: Callable[[dict], dict[str, Tensor]],
-    from_scans: Callable[[Sequence[Mapping[str, object]]], list[dict[str, object]]],
+    from_scans: Callable[[Sequence[Mapping[str, object]], str], list[dict[str, object]]],
+    split: str = "training",
     **options: object,
 ) -> CacheDataset:
     """Cache slices to train on, also when whole scans are given in their place, as MONAI Label does.
@@ -560,10 +562,11 @@ def slice_dataset(
         data: Slices, as `read_slices` gives them, or scans, files under ``image`` and ``label``.
         transform: Loads a slice.
         from_scans: Makes slices of scans: `slices_of_scans` with its options.
+        split: What the slices are for, "training" or "validation".
         options: More arguments of `CacheDataset`.
 
     Returns:
         The data set; its ``data`` are the slices.
     """
-    slices = data if data and all("slice" in item for item in data) else from_scans(data)
+    slices = data if data and all("slice" in item for item in data) else from_scans(data, split)
     return CacheDataset(slices, transform, **options)

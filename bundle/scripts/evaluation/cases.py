@@ -245,7 +245,6 @@ class Evaluation:
         image_size: Side of the network's grid in pixels, where the high-frequency image of a picture is made.
         radius: Radius of the frequency mask in bins at ``image_size``.
         ssim_data_range: Width of the intensities for SSIM; the brain is scaled to [-3, 3].
-        healthy_source: What the healthy slices are, for the summary.
         healthy_from_cases: Whether the lesion-free slices of the labeled cases are the healthy ones.
         first_slice: Number of the first slice of a volume, for the captions of the pictures.
         pictures: Whether to draw each case.
@@ -265,7 +264,6 @@ class Evaluation:
         image_size: int = 128,
         radius: float = 15.0,
         ssim_data_range: float = 6.0,
-        healthy_source: str = "validation slices",
         healthy_from_cases: bool = False,
         first_slice: int = 0,
         pictures: bool = True,
@@ -282,7 +280,6 @@ class Evaluation:
         self.image_size = image_size
         self.radius = radius
         self.ssim_data_range = ssim_data_range
-        self.healthy_source = healthy_source
         self.healthy_from_cases = healthy_from_cases
         self.first_slice = first_slice
         self.pictures = pictures
@@ -369,7 +366,8 @@ class Evaluation:
             raise RuntimeError("No case was evaluated: set `dataset_dir` to a folder that holds labeled cases.")
         healthy = sum((share["healthy"] for share in shares), HealthyScores())
         rows, summary, curves = summarize(cases, healthy, self.thresholds, self.threshold, self.subsets)
-        summary["baseline_threshold_source"] = self.healthy_source
+        source = "lesion-free slices of the scored volumes" if self.healthy_from_cases else "validation slices"
+        summary["baseline_threshold_source"] = source
         if idist.get_rank() == 0:
             write_tables(self.output_dir, rows, summary, curves)
             print_summary(summary, list(self.thresholds), self.output_dir)
