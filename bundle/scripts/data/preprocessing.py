@@ -333,8 +333,6 @@ def preprocess(
             f"`slice_selection` must give one of {', '.join(SELECTIONS)} for each of {', '.join(SPLITS)}, got "
             f"{dict(slice_selection)}."
         )
-    if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
-        raise ValueError(f"`num_workers` must be a whole number of processes, or null, got {num_workers!r}.")
     subjects = plan(
         dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask, allow_outside, exclude
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import logging
 from collections.abc import Hashable, Mapping, Sequence
-from numbers import Real
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +15,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple
 from torch import Tensor
 
+from ..common.settings import check_settings
 from .nifti import content_size
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,7 @@ def check_fractions(lower_fraction: float, upper_fraction: float) -> None:
     Raises:
         ValueError: When not 0 <= ``lower_fraction`` < ``upper_fraction`` <= 1.
     """
-    for name, value in (("lower_fraction", lower_fraction), ("upper_fraction", upper_fraction)):
-        if not isinstance(value, Real) or not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {value}; did you pass a percentage?")
+    check_settings(lower_fraction=lower_fraction, upper_fraction=upper_fraction)
     if lower_fraction >= upper_fraction:
         raise ValueError(
             f"`lower_fraction` must be below `upper_fraction`, got {lower_fraction} and {upper_fraction}: swap them?"
