@@ -216,6 +216,10 @@ def test_overlay_without_its_base_says_what_is_missing(name, tmp_path):
     assert re.fullmatch(rf"The config has no `.*`: put {base} first in --config_file.", innermost_message(caught.value))
 
 
+def test_configs_stay_short():
+    assert sum(len((CONFIGS / f"{name}.json").read_text().splitlines()) for name in MAIN) < 950
+
+
 def table_of_ids():
     """The rows of docs/configs.md: of each id the letters of its configs, and its default in each."""
     table = (CONFIGS.parent / "docs" / "configs.md").read_text().partition("## Ids")[2]

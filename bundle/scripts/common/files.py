@@ -123,9 +123,3 @@ def check_writable(folder: str | os.PathLike) -> Path:
             "written."
         ) from None
     return folder
-
-
-def check_outputs(folder: str, file: str) -> None:
-    """Show that a folder, and the folder of a file, can be written, see `check_writable`."""
-    check_writable(folder)
-    check_writable(Path(file).absolute().parent)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .files import read_tensors, write_json
+from .files import check_writable, read_tensors, write_json
 
 PRODUCT = "brain_mri_anomaly_segmentation"
 
@@ -92,3 +92,15 @@ def check_replaceable(model_file: str | os.PathLike | None = None, checkpoint: s
             content = None
         if not isinstance(content, dict) or key not in content:
             raise ValueError(f"{path} is in the way, which training did not write: move it, or set another `{option}`.")
+
+
+def check_outputs(model_file: str, checkpoint: str) -> None:
+    """Refuse a model file or a checkpoint that cannot be written, or is another's, before any long work starts.
+
+    Raises:
+        OSError: When a folder cannot be made or written to.
+        ValueError: When one of them is there and is no file of this product.
+    """
+    for path in (checkpoint, model_file):
+        check_writable(Path(path).absolute().parent)
+    check_replaceable(model_file, checkpoint)
