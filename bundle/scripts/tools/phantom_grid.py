@@ -22,6 +22,8 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
+from scripts.common.guard import report_errors  # noqa: E402
+from scripts.common.ownership import claim  # noqa: E402
 from scripts.tools.demo import SLICES, run_bundle  # noqa: E402
 from scripts.tools.phantoms import phantom, phantom_affine  # noqa: E402
 
@@ -126,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output = check_writable(options.output_dir)
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
+    report_errors()
+    claim(output, "phantom_grid", ["scans", "grid.png", "grid.md"])
     cells = write_volumes(output / "scans", options.repeats, options.seed)
     evaluation = {"output_dir": output / "evaluation", "model_file": model, "healthy_dir": slices, "pictures": False}
     run_bundle("evaluate", "evaluate", "demo", dataset_dir=output / "scans", slice_range=SLICES, **evaluation)
