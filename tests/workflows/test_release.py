@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, files_of, make_scan, run_bundle
-from monai.bundle import ConfigWorkflow, download, verify_metadata
+from monai.bundle import ConfigParser, ConfigWorkflow, download, verify_metadata
 from monai.bundle.utils import load_bundle_config
 from scripts.common.model_file import load_model
 from scripts.inference import export
@@ -28,8 +28,8 @@ from scripts.tools.release import NAME, main, make_release
 
 BUNDLE = CONFIGS.parent
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
-NETWORK = json.loads((CONFIGS / "inference.json").read_text())["network_def"]["network"]
-NETWORK = {name: value for name, value in NETWORK.items() if not name.startswith("_")}
+CONFIG = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "inference.json")))
+NETWORK = CONFIG.get_parsed_content("network_def#network").keywords
 
 
 @pytest.fixture(scope="module")
