@@ -41,7 +41,7 @@ class Command:
 
     def __init__(self, run_id, config, folder, file_limit=None, fault=None, **overrides):
         overlay = Path(folder) / "overlay.json"
-        overlay.write_text(json.dumps(SMALL_NETWORK if config != "preprocess" else {}))
+        overlay.write_text(json.dumps(SMALL_NETWORK if config == "train" else {}))
         arguments = ["run", run_id, "--config_file", str([*files_of(config), str(overlay)])]
         for name, value in overrides.items():
             arguments += [f"--{name}", str(value)]

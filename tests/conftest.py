@@ -45,10 +45,10 @@ def model(small_network):
 
 
 SMALL_NETWORK = {
-    "network_def#network#channels": 4,
-    "network_def#network#channel_multipliers": [1, 2],
-    "network_def#network#residual_blocks": 1,
-    "network_def#network#attention_levels": [1],
+    "backbone#channels": 4,
+    "backbone#channel_multipliers": [1, 2],
+    "backbone#residual_blocks": 1,
+    "backbone#attention_levels": [1],
 }
 
 
@@ -58,7 +58,12 @@ def files_of(*names):
 
 
 def run_bundle(name, overlay=None, run_id="run", **overrides):
-    """Run a config of the bundle in this process, as ``python -m monai.bundle run`` does."""
+    """Run a config of the bundle in this process, as ``python -m monai.bundle run`` does.
+
+    What sets the size of a network is for training alone: a model file says it everywhere else.
+    """
+    if name != "train":
+        overrides = {key: value for key, value in overrides.items() if not key.startswith("backbone#")}
     workflow = ConfigWorkflow(files_of(name, overlay), run_id=run_id, logging_file=False, **overrides)
     workflow.initialize()
     workflow.run()

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from conftest import CONFIGS, SMALL_NETWORK
+from conftest import CONFIGS
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
@@ -89,7 +89,7 @@ def save_small_model(path):
     )
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = ProbabilisticIterMask(network, threshold=0.1)
+        model = ProbabilisticIterMask(network, image_size=16, threshold=0.1)
     model.field_of_view.copy_(torch.tensor([14.0, 16.0]))
     save_model(model, path)
     return path
@@ -110,7 +110,7 @@ class Segmenter:
         model_file = save_small_model(Path(folder) / "model.pt")
         example = Path(folder) / "example.nii"
         nib.save(nib.Nifti1Image(brain(), np.eye(4)), example)
-        options = {"image_size": 16, "image": str(example), "output_dir": str(self.output), **SMALL_NETWORK}
+        options = {"image_size": 16, "image": str(example), "output_dir": str(self.output)}
         workflow = ConfigWorkflow(
             str(CONFIGS / "inference.json"), logging_file=False, model_file=str(model_file), **options
         )

@@ -19,6 +19,10 @@ class Sees(torch.nn.Module):
     field_of_view = torch.zeros(2)
     planes = torch.tensor([float("inf"), -float("inf")])
 
+    def __init__(self, image_size):
+        super().__init__()
+        self.image_size = image_size
+
     def refine(self, image, brain_mask, **options):
         self.image, self.brain_mask = image, brain_mask
         return brain_mask, image, image, torch.ones(len(image), dtype=torch.int64)
@@ -54,7 +58,7 @@ def test_modalities_in_another_order_are_refused(tmp_path):
 @pytest.mark.parametrize("axis", [2, 3])
 def test_mirrored_brain_is_mirrored_on_the_grid_of_the_network(axis):
     image = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))  # 40 / 24: no center on a border
-    slices, infer, network = torch.cat([image, (image > 0.5).float()], dim=1), IterMaskInferer(24), Sees()
+    slices, infer, network = torch.cat([image, (image > 0.5).float()], dim=1), IterMaskInferer(), Sees(24)
     mask, brain = infer(slices, network), network.brain_mask
     mirrored = infer(slices.flip(axis), network)
     assert torch.equal(network.brain_mask, brain.flip(axis)) and torch.equal(mirrored, mask.flip(axis))
@@ -64,7 +68,7 @@ def test_mask_and_anomaly_map_end_where_the_brain_of_the_input_does():
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, 50), torch.linspace(-1, 1, 40), indexing="ij")
     brain = (rows**2 + columns**2 < 0.7)[None, None]
     slices = torch.cat([torch.ones_like(brain, dtype=torch.float32), brain.float()], dim=1)
-    mask, anomaly_map = IterMaskInferer(16, ["mask", "anomaly_map"])(slices, Sees())[:, :, None].unbind(dim=1)
+    mask, anomaly_map = IterMaskInferer(["mask", "anomaly_map"])(slices, Sees(16))[:, :, None].unbind(dim=1)
     for found in (mask, anomaly_map):
         assert not found[~brain].any() and (found[brain] == 1).float().mean() > 0.9
 
@@ -73,9 +77,9 @@ def test_room_around_a_scan_is_filled_with_its_background():
     volume = torch.zeros(1, 2, 20, 20, 3)
     volume[:, 0] = -3
     volume[:, :, 5:15, 5:15] = 1
-    network = Sees()
+    network = Sees(40)
     network.field_of_view = torch.tensor([40.0, 40.0])
-    infer = IterMaskInferer(40)
+    infer = IterMaskInferer()
     found = infer(MetaTensor(volume, affine=torch.eye(4)), network)
     assert found.shape == (1, 1, 20, 20, 3) and torch.equal(found[0, 0] > 0, volume[0, 1] > 0)
     assert network.image.shape == (3, 1, 40, 40)

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import files_of
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
@@ -32,6 +33,8 @@ from scripts.evaluation.cases import (
 from scripts.evaluation.metrics import overlap
 from scripts.evaluation.report import write_report
 from scripts.evaluation.summaries import read_subsets
+from scripts.method.default import ProbabilisticIterMask
+from scripts.method.networks import ReconstructionUNet
 
 SHAPE = (36, 40)
 THRESHOLD = 1.5
@@ -322,13 +325,7 @@ def test_the_calibrated_threshold_is_looked_at_exactly():
     assert np.float32(0.123456789) in thresholds and (np.diff(thresholds) > 0).all()
 
 
-SMALL = {
-    "network_def#network#channels": 4,
-    "network_def#network#channel_multipliers": [1, 2],
-    "network_def#network#patch_size": 1,
-    "image_size": 32,
-    "radius": 4,
-}
+SMALL = {"image_size": 32}
 
 
 def save_slices(folder: Path) -> None:
@@ -369,11 +366,12 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     save_slices(folder / "slices")
     save_volumes(folder / "volumes")
-    parser = ConfigParser(ConfigParser.load_config_files(files_of("evaluate_slices")))
-    parser.update(SMALL | {"network_def#threshold": 0.15})
+    network = partial(
+        ReconstructionUNet, channels=4, channel_multipliers=(1, 2), residual_blocks=1, attention_levels=()
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_model(parser.get_parsed_content("network_def"), folder / "model.pt")
+        save_model(ProbabilisticIterMask(network, image_size=32, threshold=0.15), folder / "model.pt")
     return folder
 
 

@@ -1,4 +1,3 @@
-import json
 import math
 import os
 import re
@@ -10,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, SMALL_NETWORK, run_bundle
+from conftest import CONFIGS, run_bundle
 from scripts.common.guard import innermost_message
 from scripts.common.model_file import save_model
 from scripts.inference.inferer import IterMaskInferer, warn_of_planes, window
@@ -19,7 +18,7 @@ from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 from scripts.tools.phantoms import phantom
 
-SMALL = {"image_size": 16, **SMALL_NETWORK}
+SMALL = {"image_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def model_file(tmp_path_factory):
             attention_levels=(1,),
             patch_size=2,
         )
-        model = ProbabilisticIterMask(network, threshold=0.4)
+        model = ProbabilisticIterMask(network, image_size=16, threshold=0.4)
     path = tmp_path_factory.mktemp("model") / "model.pt"
     save_model(model, path)
     return path
@@ -196,13 +195,10 @@ def test_results_beside_loose_scans_are_not_taken_for_scans(volume, model_file, 
 
 
 def test_bad_input_ends_the_command_with_one_sentence(model_file, tmp_path):
-    overlay = CONFIGS / f"zz_inference_{os.getpid()}.json"
-    overlay.write_text(json.dumps(SMALL_NETWORK))
     command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
-    command += ["--config_file", f"['{CONFIGS / 'inference.json'}','{overlay}']", "--dataset_dir", str(tmp_path)]
+    command += ["--config_file", str(CONFIGS / "inference.json"), "--dataset_dir", str(tmp_path)]
     command += ["--output_dir", str(tmp_path / "out"), "--model_file", str(model_file)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    overlay.unlink()
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("error: No scan in")
     assert not list((tmp_path / "out").glob("*/*"))
@@ -227,7 +223,7 @@ class TestInferer:
     def network(self, model_file, small_network):
         from scripts.common.model_file import load_model
 
-        return load_model(ProbabilisticIterMask(partial(small_network, patch_size=2)), model_file)
+        return load_model(model_file)
 
     @pytest.fixture
     def scan(self):
@@ -235,30 +231,28 @@ class TestInferer:
         return torch.from_numpy(np.stack([arrays["flair"].astype(np.float32) / 100, arrays["mask"]]))[None]
 
     def test_volume_is_its_slices(self, network, scan):
-        infer = IterMaskInferer(16, outputs=("mask", "anomaly_map"), batch_size=3)
+        infer = IterMaskInferer(outputs=("mask", "anomaly_map"), batch_size=3)
         whole = infer(scan, network)
         slices = torch.cat([infer(scan[..., k], network) for k in range(7)])
         torch.testing.assert_close(whole[0].movedim(-1, 0), slices, rtol=0, atol=1e-5)
 
     def test_outputs_come_in_the_asked_order(self, network, scan):
         names = ("passes", "reconstruction", "anomaly_map", "mask")
-        found = IterMaskInferer(16, outputs=names)(scan, network)
+        found = IterMaskInferer(outputs=names)(scan, network)
         assert found.shape == (1, 4, 40, 48, 7)
         for channel, name in enumerate(names):
-            alone = IterMaskInferer(16, outputs=[name])(scan, network)
+            alone = IterMaskInferer(outputs=[name])(scan, network)
             torch.testing.assert_close(found[:, channel : channel + 1], alone, rtol=0, atol=1e-5)
 
     def test_empty_slices_are_skipped(self, network, scan):
         scan[..., 2] = 0
-        found = IterMaskInferer(16, outputs=("mask", "passes"))(scan, network)
+        found = IterMaskInferer(outputs=("mask", "passes"))(scan, network)
         assert not found[..., 2].any() and (found[:, 1, :, :, 3] > 0).all()
 
     def test_options_reach_the_refinement(self, network, scan):
-        sizes = [float(IterMaskInferer(16, threshold_scale=s)(scan, network).sum()) for s in (0.5, 1, 2)]
+        sizes = [float(IterMaskInferer(threshold_scale=s)(scan, network).sum()) for s in (0.5, 1, 2)]
         assert sizes[0] > sizes[1] > sizes[2]
-        passes = [
-            float(IterMaskInferer(16, ["passes"], max_passes=n, stop_shrink=0)(scan, network).max()) for n in (1, 3)
-        ]
+        passes = [float(IterMaskInferer(["passes"], max_passes=n, stop_shrink=0)(scan, network).max()) for n in (1, 3)]
         assert passes[0] < passes[1]
 
     @pytest.mark.parametrize(
@@ -277,7 +271,7 @@ class TestInferer:
 
     def test_wrong_channels(self, network):
         with pytest.raises(ValueError, match="check `modalities`"):
-            IterMaskInferer(16)(torch.zeros(1, 3, 16, 16), network)
+            IterMaskInferer()(torch.zeros(1, 3, 16, 16), network)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +318,8 @@ def test_inferer_leaves_arrays_without_meta_data_as_they_are(model):
     volume = torch.randn(1, 2, 32, 48, 3, generator=torch.Generator().manual_seed(0))
     volume[:, 1] = 1
     model.field_of_view.fill_(10.0)
-    result = IterMaskInferer(image_size=32)(volume, model)
+    model.image_size = 32
+    result = IterMaskInferer()(volume, model)
     assert result.shape == (1, 1, 32, 48, 3) and result.any()
 
 
@@ -348,7 +343,7 @@ def test_slices_far_from_those_of_training_are_told(planes, message, caplog):
 
 def test_small_areas_are_dropped_on_request():
     class Marks(torch.nn.Module):
-        modalities = 1
+        modalities, image_size = 1, 16
 
         def refine(self, image, brain_mask, **options):
             mask = torch.zeros_like(brain_mask)
@@ -357,7 +352,7 @@ def test_small_areas_are_dropped_on_request():
 
     slices = torch.ones(2, 2, 16, 16)
     sizes = {
-        least: IterMaskInferer(16, least_pixels=least)(slices, Marks()).sum(dim=(1, 2, 3)).tolist()
+        least: IterMaskInferer(least_pixels=least)(slices, Marks()).sum(dim=(1, 2, 3)).tolist()
         for least in (0, 2, 3, 9, 10)
     }
     assert sizes == {0: [11, 11], 2: [11, 11], 3: [9, 9], 9: [9, 9], 10: [0, 0]}

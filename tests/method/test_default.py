@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from scripts.method.default import ProbabilisticIterMask, StandardizeBraind, alike, standardize
+from scripts.method.default import ProbabilisticIterMask, StandardizeBraind, standardize
 from scripts.method.scores import hysteresis
-from scripts.tools.recipes import KneeThreshold, NoiseDraws
 from scripts.training.augmentation import random_affine, random_intensity
 from scripts.training.calibration import calibrate_scores
 from scripts.training.corruption import PrepareMaskedBatch
@@ -134,32 +133,8 @@ def test_first_iteration_hides_the_whole_brain_and_later_ones_what_is_suspicious
     with torch.no_grad():
         model.refine(image[:1], brain_mask[:1])
     masks = [seen[:, 1] for seen in model.masked.seen]
-    assert torch.equal(masks[0], brain_mask[:1, 0].float()) and torch.equal(masks[1], masks[0])
-    assert masks[2].sum() < 0.5 * masks[0].sum() and (masks[2] * square[:1, 0]).sum() > 0.9 * square.sum()
-
-
-def test_masks_stand_for_those_that_overlap_enough():
-    mask = torch.zeros(4, 1, 4, 10, dtype=torch.bool)
-    for index, columns in enumerate((10, 9, 5, 8)):
-        mask[index, ..., :columns] = True
-    assert alike(mask, 1.0).tolist() == [0, 1, 2, 3]
-    assert alike(mask, 0.85).tolist() == [0, 0, 2, 3]  # 8 of 10 columns is too little, though 8 of 9 would not be
-    assert alike(mask, 0.6).tolist() == [0, 0, 2, 0]
-    assert alike(mask[[2, 0, 3]], 0.7).tolist() == [0, 1, 1]  # the best of those chosen: 8 of 10, not 5 of 8
-
-
-def test_slices_of_one_brain_share_the_pass_with_noise_exactly(small_network, image, brain_mask):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = ProbabilisticIterMask(small_network, threshold=0.5).eval()
-    same = brain_mask[:1].repeat(3, 1, 1, 1)
-    slices = torch.cat([image[:1], image[:1].flip(2), 2 * image[:1].flip(3)])
-    with torch.no_grad():
-        own = model.refine(slices, same, max_passes=2)
-        shared = model.refine(slices, same, max_passes=2, shared_overlap=0.99)
-    assert torch.equal(own[0], shared[0])
-    torch.testing.assert_close(own[1], shared[1], rtol=0, atol=1e-4)
-    assert (own[3] - shared[3]).tolist() == [0, 1, 1]
+    assert torch.equal(masks[0], brain_mask[:1, 0].float()) and masks[1].sum() < 0.5 * masks[0].sum()
+    assert (masks[1] * square[:1, 0]).sum() > 0.9 * square.sum()
 
 
 def test_calibration_exceeds_the_asked_parts_of_the_healthy_brain(small_network, image, brain_mask):
@@ -244,32 +219,16 @@ def test_unknown_sign_is_an_error(small_network):
         ProbabilisticIterMask(small_network, sign="dark")
 
 
-@pytest.mark.parametrize(("weights", "passes"), [((1, 0, 0), 1), ((1, 1, 0), 2), ((1, 0, 1), 2), ((1, 1, 1), 3)])
-def test_a_pass_without_weight_is_not_run(flat, brain_mask, weights, passes):
-    image, square = flat
-    model = expecting(score_weights=weights)
-    with torch.no_grad():
-        mask, _, _, counted = model.refine(image, brain_mask, max_passes=1)
-    assert counted[0] == passes and counted[3] == 0
-    assert len(model.masked.seen) == passes
-    assert (mask & square).sum() > 0.6 * square.sum()
-
-
 def test_one_pass_is_the_smoothed_residual_in_healthy_deviations(flat, brain_mask):
     image, _ = flat
-    model = expecting(score_weights=(1, 0, 0), predict_variance=False)
-    model.deviations.copy_(torch.tensor([2.0, 1.0]))
+    model = expecting(last_weight=0.0, predict_variance=False)
+    model.deviation.fill_(2.0)
     anomaly_map = model.refine(image, brain_mask)[1]
     inside = standardize(image, brain_mask)[0].numpy()[0, 0] * brain_mask[0, 0].numpy()
     mass = ndimage.gaussian_filter(brain_mask[0, 0].numpy().astype(float), 1.0, mode="constant")
     expected = ndimage.gaussian_filter(inside, 1.0, mode="constant") / mass.clip(0.05) / 2
     found = anomaly_map[0, 0].detach().numpy()
     np.testing.assert_allclose(found[12:20, 20:28], expected[12:20, 20:28].clip(0), atol=2e-3)
-
-
-def test_bad_score_weights_are_named():
-    with pytest.raises(ValueError, match=r"`score_weights` must be three numbers .* got \[0, 1, 1\]"):
-        expecting(score_weights=[0, 1, 1])
 
 
 def test_loss_of_a_mean_alone_is_its_squared_error_where_hidden(brain_mask):
@@ -289,28 +248,17 @@ def test_scaling_of_the_preprocessing_is_kept_on_request(flat, brain_mask):
     assert (median == 0).all() and (deviation == 1).all()
 
 
-def test_draws_of_the_noise_change_the_pass_with_noise_alone(flat, brain_mask, small_network):
-    noise = torch.randn(1, 1, 32, 48, generator=generator())
-    torch.manual_seed(0)
-    model = ProbabilisticIterMask(small_network).eval()
-    averaged = NoiseDraws(small_network).eval()
-    averaged.load_state_dict(model.state_dict())
-    prepared = model.prepare(flat[0], brain_mask)[0]
-
-    def first_scores(one, noise):
-        return one.raw_first_scores(prepared, brain_mask, one.context(prepared, brain_mask, noise, 1.0, 4)[0])
-
-    with torch.no_grad():
-        single = [first_scores(model, noise.roll(31 * k, 3)) for k in range(4)]
-        clear, blind, _ = first_scores(averaged, noise)
-    torch.testing.assert_close(clear, single[0][0])
-    torch.testing.assert_close(blind, sum(one[1] for one in single) / 4)
-
-
-def test_knee_threshold_is_each_slice_s_own(flat, brain_mask):
+@pytest.mark.parametrize(("last_weight", "passes"), [(0.0, 1), (0.5, 2)])
+def test_a_pass_without_weight_is_not_run(flat, brain_mask, last_weight, passes):
     image, square = flat
-    model = expecting()
-    model.__class__ = KneeThreshold
-    mask, anomaly_map = model.refine(image, brain_mask)[:2]
-    assert (mask & square).sum() * 2 / (mask.sum() + square.sum()) > 0.5
-    assert (anomaly_map[mask] > 0.45).all()
+    model = expecting(last_weight=last_weight)
+    with torch.no_grad():
+        mask, _, _, counted = model.refine(image, brain_mask, max_passes=1)
+    assert counted[0] == passes and counted[3] == 0
+    assert len(model.masked.seen) == passes
+    assert (mask & square).sum() > 0.6 * square.sum()
+
+
+def test_bad_weight_of_the_last_pass_is_named():
+    with pytest.raises(ValueError, match=r"`last_weight` must be in \[0, 1\), got 1"):
+        expecting(last_weight=1)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from monai.networks.nets import BasicUNet
 from scripts.method.networks import ReconstructionUNet
-from scripts.method.published import IterMask, hide, pass_noise
+from scripts.method.published import IterMask
+from scripts.method.refinement import hide, pass_noise
 from scripts.method.scores import error_map, gaussian_smooth
 from torch import nn
 
@@ -94,7 +95,7 @@ def test_higher_threshold_scale_marks_less(model, image, brain_mask):
 
 def test_missing_threshold_is_an_error(model, image, brain_mask):
     model.threshold.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="IterMask has no threshold: run configs/train.json"):
+    with pytest.raises(RuntimeError, match="The model lacks a threshold: run configs/train.json"):
         refined(model, image, brain_mask)
 
 
@@ -116,7 +117,7 @@ def test_hiding_leaves_the_rest_bit_identical(image, brain_mask):
 
 
 def test_several_modalities_share_one_mask(small_network, image, brain_mask):
-    model = IterMask(small_network, modalities=2, threshold=0.5).eval()
+    model = IterMask(small_network, modalities=("flair", "t1"), threshold=0.5).eval()
     two = torch.cat([image, image * 0.5], dim=1)
     mask, anomaly_map, reconstruction, _ = refined(model, two, brain_mask)
     assert mask.shape == anomaly_map.shape == (4, 1, 32, 48) and reconstruction.shape == (4, 2, 32, 48)

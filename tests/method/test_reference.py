@@ -13,7 +13,7 @@ import torch
 from conftest import run_bundle, write_nifti
 from scripts.data.slices import read_slices
 from scripts.evaluation.metrics import overlap, ssim_map
-from scripts.method import published
+from scripts.method import refinement
 from scripts.method.frequency import high_frequency
 from scripts.method.networks import ReconstructionUNet, convert_research_weights
 from scripts.method.published import IterMask, hide
@@ -79,7 +79,7 @@ def test_converter_refuses_other_weights():
 def convolutions(monkeypatch):
     """An `IterMask` whose networks are the recorded convolutions, with hidden pixels filled by 0."""
     reference = load("iterative_refinement")
-    monkeypatch.setattr(published, "pass_noise", lambda image, seed: torch.zeros_like(image[:1]))
+    monkeypatch.setattr(refinement, "pass_noise", lambda image, seed: torch.zeros_like(image[:1]))
     model = IterMask(partial(nn.Conv2d, kernel_size=5, padding=2, bias=False))
     model.first_iteration.weight.data = reference["first_weight"]
     model.masked.weight.data = reference["refine_weight"]

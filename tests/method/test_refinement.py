@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from scripts.method.default import ProbabilisticIterMask, alike, standardize
-from scripts.method.published import pass_noise
+from scripts.method.default import ProbabilisticIterMask, standardize
+from scripts.method.refinement import pass_noise
 from scripts.training.calibration import calibrate_scores
 from torch import nn
 
@@ -55,23 +55,17 @@ def test_extreme_intensities_are_clipped_to_minus_6_and_8_deviations(image, brai
     assert standard[0, 0, 16, 24] == pytest.approx(8 / 3) and standard[0, 0, 16, 25] == -2
 
 
-def test_scores_of_both_kinds_count_in_their_own_healthy_deviations(constant):
-    constant.deviations.copy_(torch.tensor([2.0, 4.0]))
-    assert constant.first_score(torch.tensor(6.0), torch.tensor(20.0)) == pytest.approx((3 + 5) / 2)
-
-
-def test_anomaly_map_is_the_weighted_mean_of_three_scores():
-    model = ProbabilisticIterMask(Constant, mirror_weight=0.0, score_weights=(2, 1, 3), threshold=1.0)
-    clear, blind, last = (torch.full((1, 1, 4, 4), value) for value in (6.0, 12.0, 1.0))
+def test_anomaly_map_is_the_weighted_mean_of_the_first_and_the_last_score():
+    model = ProbabilisticIterMask(Constant, mirror_weight=0.0, last_weight=0.25, threshold=1.0)
+    first, last = torch.full((1, 1, 4, 4), 6.0), torch.full((1, 1, 4, 4), 2.0)
     brain = torch.ones(1, 1, 4, 4, dtype=torch.bool)
-    anomaly_map = model.decide(brain, model.first_score(clear, blind), last, brain, 1.0)[1]
-    torch.testing.assert_close(anomaly_map, (2 * clear + blind + 3 * last) / 6)
+    torch.testing.assert_close(model.decide(brain, first, last, brain, 1.0)[1], torch.full((1, 1, 4, 4), 5.0))
 
 
-def test_deviations_are_those_of_healthy_scores(constant, image, brain_mask):
+def test_deviation_is_that_of_healthy_scores(constant, image, brain_mask):
     calibrate_scores(constant, [{"image": image, "brain_mask": brain_mask.float()}])
     expected = (standardize(image, brain_mask)[0] - 0.5)[brain_mask].std()
-    torch.testing.assert_close(constant.deviations, expected.expand(2))
+    torch.testing.assert_close(constant.deviation, expected)
 
 
 def test_calibration_leaves_a_network_in_training_as_it_is(small_network, image, brain_mask):
@@ -86,15 +80,6 @@ def test_reconstruction_comes_in_the_units_of_the_slice(constant, image, brain_m
     reconstruction = constant.refine(image[:3], brain_mask[:3])[2]
     _, median, deviation = standardize(image[:3], brain_mask[:3])
     torch.testing.assert_close(reconstruction, (3 * 0.5 * deviation + median).expand_as(reconstruction))
-
-
-def test_blind_pass_hides_the_brain_under_noise_as_strong_as_in_training(constant, image, brain_mask):
-    constant.first_threshold.fill_(100.0)
-    constant.refine(image[:1], brain_mask[:1], seed=4)
-    brain, seen = brain_mask[0], torch.cat(constant.masked.seen)[:, :1]
-    assert len(seen) == 2 and (seen[:, ~brain] == -2).all()
-    for filling in (standardize(image[:1], brain_mask[:1])[0], 0.7 * pass_noise(image, 4)):
-        assert any(torch.allclose(filled[brain], filling[0][brain], atol=1e-5) for filled in seen)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
@@ -125,14 +110,6 @@ def test_mirrored_pixel_is_the_one_of_the_other_side(constant):
     constant.mirror_weight = 0.5
     anomaly_map = constant.decide(brain, score, score, brain, 1.0)[1]
     assert anomaly_map[0, 0, 2, 2] < 0.8 and anomaly_map[0, 0, 2, 9] == pytest.approx(20.0, abs=0.1)
-
-
-@pytest.mark.parametrize(("overlap", "chosen"), [(0.5, [0, 0, 0, 3]), (0.59, [0, 0, 0, 3]), (0.61, [0, 0, 2, 3])])
-def test_brains_that_overlap_enough_share_one(overlap, chosen):
-    masks = torch.zeros(4, 1, 2, 10, dtype=torch.bool)
-    masks[0, ..., 0:8], masks[1, ..., 0:7], masks[2, ..., 2:10], masks[3, ..., 9:] = True, True, True, True
-    assert alike(masks, overlap).tolist() == chosen  # intersection over union with the first: 1, 7/8, 6/10, 0
-    assert alike(masks, 1.0).tolist() == [0, 1, 2, 3]
 
 
 def test_unet_of_patches_says_which_size_it_needs(small_network):

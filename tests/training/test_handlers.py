@@ -8,7 +8,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from scripts.common.model_file import load_model, save_model
-from scripts.method.published import IterMask
 from scripts.training.calibration import finish_training, recalibrate
 from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.handlers import (
@@ -27,7 +26,7 @@ def train(tmp_path, monkeypatch):
     """Train one epoch for each given validation error, the average being the newest weights; gives the checkpoint."""
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
 
-    def run(errors, resume=False):
+    def run(errors, resume=False, **settings):
         network = nn.Linear(1, 1, bias=False)
         network.weight.data.zero_()
         average = AveragedModel(network, multi_avg_fn=partial(average_weights, momentum=1.0))
@@ -43,7 +42,7 @@ def train(tmp_path, monkeypatch):
         )
         parts = {"network": network, "optimizer": torch.optim.SGD(network.parameters())}
         checkpoint = TrainingCheckpoint(
-            tmp_path / "checkpoint.pt", parts, average, SimpleNamespace(state=state), resume
+            tmp_path / "checkpoint.pt", parts, average, SimpleNamespace(state=state), settings, resume
         )
         checkpoint.attach(trainer)
         trainer.run([0], max_epochs=len(errors))
@@ -62,6 +61,21 @@ def test_resumed_training_still_knows_the_best_weights(train):
     train([1.0, 2.0])
     best = train([1.0, 2.0, 1.5], resume=True)
     assert best.best_metric == 1 and best.best_weights["weight"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1, "batch_size": 8}, "`seed` was 0 and is 1"),
+        ({"seed": 0, "batch_size": 4}, "`batch_size` was 8 and is 4"),
+        ({"seed": 0}, "`batch_size` was 8 and is None"),
+    ],
+)
+def test_training_does_not_go_on_with_other_settings(train, settings, message):
+    train([1.0], seed=0, batch_size=8)
+    with pytest.raises(ValueError, match=f"belongs to another training \\({message}\\)"):
+        train([1.0, 2.0], resume=True, **settings)
+    assert train([1.0, 2.0], resume=True, seed=0, batch_size=8).best_metric == 1
 
 
 def test_random_numbers_of_an_iteration_depend_on_the_seed_and_its_number_alone():
@@ -114,7 +128,7 @@ def test_loss_that_is_no_finite_number_ends_the_training(loss):
     stop_on_non_finite_loss(SimpleNamespace(state=state))
 
 
-def test_finished_model_holds_what_its_slices_were(model, small_network, tmp_path, capsys):
+def test_finished_model_holds_what_its_slices_were(model, tmp_path, capsys):
     best = {name: value + 1 for name, value in model.state_dict().items() if name.endswith("conv1.bias")}
     checkpoint = SimpleNamespace(interrupted=None, best_weights=best, best_metric=0.5)
     path = str(tmp_path / "model.pt")
@@ -126,7 +140,7 @@ def test_finished_model_holds_what_its_slices_were(model, small_network, tmp_pat
     finish_training(
         model, checkpoint, ["first_iteration", "masked"], path, calibration, [], (150.0, 190.0), (-20.0, 30.0)
     )
-    found = load_model(IterMask(small_network, radius=4), path)
+    found = load_model(path)
     assert found.field_of_view.tolist() == [150, 190] and found.planes.tolist() == [-20, 30]
     assert found.threshold == 2.5 and all(torch.equal(found.state_dict()[name], value) for name, value in best.items())
     assert "Best validation error 0.5, threshold 2.5" in capsys.readouterr().out
@@ -143,6 +157,6 @@ def test_new_threshold_goes_to_the_file_that_was_asked_for(model, small_network,
 
     recalibrate(model, first, calibration, [], output_file=second)
     assert first.read_bytes() == before
-    assert load_model(IterMask(small_network, radius=4), second).threshold == 2.5
+    assert load_model(second).threshold == 2.5
     recalibrate(model, first, calibration, [])
-    assert load_model(IterMask(small_network, radius=4), first).threshold == 2.5
+    assert load_model(first).threshold == 2.5

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -9,10 +8,7 @@ import time
 import pytest
 import torch
 from conftest import CONFIGS, SMALL_NETWORK, run_bundle
-from monai.networks.nets import BasicUNet
 from scripts.common.guard import innermost_message
-from scripts.common.model_file import load_model, save_model
-from scripts.method.published import IterMask
 from scripts.training.calibration import exceeded_by
 from scripts.training.corruption import PrepareCorruptedBatch, Reconstructions
 from scripts.training.handlers import average_weights
@@ -153,7 +149,7 @@ def test_same_seed_gives_the_same_weights(tmp_path, two_modality_slices):
 
 
 def train_in_subprocess(folder, slices_dir, *options):
-    overlay = CONFIGS / f"zz_{os.getpid()}.json"
+    overlay = folder / "small.json"
     overlay.write_text(json.dumps(SMALL_NETWORK))
     command = [sys.executable, "-m", "monai.bundle", "run", "training"]
     command += ["--config_file", f"['{CONFIGS / 'train.json'}','{overlay}']", "--dataset_dir", str(slices_dir)]
@@ -169,17 +165,17 @@ def train_in_subprocess(folder, slices_dir, *options):
         "90",
         *options,
     ]
-    return overlay, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_training_resumes_to_the_same_weights(tmp_path, slices_dir, number):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
-    overlay, process = train_in_subprocess(whole, slices_dir)
+    process = train_in_subprocess(whole, slices_dir)
     assert process.wait(120) == 0
     process.stdout.close()
-    overlay, process = train_in_subprocess(broken, slices_dir)
+    process = train_in_subprocess(broken, slices_dir)
     while not (broken / "checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -189,10 +185,9 @@ def test_interrupted_training_resumes_to_the_same_weights(tmp_path, slices_dir, 
     if number == signal.SIGTERM:
         assert "SIGTERM: training stopped, saved" in output and "Traceback" not in output
     assert not (broken / "model.pt").exists()
-    overlay, process = train_in_subprocess(broken, slices_dir, "--resume", "True")
+    process = train_in_subprocess(broken, slices_dir, "--resume", "True")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "Training goes on from iteration" in output
-    overlay.unlink()
     first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (whole, broken))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -247,41 +242,7 @@ def test_non_finite_loss_stops_the_training(tmp_path, two_modality_slices):
 
 def test_checkpoint_of_another_training_is_refused(trained, tmp_path, two_modality_slices, method):
     (tmp_path / "checkpoint.pt").write_bytes((trained / "checkpoint.pt").read_bytes())
-    options = {**two_modality_slices, "network_def#network#channels": 8}
+    options = {**two_modality_slices, "backbone#channels": 8}
     with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
         run_bundle("train", method, output_dir=str(tmp_path), model_file=str(tmp_path / "m.pt"), resume=True, **options)
     assert "belongs to another training" in innermost_message(error.value)
-
-
-class TestLoadModel:
-    def test_round_trip(self, model, small_network, tmp_path):
-        save_model(model, tmp_path / "model.pt")
-        other = load_model(IterMask(small_network, radius=4), tmp_path / "model.pt")
-        assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
-        assert not other.training
-
-    def test_missing_file(self, model, tmp_path):
-        with pytest.raises(FileNotFoundError, match="run configs/train.json to make them, or set `model_file`"):
-            load_model(model, tmp_path / "none.pt")
-
-    def test_not_weights(self, model, tmp_path):
-        (tmp_path / "model.pt").write_text("hello")
-        with pytest.raises(ValueError, match="is not a file of network weights"):
-            load_model(model, tmp_path / "model.pt")
-
-    def test_pickled_object_is_not_executed(self, model, tmp_path):
-        torch.save({"threshold": os.system}, tmp_path / "model.pt")
-        with pytest.raises(ValueError, match="is not a file of network weights"):
-            load_model(model, tmp_path / "model.pt")
-
-    def test_other_network(self, model, tmp_path):
-        torch.save(BasicUNet(spatial_dims=2).state_dict(), tmp_path / "model.pt")
-        with pytest.raises(ValueError, match="holds the weights of another network"):
-            load_model(model, tmp_path / "model.pt")
-
-    def test_no_threshold(self, model, tmp_path):
-        model.threshold.fill_(float("nan"))
-        save_model(model, tmp_path / "model.pt")
-        with pytest.raises(RuntimeError, match="has no threshold: run configs/train.json to the end"):
-            load_model(model, tmp_path / "model.pt")
-        load_model(model, tmp_path / "model.pt", calibrated=False)

@@ -160,8 +160,8 @@ def calibrated(**values):
         {"threshold": 2.1},
         {"certain_threshold": math.nan},
         {"first_threshold": 0.0},
-        {"deviations": [1.0, 0.0]},
-        {"deviations": [math.nan, 1.0]},
+        {"deviation": 0.0},
+        {"deviation": math.nan},
     ],
     ids=str,
 )
@@ -172,7 +172,7 @@ def test_impossible_thresholds_are_refused(values):
 
 @pytest.mark.parametrize(
     ("values", "count"),
-    [({}, 0), ({"certain_threshold": 1.0}, 0), ({"deviations": [0.6, 0.7]}, 0), ({"deviations": [0.6, 1.1]}, 1)],
+    [({}, 0), ({"certain_threshold": 1.0}, 0), ({"deviation": 0.7}, 0), ({"deviation": 1.1}, 1)],
     ids=str,
 )
 def test_model_that_does_not_explain_healthy_slices_is_told(caplog, values, count):

@@ -81,7 +81,7 @@ TRAINING = {
     "optimizer#eps": 1e-3,
     "precision": "float32",
 }
-PAPER = {"network_def#network#dropout": 0.0, "largest_gradient_norm": 1.0}
+PAPER = {"backbone#dropout": 0.0, "largest_gradient_norm": 1.0}
 
 
 def training_options(folder, slices, **options):

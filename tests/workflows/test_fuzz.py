@@ -473,13 +473,10 @@ def test_model_files_of_any_content(tmp_path, segmenter, number):
         ODD_VALUE.map(torch_bytes),
     )
     path = tmp_path / "model.pt"
-    network = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "inference.json")) | {"modalities": ["flair"]})
-    network.update(SMALL_NETWORK)
-    model = network.get_parsed_content("network_def")
 
     def check(content):
         path.write_bytes(content)
-        _, refusal = outcome(load_model, model, str(path))
+        model, refusal = outcome(load_model, str(path))
         if refusal is None:
             assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
         return refusal

@@ -28,8 +28,6 @@ from scripts.tools.release import NAME, main, make_release
 
 BUNDLE = CONFIGS.parent
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
-CONFIG = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "inference.json")))
-NETWORK = CONFIG.get_parsed_content("network_def#network").keywords
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +158,8 @@ def test_monai_finds_every_property_of_the_downloaded_bundle(downloaded, name, s
     root = downloaded / NAME
     data = scans_dir if name in ("evaluate", "inference") else slices_dir
     model_file = tmp_path / "model.pt"
-    network = partial(ReconstructionUNet, **NETWORK)
-    torch.save(ProbabilisticIterMask(network, modalities=2, threshold=1.0).state_dict(), model_file)
+    network = partial(ReconstructionUNet, channels=4, attention_levels=())
+    torch.save(ProbabilisticIterMask(network, modalities=("flair", "t1"), threshold=1.0).state_dict(), model_file)
     workflow = ConfigWorkflow(
         [str(root / "configs" / Path(path).name) for path in files_of(name)],
         workflow_type="train" if name == "train" else "infer",
@@ -196,7 +194,7 @@ def test_networks_of_the_bundle_agree_with_onnxruntime(tmp_path, capsys):
 
 
 def test_both_networks_of_the_published_method_agree_with_onnxruntime(tmp_path, model):
-    files = export.export_networks(model, 16, str(tmp_path))
+    files = export.export_networks(model, str(tmp_path))
     assert [path.name for path in files] == ["first_iteration.onnx", "masked.onnx"]
     assert sorted(path.name for path in tmp_path.glob("*.onnx")) == ["first_iteration.onnx", "masked.onnx"]
 
@@ -204,23 +202,23 @@ def test_both_networks_of_the_published_method_agree_with_onnxruntime(tmp_path, 
 def test_network_that_onnx_changes_is_not_written(tmp_path, model, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="differs from PyTorch"):
-        export.export_networks(model, 16, str(tmp_path))
+        export.export_networks(model, str(tmp_path))
     assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_network_whose_output_is_no_number_is_not_written(tmp_path, model, monkeypatch):
     model.first_iteration.head[-1].bias.data.fill_(float("nan"))
     inputs = {name: torch.ones(1, channels, 16, 16) for name, channels in (("first_iteration", 1), ("masked", 2))}
-    monkeypatch.setattr(export, "network_inputs", lambda model, image_size: inputs)
+    monkeypatch.setattr(export, "network_inputs", lambda model: inputs)
     with pytest.raises(RuntimeError, match="differs from PyTorch's by nan: it was not written"):
-        export.export_networks(model, 16, str(tmp_path))
+        export.export_networks(model, str(tmp_path))
     assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_onnx_without_its_packages_says_what_to_install(tmp_path, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ModuleNotFoundError, match="pip install onnx onnxscript onnxruntime"):
-        export.export_networks(model, 16, str(tmp_path))
+        export.export_networks(model, str(tmp_path))
 
 
 def test_whole_method_is_refused_by_onnx_and_says_what_to_do(model):
@@ -233,7 +231,7 @@ def test_torchscript_of_the_bundle_gives_the_same_masks(downloaded, tmp_path):
     command = ["ckpt_export", "--net_id", "network_def", "--filepath", str(tmp_path / "model.ts")]
     command += ["--ckpt_file", "models/model.pt", "--meta_file", "configs/metadata.json"]
     run_python("-m", "monai.bundle", *command, "--config_file", "configs/inference.json", cwd=root)
-    model = load_model(ProbabilisticIterMask(partial(ReconstructionUNet, **NETWORK)), str(root / "models" / "model.pt"))
+    model = load_model(str(root / "models" / "model.pt"))
     rows, columns = np.mgrid[-1:1:128j, -1:1:128j]
     brain = torch.from_numpy(rows**2 + columns**2 < 0.7)[None, None]
     image = torch.randn(3, 1, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.3

@@ -100,7 +100,7 @@ RULES = {
     **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _either(CASES)),
     "image": _either(FILES),
     "label": NAME,
-    "modalities": Rule("a list of names such as ['flair']", lambda value: _is_list(value, is_name)),
+    "modalities": _either(Rule("a list of names such as ['flair']", lambda value: _is_list(value, is_name))),
     "trained_networks": Rule("a list of names such as ['masked']", lambda value: _is_list(value, is_name)),
     "slice_range": Rule(
         "[first, after the last] of whole numbers with 0 <= first < after the last",
@@ -108,16 +108,18 @@ RULES = {
             value is None or (_ordered_pair(lambda k: type(k) is int and k < 2**31)(value) and value[0] < value[1])
         ),
     ),
-    **dict.fromkeys(("upper_fraction", "lower_fraction", "stop_shrink", "noise_fraction", "mirror_weight"), PART),
+    **dict.fromkeys(("upper_fraction", "lower_fraction", "mirror_weight"), _either(PART)),
+    **dict.fromkeys(("stop_shrink", "noise_fraction"), PART),
     **dict.fromkeys(("first_fraction", "exceed_fraction", "certain_fraction"), OPEN_PART),
     **dict.fromkeys(
-        ("allow_outside", "lower_over_volume", "resume", "fast", "pictures", "native_grid", "unlabeled_are_healthy"),
+        ("allow_outside", "resume", "fast", "pictures", "native_grid", "unlabeled_are_healthy"),
         SWITCH,
     ),
     **dict.fromkeys(("iterations", "validation_interval", "max_passes"), _whole(1, 10**9)),
     "warmup_iterations": _whole(0, 10**9),
     "batch_size": _whole(1, 4096),
-    "image_size": _whole(1, 2048),
+    "lower_over_volume": _either(SWITCH),
+    "image_size": _either(_whole(1, 2048)),
     "least_pixels": _whole(0, 10**9),
     "num_workers": _either(_whole(0, 256)),
     "rank": _whole(0, 10**6),
@@ -128,10 +130,9 @@ RULES = {
     "weight_decay": _real(0, 100),
     "largest_gradient_norm": _positive(math.inf),
     "threshold_scale": _positive(1000),
-    "shared_overlap": _positive(1),
     "precision": Rule(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
     "ssim_data_range": _positive(1e6),
-    "sigma": _real(0, 100),
+    "sigma": _either(_real(0, 100)),
     "radius": _real(0, 10_000),
     "slice_selection": Rule(
         "{split: which slices}, such as {'training': 'healthy'}",
@@ -141,7 +142,9 @@ RULES = {
         "[lowest, highest] of numbers from 0 to 100",
         lambda value: _ordered_pair(_is_real)(value) and value[1] <= 100,
     ),
-    "sign": Rule("bright or both", lambda value: value in ("bright", "both") if isinstance(value, str) else False),
+    "sign": _either(
+        Rule("bright or both", lambda value: value in ("bright", "both") if isinstance(value, str) else False)
+    ),
     "device": Rule("one that PyTorch can use here, such as cpu or cuda:0", _usable_device),
     "subsets": Rule(
         "{name: file with a case name a line}",

@@ -6,10 +6,12 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ..common.settings import is_text
+from ..method.refinement import SCALING
 from .scans import existing_folder, inside, read_json, shown
 
 DATALIST = "datalist.json"
@@ -78,6 +80,31 @@ def read_slices(
         known = {key: item[key] for key in ("case", "slice", "field_of_view", "position") if item.get(key) is not None}
         slices.append({**known, **files})
     return slices
+
+
+def read_source(dataset_dir: str | os.PathLike, modalities: Sequence[str] | None = None) -> dict[str, object]:
+    """Read from the datalist what a model of its slices must know of them.
+
+    Args:
+        dataset_dir: Folder of slices. One without a datalist may still be trained on: MONAI Label gives scans instead.
+        modalities: What the caller expects; None: as the datalist says, ``["flair"]`` where there is none.
+
+    Returns:
+        ``modalities``, and ``scaling``: how preprocessing scaled them.
+
+    Raises:
+        ValueError: When the datalist has other modalities.
+    """
+    path = Path(dataset_dir) / DATALIST
+    content = read_json(path, "the folder that preprocess.json wrote") if path.is_file() else {}
+    found = content if isinstance(content, dict) else {}
+    noted = found.get("modalities", modalities or ["flair"])
+    if modalities is not None and list(modalities) != list(noted):
+        raise ValueError(
+            f"{path} holds slices of {', '.join(map(str, noted))}, but `modalities` is {', '.join(modalities)}: leave "
+            "it out, or preprocess again."
+        )
+    return {"modalities": noted, "scaling": {name: found.get(name, value) for name, value in SCALING.items()}}
 
 
 def _check_planes(files: Mapping[str, str], modalities: int | None) -> None:

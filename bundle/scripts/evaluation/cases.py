@@ -243,7 +243,7 @@ class Evaluation:
         modalities: Names of the M modalities.
         baselines: Name to a callable that scores slices (D, M, H, W) inside brain pixels (D, 1, H, W).
         image_size: Side of the network's grid in pixels, where the high-frequency image of a picture is made.
-        radius: Radius of the frequency mask in bins at ``image_size``.
+        radius: Radius of the frequency mask in bins at ``image_size``; None: the method sees no high-frequency image.
         ssim_data_range: Width of the intensities for SSIM; the brain is scaled to [-3, 3].
         healthy_from_cases: Whether the lesion-free slices of the labeled cases are the healthy ones.
         first_slice: Number of the first slice of a volume, for the captions of the pictures.
@@ -262,7 +262,7 @@ class Evaluation:
         modalities: Sequence[str],
         baselines: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
         image_size: int = 128,
-        radius: float = 15.0,
+        radius: float | None = None,
         ssim_data_range: float = 6.0,
         healthy_from_cases: bool = False,
         first_slice: int = 0,
@@ -327,11 +327,12 @@ class Evaluation:
         areas = [mask.flatten(1).sum(dim=1) for mask in (sample.label, sample.pred_mask)]
         index = int((areas[0] if areas[0].any() else areas[1]).argmax())
         one = sample.select(torch.arange(len(sample.image)) == index)
-        resized = F.interpolate(one.image, size=[self.image_size] * 2, mode="bilinear", antialias=True)
         planes = {key: value[0, 0].numpy() for key, value in vars(one).items() if isinstance(value, Tensor)}
         planes |= {"image": one.image[0].numpy(), "reconstruction": one.reconstruction[0].numpy()}
-        small = high_frequency(resized, self.radius)
-        planes["high_frequency"] = F.interpolate(small, size=one.image.shape[-2:], mode="nearest-exact")[0].numpy()
+        if self.radius is not None:
+            resized = F.interpolate(one.image, size=[self.image_size] * 2, mode="bilinear", antialias=True)
+            small = high_frequency(resized, self.radius)
+            planes["high_frequency"] = F.interpolate(small, size=one.image.shape[-2:], mode="nearest-exact")[0].numpy()
         where = f", slice {self.first_slice + index}" if len(sample.image) > 1 else ""
         picture = case_picture(planes, self.modalities, f"{sample.name}{where}: {score}")
         name = f"pictures/{safe_file_name(sample.name)}.png"

@@ -76,14 +76,14 @@ def tile(rows: Sequence[Sequence[tuple[str, np.ndarray]]], title: str) -> Image.
 def case_picture(
     planes: dict[str, np.ndarray], modalities: Sequence[str], title: str, panel_size: int = 320
 ) -> Image.Image:
-    """One slice of a case: image, high-frequency image, reconstruction, anomaly map, and mask against label.
+    """One slice of a case: image, high-frequency image if any, reconstruction, anomaly map, and mask against label.
 
     Several modalities take a row each; the anomaly map and the masks belong to all and stand in the first. What lies
     far from the brain is cut off.
 
     Args:
-        planes: ``image``, ``high_frequency``, ``reconstruction`` (M, H, W) and ``anomaly_map``, ``pred_mask``,
-            ``label``, ``brain_mask`` (H, W).
+        planes: ``image``, ``reconstruction`` and, where the method sees it, ``high_frequency`` (M, H, W);
+            ``anomaly_map``, ``pred_mask``, ``label``, ``brain_mask`` (H, W).
         modalities: Names of the M modalities.
         title: Text above the panels.
         panel_size: Small panels are enlarged up to this many pixels.
@@ -94,14 +94,15 @@ def case_picture(
     brain = planes["brain_mask"] > 0
     rows = []
     for index, modality in enumerate(modalities):
-        image, high_frequency = planes["image"][index], planes["high_frequency"][index]
+        image = planes["image"][index]
         low, high = np.percentile(image[brain], [0.5, 99.5]) if brain.any() else (image.min(), image.max())
-        limit = np.percentile(np.abs(high_frequency), 99.5)
-        row = [
-            (modality, gray(to_display(image), low, high)),
-            ("high-frequency", gray(to_display(high_frequency), -limit, limit)),
-            ("reconstruction", gray(to_display(np.where(brain, planes["reconstruction"][index], low)), low, high)),
-        ]
+        row = [(modality, gray(to_display(image), low, high))]
+        if "high_frequency" in planes:
+            high_frequency = planes["high_frequency"][index]
+            limit = np.percentile(np.abs(high_frequency), 99.5)
+            row.append(("high-frequency", gray(to_display(high_frequency), -limit, limit)))
+        reconstruction = np.where(brain, planes["reconstruction"][index], low)
+        row.append(("reconstruction", gray(to_display(reconstruction), low, high)))
         if index == 0:
             peak = float(planes["anomaly_map"].max())
             outlined = outline(gray(to_display(image), low, high), label, LABEL_COLOR)

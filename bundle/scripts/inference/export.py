@@ -13,19 +13,18 @@ from torch import Tensor, nn
 
 from ..common.files import atomic, check_writable
 from ..common.ownership import claim
-from ..method.published import IterMask, networks_of
+from ..method.refinement import Refinement
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3
 
 
 @torch.no_grad()
-def network_inputs(model: IterMask, image_size: int) -> dict[str, Tensor]:
+def network_inputs(model: Refinement) -> dict[str, Tensor]:
     """What each network of a model sees when one slice of noise is refined.
 
     Args:
         model: Calibrated networks.
-        image_size: Height and width of the slice.
 
     Returns:
         Input (1, C, H, W) by the name of the network.
@@ -35,9 +34,10 @@ def network_inputs(model: IterMask, image_size: int) -> dict[str, Tensor]:
     def remember(name: str):
         return lambda network, inputs: seen.setdefault(name, inputs[0].detach().clone())
 
-    handles = [getattr(model, name).register_forward_pre_hook(remember(name)) for name in networks_of(model)]
+    handles = [getattr(model, name).register_forward_pre_hook(remember(name)) for name in model.networks]
     device = model.threshold.device
-    image = torch.randn(1, model.modalities, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    shape = (1, model.modalities, model.image_size, model.image_size)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     try:
         model.refine(image.to(device), torch.ones_like(image[:, :1], dtype=torch.bool).to(device), max_passes=1)
     finally:
@@ -46,15 +46,14 @@ def network_inputs(model: IterMask, image_size: int) -> dict[str, Tensor]:
     return seen
 
 
-def export_networks(model: IterMask, image_size: int, output_dir: str) -> list[Path]:
-    """Write each network of a model as ONNX; batches of any size, slices of ``image_size``.
+def export_networks(model: Refinement, output_dir: str) -> list[Path]:
+    """Write each network of a model as ONNX; batches of any size, slices of its ``image_size``.
 
     The refinement around the networks branches on its data, which ONNX cannot express: TorchScript (MONAI's
     `ckpt_export`) holds the whole method.
 
     Args:
-        model: Calibrated networks, see `calibration.load_model`.
-        image_size: Height and width, in pixels, that the networks work at.
+        model: Calibrated networks, see `model_file.load_model`.
         output_dir: Where ``<network>.onnx`` goes.
 
     Returns:
@@ -67,10 +66,10 @@ def export_networks(model: IterMask, image_size: int, output_dir: str) -> list[P
     """
     _check_packages(PACKAGES)
     folder = check_writable(output_dir)
-    claim(folder, "export_onnx", [f"{name}.onnx" for name in networks_of(model)])
+    claim(folder, "export_onnx", [f"{name}.onnx" for name in model.networks])
     model = model.cpu().eval()
-    inputs, files = network_inputs(model, image_size), []
-    for name in networks_of(model):
+    inputs, files = network_inputs(model), []
+    for name in model.networks:
         network, path = getattr(model, name), folder / f"{name}.onnx"
         with atomic(path) as temporary:
             _export_network(network, inputs[name], temporary)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..method.precision import check_precision, in_precision
-from ..method.published import IterMask
+from ..method.refinement import Refinement
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
 SAME_FIELD_OF_VIEW = 0.02  # part by which two may differ
@@ -86,11 +86,10 @@ class IterMaskInferer(Inferer):
     """Segment slices (N, M + 1, H, W) or the axial slices of volumes (N, M + 1, H, W, D).
 
     The input holds M modalities, scaled as in training, and the brain mask as its last channel. Slices without brain
-    are skipped, the others are brought to the network's image size and their results back to the input's. Volumes with
+    are skipped, the others are brought to the model's image size and their results back to the input's. Volumes with
     meta data (`MetaTensor`) are shown to the network in the field of view of its training slices, see `window`.
 
     Args:
-        image_size: Height and width, in pixels, that the networks work at; that of training.
         outputs: What the channels of the result are, in this order: ``mask`` (1 = anomalous), ``anomaly_map``
             (the error of the last pass), ``reconstruction`` (M channels), ``passes`` (network passes of the slice).
         threshold_scale: Factor on the calibrated threshold; more than 1 marks less.
@@ -98,11 +97,9 @@ class IterMaskInferer(Inferer):
         max_passes: A slice is done after this many passes of the masked network.
         batch_size: Slices that the networks see at once.
         seed: Seed of the noise that fills hidden pixels.
-        shared_overlap: Slices of one input whose brains overlap by at least this much (intersection over union) share
-            the network pass that depends on the shape of the brain alone; 1: none do.
         precision: Of the networks: ``"float32"``, ``"bfloat16"``, or ``"auto"`` (bfloat16 where the device computes it
             natively).
-        least_pixels: Marked areas of a slice with fewer pixels (at ``image_size``, 8 neighbors) are dropped.
+        least_pixels: Marked areas of a slice with fewer pixels (8 neighbors) are dropped.
         progress: Show a progress bar over the slices.
 
     Raises:
@@ -111,14 +108,12 @@ class IterMaskInferer(Inferer):
 
     def __init__(
         self,
-        image_size: int = 128,
         outputs: Sequence[str] = ("mask",),
         threshold_scale: float = 1.0,
         stop_shrink: float = 0.01,
         max_passes: int = 100,
         batch_size: int = 32,
         seed: int = 0,
-        shared_overlap: float = 1.0,
         precision: str = "float32",
         least_pixels: int = 0,
         progress: bool = False,
@@ -129,16 +124,13 @@ class IterMaskInferer(Inferer):
             raise ValueError(f"`outputs` must be some of {', '.join(OUTPUTS)}, got {list(outputs)}.")
         if not 0 <= stop_shrink <= 1:
             raise ValueError(f"`stop_shrink` must be in [0, 1], got {stop_shrink}; did you pass a percentage?")
-        for name, value in {"image_size": image_size, "max_passes": max_passes, "batch_size": batch_size}.items():
+        for name, value in {"max_passes": max_passes, "batch_size": batch_size}.items():
             if int(value) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if threshold_scale <= 0:
             raise ValueError(f"`threshold_scale` must be above 0, got {threshold_scale}.")
-        if not 0 < shared_overlap <= 1:
-            raise ValueError(f"`shared_overlap` must be in (0, 1], got {shared_overlap}; did you pass a percentage?")
         check_precision(precision)
         self.precision = precision
-        self.image_size = int(image_size)
         self.outputs = tuple(outputs)
         self.options = {
             "threshold_scale": float(threshold_scale),
@@ -146,14 +138,14 @@ class IterMaskInferer(Inferer):
             "max_passes": int(max_passes),
             "batch_size": int(batch_size),
             "seed": int(seed),
-            "shared_overlap": float(shared_overlap),
         }
+        self.settings = {**self.options, "precision": precision, "least_pixels": least_pixels}
         self.progress = progress
         # half a pixel less: versions of skimage differ in what happens to areas of just this size
         self.drop_small = RemoveSmallObjects(least_pixels - 0.5, connectivity=2) if least_pixels > 1 else None
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: IterMask, *args: object, **kwargs: object) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Refinement, *args: object, **kwargs: object) -> Tensor:
         """Give the channels named by ``outputs``, (N, K, H, W[, D]) float32, with the input's meta data."""
         expected = network.modalities + 1
         if inputs.ndim not in (4, 5) or inputs.shape[1] != expected:
@@ -176,7 +168,7 @@ class IterMaskInferer(Inferer):
             result = self._segment(plain, network)
         return convert_to_dst_type(result, inputs, dtype=torch.float32)[0] if isinstance(inputs, MetaTensor) else result
 
-    def _segment_volume(self, volume: Tensor, network: IterMask, spacing: Tensor | None) -> Tensor:
+    def _segment_volume(self, volume: Tensor, network: Refinement, spacing: Tensor | None) -> Tensor:
         """Segment the axial slices of a volume (M + 1, H, W, D) to (K, H, W, D).
 
         The network sees them in the field of view that it was trained with, around the brain.
@@ -190,7 +182,7 @@ class IterMaskInferer(Inferer):
         found = found.flatten(1).t().contiguous().view(*found.shape[1:], len(found))
         return F.pad(found, [-n for n in padding])
 
-    def _segment(self, slices: Tensor, network: IterMask) -> Tensor:
+    def _segment(self, slices: Tensor, network: Refinement) -> Tensor:
         with_brain = (slices[:, -1] > 0.5).flatten(1).any(dim=1).nonzero()[:, 0]
         channels = sum(network.modalities if name == "reconstruction" else 1 for name in self.outputs)
         result = slices.new_zeros(len(slices), channels, *slices.shape[2:])
@@ -201,8 +193,8 @@ class IterMaskInferer(Inferer):
                 bar.update(len(part))
         return result
 
-    def _segment_group(self, slices: Tensor, network: IterMask) -> Tensor:
-        size, working_size = slices.shape[-2:], (self.image_size, self.image_size)
+    def _segment_group(self, slices: Tensor, network: Refinement) -> Tensor:
+        size, working_size = slices.shape[-2:], (network.image_size, network.image_size)
         brain_mask = slices[:, -1:] > 0.5
         small = F.interpolate(slices[:, :-1], working_size, mode="bilinear")
         small_brain = F.interpolate(slices[:, -1:], working_size, mode="nearest-exact") > 0.5

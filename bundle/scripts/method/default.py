@@ -1,8 +1,7 @@
-"""The default method: IterMask's refinement with networks that also say how sure they are."""
+"""The default method: one network that also says how sure it is, and scores with a sign."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
@@ -11,11 +10,11 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
-from .published import IterMask, hide
+from .refinement import Refinement
 from .scores import gaussian_smooth, hysteresis
 
 BACKGROUND = -2.0
-NOISE_DEVIATION = 0.7
+
 LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE = -7.0, 3.0
 
 
@@ -76,184 +75,123 @@ class StandardizeBraind(MapTransform):
         return result
 
 
-def alike(mask: Tensor, overlap: float) -> Tensor:
-    """For each mask the one that can stand for it best, of a choice of masks that stand for themselves.
-
-    A mask is chosen when no earlier chosen one overlaps enough.
-
-    Args:
-        mask: Masks (N, 1, H, W), bool.
-        overlap: Least intersection over union, in (0, 1); 1 and more: every mask stands for itself.
-
-    Returns:
-        Numbers of the masks (N,).
-    """
-    chosen = torch.arange(len(mask), device=mask.device)
-    if overlap >= 1:
-        return chosen
-    flat = mask.flatten(1).float()
-    both, size = flat @ flat.t(), flat.sum(dim=1)
-    found = both / (size[:, None] + size[None, :] - both).clamp(min=1)
-    free = torch.ones_like(chosen, dtype=torch.bool)
-    stands = torch.zeros_like(free)
-    for index in range(len(mask)):
-        if bool(free[index]):
-            stands[index] = True
-            free = free & (found[index] < overlap)
-    found = found + 2 * torch.eye(len(mask), device=mask.device)  # one that is chosen stands for itself
-    return (found * stands).argmax(dim=1)
-
-
-class ProbabilisticIterMask(IterMask):
-    """IterMask with one network for both kinds of hiding, a predicted uncertainty and smoothed, signed scores.
+class ProbabilisticIterMask(Refinement):
+    """The default method: one network for both kinds of hiding, a predicted uncertainty and smoothed, signed scores.
 
     The network sees the slice with its hidden pixels filled, and which they are; it predicts mean and log-variance of
     the healthy slice. In training hidden pixels lose their low frequencies (image plus coarse noise) or everything
-    (noise); here the first iteration hides the whole brain both ways, and the next ones hide what is suspicious.
+    (noise); here the first iteration hides the whole brain and the next ones what is suspicious, with the slice itself
+    as filling, which the network has learned to distrust.
 
     Args:
         network: Makes a 2-D network from ``in_channels`` and ``out_channels``.
-        modalities: Number M of MRI modalities that are reconstructed together.
-        sigma: Smoothing of the scores inside the brain, or the hidden area, in pixels at the network's image size.
+        modalities: Names of the M modalities that are reconstructed together.
+        image_size: Height and width in pixels that the network works at.
+        scaling: See `Refinement`.
+        sigma: Smoothing of the scores inside the brain, or the hidden area, in pixels at ``image_size``.
         sign: ``"bright"`` counts what is brighter than expected, ``"both"`` also what is darker, and textures.
         mirror_weight: Part of the smoothed score of the mirrored pixel (left and right swapped) that is taken off:
             what is unusual on both sides is rarely a lesion. 0 leaves it out.
-        score_weights: Weights of the three scores in the anomaly map: whole brain hidden with the slice itself as
-            filling, with noise, and the last pass. A pass of weight 0 is not run: (1, 0, 0) is one pass.
+        last_weight: Weight of the last pass in the anomaly map, in [0, 1), beside the first one's; 0 is one pass.
         predict_variance: Whether the network has channels for the log-variance; without, residuals are not divided.
         robust_scaling: Standardize every slice by median and deviation of its brain, see `standardize`.
         threshold: Score above which a pixel may be anomalous. NaN until it has been calibrated.
 
     Raises:
-        ValueError: When ``sign`` is neither, or the weights are not three of which the first is above 0.
+        ValueError: When ``sign`` is neither, or ``last_weight`` is outside its range.
     """
+
+    networks = ("masked",)
+    thresholds = ("threshold", "certain_threshold", "first_threshold")
 
     def __init__(
         self,
         network: Callable[..., nn.Module],
-        modalities: int = 1,
+        modalities: Sequence[str] = ("flair",),
+        image_size: int = 128,
+        scaling: Mapping[str, object] | None = None,
         sigma: float = 2.0,
         sign: str = "bright",
         mirror_weight: float = 0.5,
-        score_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        last_weight: float = 0.5,
         predict_variance: bool = True,
         robust_scaling: bool = True,
         threshold: float = float("nan"),
     ):
-        nn.Module.__init__(self)
+        super().__init__(modalities, image_size, scaling)
         if sign not in ("bright", "both"):
             raise ValueError(f"`sign` must be bright or both, got {sign!r}.")
-        if len(score_weights) != 3 or min(score_weights) < 0 or score_weights[0] <= 0:
-            raise ValueError(
-                f"`score_weights` must be three numbers of which the first is above 0, got {list(score_weights)}."
-            )
-        self.modalities = modalities
-        self.sigma = float(sigma)
-        self.both_signs = sign == "both"
-        self.mirror_weight = float(mirror_weight)
-        clear, blind, last = (float(weight) / sum(score_weights) for weight in score_weights)
-        self.score_weights = (clear, blind, last)
-        self.predict_variance = predict_variance
-        self.robust_scaling = robust_scaling
-        self.background, self.noise_deviation = BACKGROUND, NOISE_DEVIATION
+        if not 0 <= last_weight < 1:
+            raise ValueError(f"`last_weight` must be in [0, 1), got {last_weight}.")
+        self.sigma, self.mirror_weight, self.last_weight = float(sigma), float(mirror_weight), float(last_weight)
+        self.both_signs, self.predict_variance, self.robust_scaling = sign == "both", predict_variance, robust_scaling
+        self.background = BACKGROUND
         self.least_log_variance, self.largest_log_variance = LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE
-        self.masked = network(in_channels=modalities + 1, out_channels=(1 + predict_variance) * modalities)
-        self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32))
-        self.register_buffer("field_of_view", torch.zeros(2))
-        self.register_buffer("planes", torch.tensor([math.inf, -math.inf]))
-        self.register_buffer("certain_threshold", torch.tensor(threshold, dtype=torch.float32))
-        self.register_buffer("first_threshold", torch.tensor(threshold, dtype=torch.float32))
-        self.register_buffer("deviations", torch.ones(2))
+        channels = (1 + predict_variance) * self.modalities
+        self.masked = network(in_channels=self.modalities + 1, out_channels=channels)
+        self.threshold.fill_(threshold), self.certain_threshold.fill_(threshold), self.first_threshold.fill_(threshold)
+        self.register_buffer("deviation", torch.ones(()))
+        self.describe(
+            sigma=self.sigma,
+            sign=sign,
+            mirror_weight=self.mirror_weight,
+            last_weight=self.last_weight,
+            predict_variance=predict_variance,
+            robust_scaling=robust_scaling,
+        )
 
     def prepare(self, image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The slices as the network sees them, see `standardize`, and what undoes it in a reconstruction."""
+        """Standardize the slices, see `standardize`."""
         standard, median, deviation = standardize(image, brain_mask, self.background, self.robust_scaling)
         return standard, 3 * deviation, median
 
-    def predict(self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, filling: Tensor) -> Tensor:
-        """Fill the hidden pixels and predict mean and log-variance, (N, 2 M, H, W), or the mean alone."""
-        filling = torch.where(brain_mask, filling, torch.full_like(image, self.background))
-        prediction = self.masked(torch.cat([hide(image, spatial_mask, filling), spatial_mask.to(image.dtype)], dim=1))
-        return prediction.float()
+    def reconstruct(self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict the slices without trust in what is hidden.
 
-    def residual(self, image: Tensor, prediction: Tensor) -> Tensor:
-        """What prepared slices have beyond the prediction, in its deviations; mean over modalities, (N, 1, H, W)."""
-        residual = image - prediction[:, : self.modalities]
+        Returns:
+            Smoothed residual in the hidden area, in predicted deviations, mean over modalities, (n, 1, H, W); and the
+            predicted mean (n, M, H, W).
+        """
+        prediction = self.masked(torch.cat([image, spatial_mask.to(image.dtype)], dim=1)).float()
+        mean = prediction[:, : self.modalities]
+        residual = image - mean
         if self.predict_variance:
             log_variance = prediction[:, self.modalities :].clamp(self.least_log_variance, self.largest_log_variance)
             residual = residual * torch.exp(-0.5 * log_variance)
         if self.both_signs:
             residual = residual.abs()
-        return residual.mean(dim=1, keepdim=True)
+        return gaussian_smooth(residual.mean(dim=1, keepdim=True), spatial_mask, self.sigma, 0.05), mean
 
-    def context(
-        self, image: Tensor, brain_mask: Tensor, noise: Tensor, shared_overlap: float, batch_size: int
-    ) -> tuple[Tensor, Tensor]:
-        """What the network expects of brains that are noise: it depends on the shape of the brain alone.
-
-        Returns:
-            Prediction (N, 2 M, H, W), of no channels where its score has no weight, and the network passes (N,).
-        """
-        passes = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-        if self.score_weights[1] == 0:
-            return image[:, :0], passes
-        chosen = alike(brain_mask, shared_overlap)
-        own = (chosen == torch.arange(len(image), device=image.device)).nonzero()[:, 0]
-        passes[own] = 1
-        filling = self.noise_deviation * noise
-        parts = [self.predict(image[k], brain_mask[k], brain_mask[k], filling) for k in own.split(batch_size)]
-        row = torch.zeros_like(chosen)
-        row[own] = torch.arange(len(own), device=image.device)
-        prediction = torch.cat(parts)[row[chosen]]
-        if len(own) < len(image):  # where a shared brain ends too early the slice itself is expected
-            missing = brain_mask & ~brain_mask[chosen]
-            prediction[:, : self.modalities] = torch.where(missing, image, prediction[:, : self.modalities])
-        return prediction, passes
-
-    def raw_first_scores(self, image: Tensor, brain_mask: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hide the whole brain: its scores with the slice itself as filling, and with noise; the reconstruction."""
-        prediction = self.predict(image, brain_mask, brain_mask, image)
-        residuals = [self.residual(image, prediction)]
-        if context.shape[1] > 0:
-            residuals.append(self.residual(image, context))
-        scores = gaussian_smooth(torch.cat(residuals, dim=1), brain_mask, self.sigma, 0.05)
-        blind = scores[:, 1:] if context.shape[1] > 0 else torch.zeros_like(scores)
-        return scores[:, :1], blind, prediction[:, : self.modalities]
-
-    def first_pass(self, image: Tensor, brain_mask: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of both whole-brain scores, each in healthy deviations, and the reconstruction."""
-        clear, blind, reconstruction = self.raw_first_scores(image, brain_mask, context)
-        return self.first_score(clear, blind), reconstruction
-
-    def first_score(self, clear: Tensor, blind: Tensor) -> Tensor:
-        """Weighted mean of the two whole-brain scores, each in healthy deviations."""
-        weights = self.score_weights
-        together = weights[0] * clear / self.deviations[0] + weights[1] * blind / self.deviations[1]
-        return together / (weights[0] + weights[1])
+    def first_pass(self, image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hide the whole brain; give its score in healthy deviations, and the reconstruction."""
+        score, reconstruction = self.reconstruct(image, brain_mask, brain_mask)
+        return score / self.deviation, reconstruction
 
     def first_mask(self, score: Tensor, brain_mask: Tensor, threshold_scale: float) -> Tensor:
         """Hide what scores above the tenth of healthy brain that scores highest; nothing if no pass would follow."""
-        if self.score_weights[2] == 0:
-            return torch.zeros_like(brain_mask)
-        return brain_mask & (score > self.first_threshold * threshold_scale)
+        threshold = float(self.first_threshold) * threshold_scale
+        return brain_mask & (score > threshold) if self.last_weight > 0 else torch.zeros_like(brain_mask)
 
     def masked_pass(
-        self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, context: Tensor, noise: Tensor
+        self, image: Tensor, spatial_mask: Tensor, brain_mask: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Score the hidden pixels alone, now that the network can trust the others."""
-        prediction = self.predict(image, spatial_mask, brain_mask, image)
-        score = gaussian_smooth(self.residual(image, prediction), spatial_mask, self.sigma, 0.05)
-        return score / self.deviations[0], prediction[:, : self.modalities]
+        """Hide what is suspicious; give its score in healthy deviations, and the reconstruction."""
+        score, reconstruction = self.reconstruct(image, spatial_mask, brain_mask)
+        return score / self.deviation, reconstruction
 
     def refining_threshold(self) -> Tensor:
-        """The score above which a hidden pixel stays hidden."""
+        """Give the score above which a hidden pixel stays hidden."""
         return self.first_threshold
+
+    def threshold_values(self) -> list[Tensor]:
+        """Give the buffers that calibration sets."""
+        return [self.threshold, self.certain_threshold, self.first_threshold]
 
     def decide(
         self, spatial_mask: Tensor, first_score: Tensor, last_score: Tensor, brain_mask: Tensor, threshold_scale: float
     ) -> tuple[Tensor, Tensor]:
-        """Average the three scores, take off the mirrored ones, and keep areas that hold a certain pixel."""
-        combined = (1 - self.score_weights[2]) * first_score + self.score_weights[2] * last_score
+        """Average both scores, take off the mirrored ones, and keep areas that hold a certain pixel."""
+        combined = (1 - self.last_weight) * first_score + self.last_weight * last_score
         if self.mirror_weight > 0:
             mirrored = gaussian_smooth(combined.flip(2), brain_mask.flip(2), 2.0)
             combined = combined - self.mirror_weight * mirrored.clamp(min=0)

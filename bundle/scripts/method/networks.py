@@ -84,6 +84,14 @@ class ReconstructionUNet(nn.Module):
         patch_size: int = 1,
     ):
         super().__init__()
+        self.size = {
+            "channels": channels,
+            "channel_multipliers": list(channel_multipliers),
+            "residual_blocks": residual_blocks,
+            "attention_levels": list(attention_levels),
+            "dropout": dropout,
+            "patch_size": patch_size,
+        }
         widths = [channels * multiplier for multiplier in channel_multipliers]
         self.size_factor = patch_size * 2 ** (len(widths) - 1)
         self.to_patches, self.to_pixels = nn.PixelUnshuffle(patch_size), nn.PixelShuffle(patch_size)

@@ -39,11 +39,11 @@ from scripts.evaluation.metrics import overlap  # noqa: E402
 from scripts.inference.volumes import find_inputs  # noqa: E402
 from scripts.method.default import ProbabilisticIterMask, standardize  # noqa: E402
 from scripts.method.precision import computes_bfloat16  # noqa: E402
-from scripts.method.published import IterMask, hide, pass_noise  # noqa: E402
+from scripts.method.refinement import Refinement  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
 
 PARTS = ("refinement", "passes", "training", "preprocessing")
-FAST = {"max_passes": 1, "shared_overlap": 0.96}
+FAST = {"max_passes": 1}
 
 
 def read_config(*names: str, **overrides: object) -> ConfigParser:
@@ -110,19 +110,15 @@ def plain_hysteresis(score: Tensor, low: float, high: float) -> Tensor:
     return torch.from_numpy(np.stack(found))[:, None].to(score.device)
 
 
-def plain_score(
-    model: ProbabilisticIterMask, image: Tensor, hidden: Tensor, brain_mask: Tensor, noise: Tensor | None = None
-) -> Tensor:
-    """Scores of one pass over a batch, everything computed anew; the hidden pixels are filled with noise on request."""
+def plain_score(model: ProbabilisticIterMask, image: Tensor, hidden: Tensor, brain_mask: Tensor) -> Tensor:
+    """Scores of one pass over a batch, in healthy deviations, everything computed anew."""
     standard = standardize(image, brain_mask, model.background, model.robust_scaling)[0]
-    filling = standard if noise is None else model.noise_deviation * noise
-    filling = torch.where(brain_mask, filling, torch.full_like(standard, model.background))
-    corrupted = torch.cat([hide(standard, hidden, filling), hidden.to(image.dtype)], dim=1)
+    corrupted = torch.cat([standard, hidden.to(image.dtype)], dim=1)
     mean, log_variance = model.masked(corrupted).chunk(2, dim=1)
     log_variance = log_variance.clamp(model.least_log_variance, model.largest_log_variance)
     residual = (standard - mean) * torch.exp(-0.5 * log_variance)
     residual = (residual.abs() if model.both_signs else residual).mean(dim=1, keepdim=True)
-    return plain_smooth(residual, hidden, model.sigma, 0.05)
+    return plain_smooth(residual, hidden, model.sigma, 0.05) / model.deviation
 
 
 def plain_refine(
@@ -131,14 +127,12 @@ def plain_refine(
     """The default method as the published code would run it: every slice of a batch until the slowest has stopped."""
     masks, maps, passes = [], [], []
     for part, brain in zip(image.split(batch_size), brain_mask.split(batch_size), strict=True):
-        clear = plain_score(model, part, brain, brain)
-        blind = plain_score(model, part, brain, brain, pass_noise(part, 0))
-        first = model.first_score(clear, blind)
+        first = plain_score(model, part, brain, brain)
         hidden = brain & (first > model.first_threshold)
-        last, count = torch.zeros_like(first), torch.full([len(part)], 2)
+        last, count = torch.zeros_like(first), torch.full([len(part)], 1)
         running = hidden.flatten(1).any(dim=1)
         while running.any():
-            score = plain_score(model, part, hidden, brain) / model.deviations[0]
+            score = plain_score(model, part, hidden, brain)
             refined = hidden & (score > model.first_threshold)
             before, after = (mask.flatten(1).sum(dim=1) for mask in (hidden, refined))
             last = torch.where(running[:, None, None, None], score, last)
@@ -155,7 +149,7 @@ def plain_decide(
     model: ProbabilisticIterMask, first: Tensor, last: Tensor, brain_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mask and anomaly map of a batch."""
-    weight = model.score_weights[2]
+    weight = model.last_weight
     combined = (1 - weight) * first + weight * last
     mirrored = plain_smooth(combined.flip(2), brain_mask.flip(2), 2.0, 1e-6)
     anomaly_map = (combined - model.mirror_weight * mirrored.clamp(min=0)).clamp(min=0) * brain_mask
@@ -166,7 +160,7 @@ def plain_decide(
 
 
 @contextmanager
-def watched(model: IterMask) -> Iterator[dict[str, float]]:
+def watched(model: Refinement) -> Iterator[dict[str, float]]:
     """Time and slices that the networks of a model get, while the block runs."""
     found = {"seconds": 0.0, "slices": 0, "start": 0.0}
     device = model.threshold.device
@@ -205,7 +199,7 @@ def benchmark_refinement(options: argparse.Namespace, device: torch.device) -> s
     plain.refine = partial(plain_refine, copy.copy(plain))
     inferer = config["inferer"] | {"outputs": ["mask", "anomaly_map", "passes"], "progress": False}
 
-    def variant(network: IterMask, **changes: object) -> Callable[[], Tensor]:
+    def variant(network: Refinement, **changes: object) -> Callable[[], Tensor]:
         made = read_config("inference", inferer=inferer | changes).get_parsed_content("inferer")
         return lambda: made(volume, network).as_tensor()[0]
 
@@ -275,7 +269,7 @@ class TrainingStep:
         order = "channels_last" if channels_last else "contiguous_format"
         parser = read_config(*names, **options)
         parser["train"]["dataset"]["progress"] = False
-        parser["model"] = f"$@network_def.to(@device, memory_format=torch.{order})"
+        parser["model"] = f"$@model_def.to(@device, memory_format=torch.{order})"
         parts = ("device", "network", "loss", "optimizer", "train#prepare_batch", "train#dataloader")
         self.device, self.network, self.loss, self.optimizer, self.prepare, loader = map(
             parser.get_parsed_content, parts

@@ -12,66 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
 from scripts.evaluation.metrics import bootstrap_interval  # noqa: E402
-from scripts.method.default import ProbabilisticIterMask  # noqa: E402
-from scripts.method.scores import hysteresis  # noqa: E402
 from scripts.tools.demo import run_bundle  # noqa: E402
 
 SMALL_PUBLISHED = {
-    "network_def#network#channels": 16,
-    "network_def#network#channel_multipliers": [1, 2, 3, 4],
-    "network_def#network#residual_blocks": 1,
-    "network_def#network#attention_levels": [],
-    "network_def#network#dropout": 0.0,
-    "network_def#network#patch_size": 2,
+    "backbone#channels": 16,
+    "backbone#channel_multipliers": [1, 2, 3, 4],
+    "backbone#residual_blocks": 1,
+    "backbone#attention_levels": [],
+    "backbone#dropout": 0.0,
+    "backbone#patch_size": 2,
 }
 SQUARES = {"_target_": "scripts.training.masks.random_squares", "_mode_": "callable"}
 MEAN_LOSS = {"_target_": "scripts.training.losses.masked_error", "_mode_": "callable"}
-
-
-class NoiseDraws(ProbabilisticIterMask):
-    """The pass with noise alone is averaged over four draws."""
-
-    def context(
-        self, image: Tensor, brain_mask: Tensor, noise: Tensor, shared_overlap: float, batch_size: int
-    ) -> tuple[Tensor, Tensor]:
-        """The predictions of all draws, the noise being shifted from one to the next, and the network passes."""
-        found = [
-            super(NoiseDraws, self).context(image, brain_mask, noise.roll(31 * k, 3), shared_overlap, batch_size)
-            for k in range(4)
-        ]
-        return torch.cat([prediction for prediction, _ in found], dim=1), sum(passes for _, passes in found)
-
-    def raw_first_scores(self, image: Tensor, brain_mask: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As in the parent, with the mean score of the draws."""
-        found = [super(NoiseDraws, self).raw_first_scores(image, brain_mask, draw) for draw in context.chunk(4, dim=1)]
-        return found[0][0], torch.stack([blind for _, blind, _ in found]).mean(dim=0), found[0][2]
-
-
-class KneeThreshold(ProbabilisticIterMask):
-    """Each slice has a threshold of its own: the knee of the size of its mask over thresholds."""
-
-    def decide(
-        self, spatial_mask: Tensor, first_score: Tensor, last_score: Tensor, brain_mask: Tensor, threshold_scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """As in the parent, with both thresholds scaled to the knee, between half and twice the calibrated ones."""
-        anomaly_map = super().decide(spatial_mask, first_score, last_score, brain_mask, threshold_scale)[1]
-        scales = torch.linspace(0.5, 2, 31)
-        masks = []
-        for one in anomaly_map:
-            sizes = torch.stack([(one > float(self.threshold) * scale).sum().float() for scale in scales.tolist()])
-            below_chord = torch.linspace(1, 0, 31) - (sizes - sizes[-1]) / (sizes[0] - sizes[-1]).clamp(min=1)
-            scale = float(scales[below_chord.argmax()]) * threshold_scale
-            low, high = float(self.threshold) * scale, float(self.certain_threshold) * scale
-            masks.append(hysteresis(one[None], low, high)[0])
-        return torch.stack(masks), anomaly_map
 
 
 @dataclass
@@ -107,10 +65,7 @@ ROWS = [
     Row("sigma 0", {"sigma": 0.0}),
     Row("sigma 1.3", {"sigma": 1.3}),
     Row("sigma 3", {"sigma": 3.0}),
-    Row("no pass with noise alone", {"network_def#score_weights": [1, 0, 1]}),
-    Row("no refined pass", {"network_def#score_weights": [1, 1, 0]}),
-    Row("one pass", {"network_def#score_weights": [1, 0, 0]}),
-    Row("noise alone: 4 draws", {"network_def#_target_": "scripts.tools.recipes.NoiseDraws"}),
+    Row("one pass", {"model_def#last_weight": 0.0}),
     Row("first mask 5 %", calibration={"first_fraction": 0.05}),
     Row("first mask 20 %", calibration={"first_fraction": 0.2}),
     Row("stop below 10 %", evaluation={"stop_shrink": 0.1}),
@@ -118,23 +73,22 @@ ROWS = [
     Row("one threshold at 2 %", calibration={"certain_fraction": 0.02}),
     Row("thresholds at 1 %, 0.25 %", calibration={"exceed_fraction": 0.01, "certain_fraction": 0.0025}),
     Row("thresholds at 4 %, 1 %", calibration={"exceed_fraction": 0.04, "certain_fraction": 0.01}),
-    Row("threshold of each slice: knee", {"network_def#_target_": "scripts.tools.recipes.KneeThreshold"}),
     Row("areas under 10 px dropped", evaluation={"least_pixels": 10}),
     Row("areas under 30 px dropped", evaluation={"least_pixels": 30}),
     Row("hardly trained: 4 iterations", training={"iterations": 4}),
     Row("seed 1", training={"seed": 1}),
-    Row("squared error, no variance", {"network_def#predict_variance": False}, {"loss": MEAN_LOSS}),
+    Row("squared error, no variance", {"model_def#predict_variance": False}, {"loss": MEAN_LOSS}),
     Row(
         "scaling of the preprocessing",
-        {"network_def#robust_scaling": False},
+        {"model_def#robust_scaling": False},
         {"prepare_slice#robust_scaling": False},
     ),
     Row("published spatial masks", training={"spatial_masks": SQUARES}),
-    Row("never noise alone", {"network_def#score_weights": [1, 0, 1]}, {"noise_fraction": 0.0}),
+    Row("never noise alone", training={"noise_fraction": 0.0}),
     Row("noise of 2 deviations", training={"noise_range": [2.0, 2.0]}),
     Row("no augmentation", training={"prepare_training#augment": False}),
     Row("newest weights, no average", training={"ema_momentum": 1.0}),
-    Row("8 channels", {"network_def#network#channels": 8}, {}),
+    Row("8 channels", {"backbone#channels": 8}, {}),
     Row("published method, radius 30", model={**SMALL_PUBLISHED, "radius": 30}, training={}, overlays=["paper"]),
 ]
 

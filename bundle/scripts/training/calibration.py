@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..common.files import check_writable
-from ..common.model_file import load_model, save_model
+from ..common.model_file import save_model, take_weights
 from ..method.default import ProbabilisticIterMask
-from ..method.published import IterMask, networks_of, pass_noise
+from ..method.published import IterMask
+from ..method.refinement import Refinement, pass_noise
 from .checkpoint import TrainingCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,7 @@ def hidden_errors(
     """
     hidden = spatial_mask & brain_mask
     noise = pass_noise(image, 0) if noise is None else noise
-    context = model.context(image, brain_mask, noise, 1.0, len(image))[0]
-    return model.masked_pass(image, hidden, brain_mask, context, noise)[0][hidden]
+    return model.masked_pass(image, hidden, brain_mask, noise)[0][hidden]
 
 
 def calibrate(
@@ -105,7 +105,7 @@ def calibrate_scores(
     certain_fraction: float = 0.005,
     seed: int = 0,
 ) -> float:
-    """Set the deviations and thresholds of a `ProbabilisticIterMask` from what healthy slices score.
+    """Set the deviation and thresholds of a `ProbabilisticIterMask` from what healthy slices score.
 
     Args:
         model: A trained network; its buffers are set.
@@ -129,24 +129,17 @@ def calibrate_scores(
     model.eval()
     device = model.threshold.device
     slices = [(batch["image"].to(device), batch["brain_mask"].to(device) > 0) for batch in batches]
-    raw = [[score[brain] for score in _first_scores(model, image, brain, seed)] for image, brain in slices]
-    scores = [torch.cat(values) for values in zip(*raw, strict=True)] if raw else [torch.empty(0)] * 2
-    model.deviations.copy_(torch.stack([values.std() if values.any() else torch.ones(()) for values in scores]))
-    first = model.first_score(*scores).cpu()
-    model.first_threshold.fill_(exceeded_by(first, first_fraction))
+    model.deviation.fill_(1)
+    first = [model.first_pass(model.prepare(image, brain)[0], brain)[0][brain] for image, brain in slices]
+    scores = torch.cat(first) if first else torch.empty(0)
+    model.deviation.fill_(scores.std() if scores.any() else 1)
+    model.first_threshold.fill_(exceeded_by(scores.cpu() / float(model.deviation), first_fraction))
     model.threshold.zero_(), model.certain_threshold.zero_()
     final = torch.cat([model.refine(image, brain, seed=seed)[1][brain].cpu() for image, brain in slices])
     model.threshold.fill_(exceeded_by(final, exceed_fraction))
     model.certain_threshold.fill_(exceeded_by(final, certain_fraction))
     warn_of_heavy_tail(final, float(model.threshold), float(model.certain_threshold), exceed_fraction, certain_fraction)
     return float(model.threshold)
-
-
-def _first_scores(model: ProbabilisticIterMask, image: Tensor, brain_mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Both scores of the first iteration, before they are brought to healthy deviations."""
-    prepared = model.prepare(image, brain_mask)[0]
-    context = model.context(prepared, brain_mask, pass_noise(image, seed), 1.0, len(image))[0]
-    return model.raw_first_scores(prepared, brain_mask, context)[:2]
 
 
 def warn_of_heavy_tail(scores: Tensor, low: float, high: float, low_fraction: float, high_fraction: float) -> None:
@@ -169,24 +162,23 @@ def warn_of_heavy_tail(scores: Tensor, low: float, high: float, low_fraction: fl
         )
 
 
-def check_thresholds(model: IterMask) -> None:
+def check_thresholds(model: Refinement) -> None:
     """Refuse thresholds that no trained model has on healthy slices, and warn of unlikely ones.
 
     Raises:
         RuntimeError: When one is not above 0, or the upper below the lower.
     """
-    names = ("threshold", "certain_threshold", "first_threshold", "deviations")
-    found = {name: getattr(model, name).flatten().tolist() for name in names if hasattr(model, name)}
-    shown = ", ".join(f"{name} {', '.join(f'{value:.4g}' for value in values)}" for name, values in found.items())
-    possible = all(math.isfinite(value) and value > 0 for values in found.values() for value in values)
-    if not possible or found.get("certain_threshold", found["threshold"]) < found["threshold"]:
+    values = {name: float(value) for name, value in model.named_buffers() if name in (*model.thresholds, "deviation")}
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    possible = all(math.isfinite(value) and value > 0 for value in values.values())
+    if not possible or values.get("certain_threshold", values["threshold"]) < values["threshold"]:
         raise RuntimeError(
             f"The thresholds that the validation slices give are impossible ({shown}): expected all above 0, and the "
             "upper one not below the lower. Check that the validation slices hold brain as preprocess.json makes it "
             "and that the training's loss fell; the model file is as it was."
         )
-    largest = max(found["deviations"]) if "deviations" in found else found["threshold"][0] / UNEXPLAINED_ERROR
-    if largest > 1:
+    unexplained = values["deviation"] if "deviation" in values else values["threshold"] / UNEXPLAINED_ERROR
+    if unexplained > 1:
         logger.warning(
             f"The model explains the validation slices badly ({shown}): are they healthy, of the same modality and "
             "scaled as those it was trained on? If so, train longer; do not trust its masks."
@@ -194,7 +186,7 @@ def check_thresholds(model: IterMask) -> None:
 
 
 def recalibrate(
-    model: IterMask,
+    model: Refinement,
     model_file: str,
     calibration: Callable[..., float],
     batches: Iterable[dict[str, Tensor]],
@@ -203,7 +195,7 @@ def recalibrate(
     """Measure the threshold of a model file anew, for example on healthy slices of another scanner.
 
     Args:
-        model: A module of the file's architecture.
+        model: As the config describes it; the file must agree. Gets the file's weights and the new threshold.
         model_file: The weights.
         calibration: `calibrate` or `calibrate_scores` with its options.
         batches: Healthy slices.
@@ -212,7 +204,7 @@ def recalibrate(
     Returns:
         The new threshold.
     """
-    load_model(model, model_file, calibrated=False)
+    take_weights(model, model_file)
     check_writable(Path(output_file or model_file).parent)
     before = float(model.threshold)
     threshold = calibration(model, batches)
@@ -258,9 +250,9 @@ def finish_training(
         raise SystemExit(message if idist.get_rank() == 0 else 1)
     if idist.get_rank() > 0:
         return
-    complete = set(trained) == set(networks_of(model))
+    complete = set(trained) == set(model.networks)
     if not complete and Path(model_file).exists():
-        load_model(model, model_file, calibrated=False)
+        take_weights(model, model_file)
         complete = True
     model.load_state_dict(checkpoint.best_weights, strict=False)
     model.field_of_view.copy_(torch.tensor(field_of_view))
@@ -270,7 +262,7 @@ def finish_training(
         check_thresholds(model)
         print(f"Best validation error {checkpoint.best_metric:.6g}, threshold {threshold:.6g}")
     else:
-        other = next(name for name in networks_of(model) if name not in trained)
+        other = next(name for name in model.networks if name not in trained)
         model.threshold.fill_(float("nan"))
         print(f"Only {trained[0]} is trained: train {other} with the same `model_file` to get a threshold.")
     save_model(model, model_file)

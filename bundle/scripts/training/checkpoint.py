@@ -14,8 +14,21 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from ..common.files import read_tensors, save_tensors
+from ..method.description import from_description
+from ..method.refinement import Refinement
 
 logger = logging.getLogger(__name__)
+
+
+def training_settings(model: Refinement, **settings: object) -> dict[str, object]:
+    """Join what describes a model with what else decides how its training goes, for the checkpoint.
+
+    Args:
+        model: The model in training.
+        settings: Other ids and their values: numbers, texts, truth values or lists of them.
+    """
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return {**from_description(model.description), **plain}
 
 
 class TrainingCheckpoint:
@@ -33,6 +46,7 @@ class TrainingCheckpoint:
         save_dict: Named objects with a state dict; the trainer is saved beside them.
         ema: The averaged weights, which are validated.
         validator: Its state has the validation error as key metric (lower is better).
+        settings: What decides how the training goes, see `training_settings`; a resumed training must have the same.
         resume: Go on from ``path`` where it exists.
 
     Attributes:
@@ -41,11 +55,20 @@ class TrainingCheckpoint:
         interrupted: The signal that ended the training, or None.
     """
 
-    def __init__(self, path: str, save_dict: dict, ema: AveragedModel, validator: Engine, resume: bool = False):
+    def __init__(
+        self,
+        path: str,
+        save_dict: dict,
+        ema: AveragedModel,
+        validator: Engine,
+        settings: Mapping[str, object] | None = None,
+        resume: bool = False,
+    ):
         self.path = Path(path)
         self.save_dict = save_dict
         self.ema = ema
         self.validator = validator
+        self.settings = dict(settings or {})
         self.resume = resume
         self.best_metric = float("inf")
         self.best_weights: dict[str, Tensor] = {}
@@ -77,6 +100,7 @@ class TrainingCheckpoint:
     def _load(self, engine: Engine) -> None:
         try:
             checkpoint = read_tensors(self.path)
+            self._check_settings(checkpoint["settings"])
             max_epochs = engine.state.max_epochs
             for name, target in self.save_dict.items():
                 target.load_state_dict(checkpoint[name])
@@ -91,6 +115,12 @@ class TrainingCheckpoint:
                 "train without `resume`, or with the settings it was made with."
             ) from None
         logger.info(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
+
+    def _check_settings(self, before: Mapping[str, object]) -> None:
+        """Refuse to go on with settings that the training so far did not have."""
+        for name in [*self.settings, *(name for name in before if name not in self.settings)]:
+            if self.settings.get(name) != before.get(name):
+                raise ValueError(f"`{name}` was {before.get(name)!r} and is {self.settings.get(name)!r}")
 
     def _check(self, checkpoint: Mapping[str, object]) -> None:
         """Refuse what loads but could not be trained on: an optimizer of other shapes, numbers that are none."""
@@ -148,6 +178,7 @@ class TrainingCheckpoint:
             return
         content = {name: target.state_dict() for name, target in self.save_dict.items()}
         content |= {
+            "settings": self.settings,
             "trainer": engine.state_dict(),
             "ema": self.ema.state_dict(),
             "best_metric": self.best_metric,

@@ -8,30 +8,32 @@ import torch
 from monai.engines import PrepareBatch
 from torch import Tensor, nn
 
-from ..method.default import BACKGROUND, NOISE_DEVIATION
+from ..method.default import BACKGROUND
 from ..method.precision import autocast, check_precision
-from ..method.published import NETWORKS, IterMask, hide, networks_of
+from ..method.refinement import Refinement, hide
 from .augmentation import random_affine, random_intensity
 from .masks import coarse_noise
 
+NOISE_DEVIATION = 0.7  # of noise that stands for a hidden area, in thirds of a robust deviation
+
 
 class Reconstructions(nn.Module):
-    """The module that a training step runs: both networks of an `IterMask`, whose parameters it shares.
+    """The module that a training step runs: the networks of a model, whose parameters it shares.
 
     Args:
         model: The networks to train.
-        trained: Which of ``first_iteration`` and ``masked``; the other one stays as it is.
+        trained: Names of those to train, such as ``first_iteration`` and ``masked``; others stay as they are.
         precision: Of the forward and backward passes, see `precision.autocast`; weights and loss are float32.
 
     Raises:
         ValueError: When ``trained`` names no network, or ``precision`` none.
     """
 
-    def __init__(self, model: IterMask, trained: Sequence[str] = NETWORKS, precision: str = "float32"):
+    def __init__(self, model: Refinement, trained: Sequence[str], precision: str = "float32"):
         super().__init__()
         check_precision(precision)
         self.precision = precision
-        names = networks_of(model)
+        names = model.networks
         if not trained or any(name not in names for name in trained):
             raise ValueError(f"`trained` must list one or both of {', '.join(names)}, got {list(trained)}.")
         for name in trained:

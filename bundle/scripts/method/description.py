@@ -1,0 +1,38 @@
+"""What a model is, as a tensor of its state dict: a model file needs nothing beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+DESCRIPTION_BYTES = 2048
+
+
+def to_description(settings: Mapping[str, object]) -> Tensor:
+    """Write the settings of a model as a tensor that lies in its state dict: JSON text, (2048,) uint8.
+
+    Raises:
+        ValueError: When they are longer than the tensor.
+    """
+    text = json.dumps(settings).encode()
+    if len(text) > DESCRIPTION_BYTES:
+        raise ValueError(
+            f"The settings of a model must take at most {DESCRIPTION_BYTES} bytes, got {len(text)}: use shorter names "
+            "of modalities."
+        )
+    return torch.tensor(list(text.ljust(DESCRIPTION_BYTES, b"\0")), dtype=torch.uint8)
+
+
+def from_description(description: Tensor) -> dict[str, object]:
+    """Read what `to_description` wrote.
+
+    Raises:
+        ValueError: When it is no such text.
+    """
+    settings = json.loads(bytes(description.flatten().tolist()).rstrip(b"\0").decode())
+    if not isinstance(settings, dict):
+        raise ValueError("the description of the model holds no settings")
+    return settings
