@@ -102,6 +102,7 @@ class ProbabilisticIterMask(Refinement):
     """
 
     networks = ("masked",)
+    fast_passes = 1
     thresholds = ("threshold", "certain_threshold", "first_threshold")
 
     def __init__(

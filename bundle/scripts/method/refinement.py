@@ -61,6 +61,7 @@ class Refinement(nn.Module):
     """
 
     networks: Sequence[str] = ()  # names of the attributes that hold them
+    fast_passes = 100  # after the first, in fast mode
     thresholds: Sequence[str] = ("threshold",)
 
     def __init__(self, modalities: Sequence[str], image_size: int, scaling: Mapping[str, object] | None = None):

@@ -237,9 +237,7 @@ def benchmark_passes(options: argparse.Namespace, device: torch.device) -> str:
         "10 % shrink stops": {"stop_shrink": 0.1},
         "two passes after the first": {"max_passes": 2},
         "one pass after the first": {"max_passes": 1},
-        **{f"one pass, shared at overlap {overlap}": {"max_passes": 1, "shared_overlap": overlap}
-           for overlap in (0.97, 0.96, 0.95, 0.94)},
-    }  # fmt: skip
+    }
     rows, exact = [], None
     for name, changes in variants.items():
         with torch.no_grad():
