@@ -16,7 +16,8 @@ from scripts.evaluation.metrics import overlap, ssim_map
 from scripts.method import refinement
 from scripts.method.frequency import high_frequency
 from scripts.method.networks import ReconstructionUNet, convert_research_weights
-from scripts.method.published import IterMask, hide
+from scripts.method.published import IterMask
+from scripts.method.refinement import hide
 from scripts.training.calibration import exceeded_by, hidden_errors
 from torch import nn
 

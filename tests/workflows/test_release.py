@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, files_of, make_scan, run_bundle
-from monai.bundle import ConfigParser, ConfigWorkflow, download, verify_metadata
+from monai.bundle import ConfigWorkflow, download, verify_metadata
 from monai.bundle.utils import load_bundle_config
 from scripts.common.model_file import load_model
 from scripts.inference import export

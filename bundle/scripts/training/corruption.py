@@ -22,18 +22,19 @@ class Reconstructions(nn.Module):
 
     Args:
         model: The networks to train.
-        trained: Names of those to train, such as ``first_iteration`` and ``masked``; others stay as they are.
+        trained: Names of those to train, such as ``first_iteration`` and ``masked``; others stay as they are; None: all.
         precision: Of the forward and backward passes, see `precision.autocast`; weights and loss are float32.
 
     Raises:
         ValueError: When ``trained`` names no network, or ``precision`` none.
     """
 
-    def __init__(self, model: Refinement, trained: Sequence[str], precision: str = "float32"):
+    def __init__(self, model: Refinement, trained: Sequence[str] | None = None, precision: str = "float32"):
         super().__init__()
         check_precision(precision)
         self.precision = precision
         names = model.networks
+        trained = names if trained is None else trained
         if not trained or any(name not in names for name in trained):
             raise ValueError(f"`trained` must list one or both of {', '.join(names)}, got {list(trained)}.")
         for name in trained:
