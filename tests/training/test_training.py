@@ -131,7 +131,15 @@ def test_training_lowers_the_loss_and_shows_it(trained, method):
 def test_training_ends_with_both_networks_and_a_threshold(trained):
     weights = torch.load(trained / "model.pt", weights_only=True)
     assert torch.isfinite(weights["threshold"]) and weights["threshold"] > 0
-    calibrated = {"threshold", "certain_threshold", "first_threshold", "deviations", "field_of_view", "planes"}
+    calibrated = {
+        "threshold",
+        "certain_threshold",
+        "first_threshold",
+        "deviation",
+        "field_of_view",
+        "planes",
+        "description",
+    }
     best = torch.load(trained / "checkpoint.pt", weights_only=True)["best_weights"]
     assert set(weights) - set(best) <= calibrated
     assert weights["field_of_view"].tolist() == [0, 0]  # these slices do not tell theirs

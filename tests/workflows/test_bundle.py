@@ -186,7 +186,7 @@ def test_another_network_of_monai_trains_by_an_overlay(tmp_path, slices_dir):
         model_file=str(tmp_path / "m.pt"),
         **options,
     )
-    assert isinstance(workflow.parser.get_parsed_content("model_def").masked, BasicUNet)
+    assert isinstance(workflow.parser.get_parsed_content("network_def").masked, BasicUNet)
     assert torch.isfinite(torch.load(tmp_path / "m.pt", weights_only=True)["threshold"])
 
 

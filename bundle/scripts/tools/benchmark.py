@@ -267,7 +267,7 @@ class TrainingStep:
         order = "channels_last" if channels_last else "contiguous_format"
         parser = read_config(*names, **options)
         parser["train"]["dataset"]["progress"] = False
-        parser["model"] = f"$@model_def.to(@device, memory_format=torch.{order})"
+        parser["model"] = f"$@network_def.to(@device, memory_format=torch.{order})"
         parts = ("device", "network", "loss", "optimizer", "train#prepare_batch", "train#dataloader")
         self.device, self.network, self.loss, self.optimizer, self.prepare, loader = map(
             parser.get_parsed_content, parts

@@ -22,7 +22,7 @@ class Reconstructions(nn.Module):
 
     Args:
         model: The networks to train.
-        trained: Names of those to train, such as ``first_iteration`` and ``masked``; others stay as they are; None: all.
+        trained: Names of those to train, such as ``masked``; others stay as they are; None: all.
         precision: Of the forward and backward passes, see `precision.autocast`; weights and loss are float32.
 
     Raises:
