@@ -150,7 +150,7 @@ def test_mask_is_the_same_after_a_round_trip_through_nifti(volume, network, tmp_
     run_bundle("inference", run_id="inference", image=str(path), output_dir=str(tmp_path / "out"))
     mask, anomaly_map = (
         np.asanyarray(nib.load(tmp_path / "out" / "scan" / f"scan_{name}.nii.gz").dataobj)
-        for name in ("mask", "anomaly_map")
+        for name in ("anomaly_mask", "anomaly_map")
     )
     scan = torch.from_numpy(voxels[..., middle])[None]
     scaled = torch.cat([scale_brain_intensity(scan, scan > 0), (scan > 0).float()])[None]
