@@ -140,6 +140,7 @@ class IterMaskInferer(Inferer):
             "seed": int(seed),
         }
         self.settings = {**self.options, "precision": precision, "least_pixels": least_pixels}
+        del self.settings["batch_size"]  # changes rounding at most
         self.progress = progress
         # half a pixel less: versions of skimage differ in what happens to areas of just this size
         self.drop_small = RemoveSmallObjects(least_pixels - 0.5, connectivity=2) if least_pixels > 1 else None
