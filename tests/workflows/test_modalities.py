@@ -36,7 +36,7 @@ def model_of(folder):
 
 def test_model_of_two_modalities_is_ahead_of_thresholding_them(trained, tmp_path):
     options = {"dataset_dir": str(trained / "slices"), "output_dir": str(tmp_path), "pictures": False}
-    run_bundle("evaluate_slices", "demo", **options, **model_of(trained))
+    run_bundle("evaluate_slices", **options, **model_of(trained))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["dice"] > summary["baseline_smoothed_dice"] + 0.1
     assert summary["average_precision"] > summary["baseline_smoothed_average_precision"] + 0.1
@@ -48,7 +48,7 @@ def test_both_modalities_reach_the_model_in_their_order(trained, phantoms, tmp_p
     for order in ("flair t2", "t2 flair", "flair flair", "t2 t2"):
         images = [str(phantoms / CASE / f"{CASE}_{modality}.nii.gz") for modality in order.split()]
         output = tmp_path / order
-        run_bundle("inference", "demo", image=images, output_dir=str(output), **model_of(trained))
+        run_bundle("inference", image=images, output_dir=str(output), **model_of(trained))
         mask = nib.load(next(output.glob("*/*_anomaly_mask.nii.gz"))).get_fdata() > 0
         scores[order] = 2 * np.sum(mask & label) / (mask.sum() + label.sum())
     best = scores.pop("flair t2")

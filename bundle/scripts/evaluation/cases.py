@@ -326,13 +326,15 @@ class Evaluation:
         """Draw the slice with the largest lesion (without one: with the most marked pixels); return the file's name."""
         areas = [mask.flatten(1).sum(dim=1) for mask in (sample.label, sample.pred_mask)]
         index = int((areas[0] if areas[0].any() else areas[1]).argmax())
-        one = sample.select(torch.arange(len(sample.image)) == index)
-        planes = {key: value[0, 0].numpy() for key, value in vars(one).items() if isinstance(value, Tensor)}
-        planes |= {"image": one.image[0].numpy(), "reconstruction": one.reconstruction[0].numpy()}
+        shown = sample.select(torch.arange(len(sample.image)) == index)
+        planes = {key: value[0, 0].numpy() for key, value in vars(shown).items() if isinstance(value, Tensor)}
+        planes |= {"image": shown.image[0].numpy(), "reconstruction": shown.reconstruction[0].numpy()}
         if self.radius is not None:
-            resized = F.interpolate(one.image, size=[self.image_size] * 2, mode="bilinear", antialias=True)
+            resized = F.interpolate(shown.image, size=[self.image_size] * 2, mode="bilinear", antialias=True)
             small = high_frequency(resized, self.radius)
-            planes["high_frequency"] = F.interpolate(small, size=one.image.shape[-2:], mode="nearest-exact")[0].numpy()
+            planes["high_frequency"] = F.interpolate(small, size=shown.image.shape[-2:], mode="nearest-exact")[
+                0
+            ].numpy()
         where = f", slice {self.first_slice + index}" if len(sample.image) > 1 else ""
         picture = case_picture(planes, self.modalities, f"{sample.name}{where}: {score}")
         name = f"pictures/{safe_file_name(sample.name)}.png"

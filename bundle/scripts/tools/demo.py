@@ -114,9 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     length = {} if options.iterations is None else {"iterations": options.iterations}
     training = {"output_dir": output / "training", "seed": options.seed, "resume": True, **length}
     run_bundle("training", "train", "demo", dataset_dir=slices, model_file=model, **training)
-    run_bundle("evaluate", "evaluate_slices", "demo", dataset_dir=slices, output_dir=evaluation, model_file=model)
+    run_bundle("evaluate", "evaluate_slices", dataset_dir=slices, output_dir=evaluation, model_file=model)
     image = scans / SHOWN_CASE / f"{SHOWN_CASE}_flair.nii.gz"
-    run_bundle("inference", "inference", "demo", image=image, output_dir=segmentation, model_file=model)
+    run_bundle("inference", "inference", image=image, output_dir=segmentation, model_file=model)
     draw_volume(image, scans / SHOWN_CASE / f"{SHOWN_CASE}_seg.nii.gz", segmentation, SHOWN_CASE, picture)
 
     print_results(evaluation / "cases.csv", scans / "phantoms.csv")
