@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     claim(output, "phantom_grid", ["scans", "grid.png", "grid.md"])
     cells = write_volumes(output / "scans", options.repeats, options.seed)
     evaluation = {"output_dir": output / "evaluation", "model_file": model, "healthy_dir": slices, "pictures": False}
-    run_bundle("evaluate", "evaluate", "demo", dataset_dir=output / "scans", slice_range=SLICES, **evaluation)
+    run_bundle("evaluate", "evaluate", dataset_dir=output / "scans", slice_range=SLICES, **evaluation)
     grids = mean_dice(output / "evaluation" / "cases.csv", cells)
     draw(grids, output / "grid.png")
     (output / "grid.md").write_text(table(grids))
