@@ -1,5 +1,6 @@
 """The bundle as MONAI and the Model Zoo look at it."""
 
+import ast
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from scripts.method.networks import ReconstructionUNet
 
 ALL = sorted(CONFIGS.glob("*.json"))
 MAIN = ["preprocess", "train", "evaluate_slices", "evaluate", "inference"]
-ROOT = CONFIGS.parent.parent
+BUNDLE = CONFIGS.parent
+ROOT = BUNDLE.parent
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
@@ -143,6 +145,33 @@ def test_pins_of_the_metadata_are_what_requirements_allow():
     for name, version in metadata["required_packages_version"].items():
         pinned = re.search(rf"^{name}==(.*)$", requirements, re.MULTILINE)
         assert pinned is None or pinned[1] == version
+
+
+def imported_packages(folder: Path) -> set[str]:
+    """Packages that the modules of a folder import, without those of Python and of the repository."""
+    trees = [ast.parse(path.read_text()) for path in folder.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    own = {path.stem for path in (ROOT / "tests").glob("*")} | {"scripts"}
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - own
+
+
+def required_packages(name: str) -> set[str]:
+    """Packages that a file of requirements names, those of the files that it includes among them."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    included = [required_packages(line.split()[1]) for line in lines if line.startswith("-r ")]
+    return {re.split(r"[<>=~!]", line)[0] for line in lines if line and line[0] != "-"}.union(*included)
+
+
+@pytest.mark.parametrize(
+    ("folder", "requirements", "optional"),
+    [(BUNDLE, "requirements.txt", {"onnxruntime"}), (ROOT / "tests", "requirements-dev.txt", set())],
+)
+def test_requirements_name_what_is_imported(folder, requirements, optional):
+    names = {"ignite": "pytorch-ignite", "PIL": "pillow", "yaml": "pyyaml"}
+    imported = {names.get(name, name) for name in imported_packages(folder)}
+    assert imported - optional <= required_packages(requirements)
 
 
 def test_torchscript_export_gives_the_same_mask(tmp_path, model, small_network):
