@@ -7,7 +7,7 @@ import pytest
 import torch
 from scripts.evaluation.baselines import AtlasBaseline, ZScoreBaseline, zscore
 from scripts.evaluation.cases import Evaluation, Sample, case_row, healthy_ssim
-from scripts.evaluation.metrics import average_precision, bootstrap_interval, threshold_at_fraction
+from scripts.evaluation.metrics import average_precision, threshold_at_fraction
 from scripts.evaluation.summaries import size_class_means, summarize_score
 from scripts.method.scores import gaussian_smooth
 
@@ -71,12 +71,6 @@ def test_average_precision_of_all_is_that_of_their_pixels_together():
 def test_threshold_of_a_fraction_is_the_lowest_that_marks_no_more(fraction, threshold):
     marked, thresholds = np.array([20, 10, 5, 0, 0]), np.arange(5.0)
     assert threshold_at_fraction(marked, 100, fraction, thresholds) == threshold
-
-
-def test_bootstrap_interval_is_that_of_95_percent():
-    values = np.random.default_rng(3).normal(0.5, 0.1, size=400)
-    low, high = bootstrap_interval(values, resamples=20_000)
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(400), rel=0.04)
 
 
 @pytest.mark.parametrize(("size", "sigma"), [((128, 128), 2.0), ((256, 200), 4.0), ((64, 64), 1.0)])

@@ -111,15 +111,35 @@ def test_threshold_at_fraction_marks_what_was_asked(rng, fraction):
     assert fraction - 0.005 <= reached <= fraction
 
 
-def test_bootstrap_interval_holds_the_mean_and_leaves_random_state_alone(rng):
-    values = np.append(rng.normal(0.5, 0.1, size=200), np.nan)
+@pytest.mark.parametrize("cases", [25, 100, 400])
+def test_bootstrap_interval_holds_the_mean_and_is_that_of_95_percent(rng, cases):
+    values = rng.normal(0.5, 0.1, size=cases)
+    low, high = bootstrap_interval(values, resamples=20_000)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(cases), rel=0.05)
+
+
+def test_bootstrap_interval_comes_from_its_seed_alone(rng):
+    values = rng.normal(size=50)
     state = np.random.get_state()[1].copy()
-    low, high = bootstrap_interval(values)
-    assert low < np.nanmean(values) < high
-    assert high - low == pytest.approx(2 * 1.96 * 0.1 / np.sqrt(200), rel=0.25)
-    assert (low, high) == bootstrap_interval(values)
+    interval = bootstrap_interval(values)
+    assert interval == bootstrap_interval(np.append(values, np.nan)) != bootstrap_interval(values, seed=1)
     np.testing.assert_array_equal(np.random.get_state()[1], state)
-    assert np.isnan(bootstrap_interval(np.array([np.nan]))).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "interval"),
+    [
+        ([0, 1], (0, 1)),  # both means have a chance of a quarter
+        ([0] * 99 + [100], (0, 3)),  # Poisson: 0 with a chance of 37 %, more than 3 with one of 1.8 %
+        ([0.3] * 5, (0.3, 0.3)),
+        ([0.3, np.nan], (0.3, 0.3)),
+        ([np.nan], (np.nan, np.nan)),
+        ([], (np.nan, np.nan)),
+    ],
+)
+def test_bootstrap_interval_known_by_reckoning(values, interval):
+    assert bootstrap_interval(np.array(values)) == pytest.approx(interval, nan_ok=True)
 
 
 def test_undefined_counts_give_undefined_scores():

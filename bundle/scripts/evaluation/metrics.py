@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch.nn.functional as F
 from monai.metrics.regression import KernelType, compute_ssim_and_cs
+from scipy.stats import bootstrap
 from torch import Tensor
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
@@ -145,8 +146,8 @@ def bootstrap_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0)
     """
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    if len(values) < 2:  # of which SciPy draws nothing
+        mean = float(values[0]) if len(values) else float("nan")
+        return mean, mean
+    drawn = bootstrap((values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed))
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
