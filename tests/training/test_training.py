@@ -4,11 +4,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, SMALL_NETWORK, run_bundle
+from monai.bundle import ConfigParser
 from scripts.common.guard import innermost_message
+from scripts.evaluation.pictures import to_display
 from scripts.training.calibration import exceeded_by
 from scripts.training.corruption import PrepareCorruptedBatch, Reconstructions
 from scripts.training.handlers import average_weights
@@ -123,9 +127,22 @@ def test_training_lowers_the_loss_and_shows_it(trained, method):
     assert len(losses) == 120
     assert sum(losses[-20:]) < 0.5 * sum(losses[:10]) * 2
     assert len(recorded.Scalars("validation_error")) == 3
-    picture = recorded.Images("targets, inputs, outputs")[-1]
-    panels = {None: (2 + 2) + (2 + 1) + 4, "paper": 4 + 4 + 4}[method]
-    assert (picture.width, picture.height) == (16 * panels, 16 * 3)
+    assert sorted(recorded.Tags()["images"]) == ["input_0_HW_0", "input_1_HW_0", "output_HW_0"]
+    for name in recorded.Tags()["images"]:
+        assert [(image.step, image.width, image.height) for image in recorded.Images(name)] == [
+            (epoch, 16, 16) for epoch in (1, 2, 3)
+        ]
+
+
+def test_pictures_of_a_training_show_slices_as_those_of_an_evaluation_do():
+    shown = {key: torch.rand(2, 3, 5, 7) for key in ("image", "label", "pred")}
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / "train.json")
+    parser["validate#evaluator"] = SimpleNamespace(state=SimpleNamespace(output=shown))
+    handler = {key: parser.get_parsed_content(f"train#pictures#{key}_transform") for key in ("batch", "output")}
+    pictures = [*handler["batch"](None), handler["output"](None)]
+    for slices, picture in zip(shown.values(), pictures, strict=True):
+        np.testing.assert_array_equal(picture[1, 2], to_display(slices[1, 2].numpy()))
 
 
 def test_training_ends_with_both_networks_and_a_threshold(trained):
