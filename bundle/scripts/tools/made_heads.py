@@ -1,0 +1,152 @@
+"""Whole brains painted from label maps, as scans: ``python bundle/scripts/tools/made_heads.py --label_maps_dir MAPS``.
+
+Anyone with FreeSurfer label maps can train and test without a single scan: the folder has the convention of BraTS, so
+``preprocess.json`` (with ``--brain_mask brain``) makes slices of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from tqdm import tqdm
+
+BUNDLE = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(BUNDLE))
+
+from scripts.common.files import atomic, check_writable  # noqa: E402
+from scripts.common.guard import report_errors  # noqa: E402
+from scripts.common.ownership import claim  # noqa: E402
+from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
+from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
+
+GRAY_LEVELS = 500  # of white matter
+SMALLEST_ML, LARGEST_ML = 1.0, 100.0
+MOST_LESIONS = 15
+COLUMNS = ("case", "split", "label_map", "lesion_ml", "contrast", "lesions")
+
+
+class Case(NamedTuple):
+    """One volume to make; lesions are for testing alone."""
+
+    name: str
+    split: str
+    label_map: Path
+    seed: int
+
+
+def split_maps(label_maps_dir: str | os.PathLike, validation: int, testing: int) -> dict[str, list[Path]]:
+    """Share the label maps of a folder: the last ones are for testing, those before them for validation.
+
+    Args:
+        label_maps_dir: Folder with a NIfTI label map for each head.
+        validation: Heads to validate on.
+        testing: Heads to test on, with lesions.
+
+    Returns:
+        The files of each split.
+
+    Raises:
+        FileNotFoundError: When there is no such folder.
+        ValueError: When no head is left to train on.
+    """
+    folder = Path(label_maps_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No folder {folder}: set --label_maps_dir to a folder of FreeSurfer label maps.")
+    maps = sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz")))
+    training = len(maps) - validation - testing
+    if training < 1 or validation < 0 or testing < 0:
+        raise ValueError(
+            f"{folder} holds {len(maps)} label maps, of which {validation} are to validate and {testing} to test on: "
+            "leave at least one to train on."
+        )
+    ends = (training, training + validation)
+    return {"training": maps[: ends[0]], "validation": maps[ends[0] : ends[1]], "testing": maps[ends[1] :]}
+
+
+def with_lesions(
+    image: np.ndarray, brain_mask: np.ndarray, labels: np.ndarray, random: np.random.Generator
+) -> tuple[MadeLesions, float, int]:
+    """Add lesions of a drawn size, number, place and contrast to a volume (X, Y, Z); give contrast and number too."""
+    number = int(random.integers(1, MOST_LESIONS + 1))
+    contrast = float(random.uniform(1.5, 6.0))
+    volume_ml = float(np.exp(random.uniform(np.log(SMALLEST_ML), np.log(LARGEST_ML))))
+    made = add_lesions(image, brain_mask, random, volume_ml, number, contrast, PLACES, labels)
+    return made, contrast, number
+
+
+def write_case(case: Case, output_dir: Path, transform: RandLabelToImaged) -> dict[str, object]:
+    """Write the files of one volume, ``NAME/NAME_<contrast>``, ``_seg`` and ``_brain``, and return its table row."""
+    source = nib.load(case.label_map)
+    label_map = MetaTensor(torch.from_numpy(np.asarray(source.dataobj).astype(np.int16))[None], affine=source.affine)
+    made = transform.set_random_state(case.seed)({"label_map": label_map, "case": case.label_map.name})
+    image, brain_mask, labels = (made[key][0].numpy() for key in ("image", "brain_mask", "label_map"))
+    lesion, contrast, number = np.zeros(image.shape, bool), 0.0, 0
+    if case.split == "testing":
+        result, contrast, number = with_lesions(image, brain_mask, labels, np.random.default_rng(case.seed))
+        image, lesion = np.where(brain_mask | transform.skull, result.image, 0), result.label
+    levels = np.clip(np.round(image * GRAY_LEVELS), 0, np.iinfo(np.int16).max).astype(np.int16)
+    levels = np.where(brain_mask, np.maximum(levels, 1), levels)
+    volumes = {transform.contrast: levels, "seg": lesion.astype(np.uint8), "brain": brain_mask.astype(np.uint8)}
+    for key, volume in volumes.items():
+        output = nib.Nifti1Image(volume, made["image"].affine.numpy())
+        output.header.set_xyzt_units("mm")
+        with atomic(output_dir / case.name / f"{case.name}_{key}.nii.gz") as temporary:
+            nib.save(output, temporary)
+    values = (case.name, case.split, case.label_map.name, round(lesion.sum() / 1000, 3), round(contrast, 2), number)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def write_tables(output_dir: Path, rows: Sequence[dict[str, object]], splits: Sequence[str]) -> None:
+    """Write ``made_heads.csv`` and a file of case names for each split."""
+    for split in splits:
+        with atomic(output_dir / f"split_{split}.txt") as temporary:
+            temporary.write_text("".join(f"{row['case']}\n" for row in rows if row["split"] == split))
+    with atomic(output_dir / "made_heads.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make volumes of all label maps of a folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--label_maps_dir", required=True, help="FreeSurfer label maps (NIfTI, 1 mm), one for each head"
+    )
+    parser.add_argument("--output_dir", default="made_heads", help="where the scans go (default: ./made_heads)")
+    parser.add_argument("--contrast", choices=CONTRASTS, default="flair", help="of the scans (default: flair)")
+    parser.add_argument("--volumes", type=int, default=4, help="of each head, every one drawn anew (default: 4)")
+    parser.add_argument("--validation", type=int, default=2, help="heads to validate on (default: 2)")
+    parser.add_argument("--testing", type=int, default=4, help="heads to test on, with lesions (default: 4)")
+    parser.add_argument("--skull", action="store_true", help="keep the skull, for tests of brain extraction")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
+    options = parser.parse_args(arguments)
+    report_errors()
+    heads = split_maps(options.label_maps_dir, options.validation, options.testing)
+    output = check_writable(options.output_dir)
+    cases = [
+        Case(f"made_{split}_{number:02d}_{draw}", split, path, options.seed * 100_003 + number * 1009 + draw)
+        for split, paths in heads.items()
+        for number, path in enumerate(paths)
+        for draw in range(options.volumes)
+    ]
+    tables = ["made_heads.csv", *(f"split_{split}.txt" for split in heads)]
+    claim(output, "made_heads", [*tables, *(case.name for case in cases)])
+    transform = RandLabelToImaged(contrast=options.contrast, skull=options.skull)
+    rows = [write_case(case, output, transform) for case in tqdm(cases, desc="made heads", unit="volume")]
+    write_tables(output, rows, list(heads))
+    print(f"Scans, brain masks (ending brain) and split files: {output}")
+
+
+if __name__ == "__main__":
+    main()
