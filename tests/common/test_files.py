@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine
 from scripts.common.files import atomic
 from scripts.common.model_file import save_model
-from scripts.inference.volumes import AtomicNibabelWriter
+from scripts.inference.writer import AtomicNibabelWriter
 from scripts.training.checkpoint import TrainingCheckpoint
 
 

@@ -12,7 +12,8 @@ import torch
 from conftest import CONFIGS, run_bundle
 from scripts.common.guard import innermost_message
 from scripts.common.model_file import save_model
-from scripts.inference.inferer import IterMaskInferer, warn_of_planes, window
+from scripts.inference.geometry import window
+from scripts.inference.inferer import IterMaskInferer, warn_of_planes
 from scripts.inference.volumes import case_of, find_inputs
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
@@ -304,7 +305,7 @@ def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_
     rows, columns = (np.flatnonzero((data > 0).any(axis=axis)) for axis in ((1, 2), (0, 2)))
     wide = np.pad(data, ((11, 19), (7, 30), (0, 0)))
     write(tmp_path / "scans", "wide", wide, affine)
-    shift = [(40 - 1 - rows[0] - rows[-1]) // 2, (48 - 1 - columns[0] - columns[-1]) // 2]
+    shift = [-((rows[0] + rows[-1] - 39) // 2), -((columns[0] + columns[-1] - 47) // 2)]
     write(tmp_path / "scans", "centered", np.roll(data, shift, (0, 1)), affine)
     infer(tmp_path / "model.pt", tmp_path / "out", dataset_dir=str(tmp_path / "scans"))
     mask = outputs(tmp_path / "out", "wide")[0].get_fdata()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.1, 100.0  # mm
@@ -95,6 +98,26 @@ def read_header(path: str) -> tuple[tuple[int, int, int], np.ndarray]:
             f"{LARGEST_VOXEL:g} mm: repair its header."
         )
     return shape, affine
+
+
+def check_forms(path: str, case: str) -> None:
+    """Warn of a NIfTI file whose qform and sform lie apart by more than a tenth of a voxel anywhere.
+
+    nibabel, and so this product, goes by the sform where it has a code; other viewers may go by the qform.
+    """
+    image = nib.load(path)
+    if (
+        not isinstance(image, nib.Nifti1Image)
+        or min(int(image.header[f"{form}_code"]) for form in ("qform", "sform")) < 1
+    ):
+        return
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*np.array(image.shape[:3]) - 1, 1]
+    apart = np.linalg.norm((corners @ (image.get_qform() - image.get_sform()).T)[:, :3], axis=1).max()
+    if apart > 0.1 * min(image.header.get_zooms()[:3]):
+        logger.warning(
+            f"{case}: qform and sform of {path} lie up to {apart:.3g} mm apart. The sform is used, and results carry "
+            "both as they are; a viewer that goes by the other form shows scan and result alike, but elsewhere."
+        )
 
 
 def axial_slices(shape: tuple[int, int, int], affine: np.ndarray) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..common.batch import shown_list
 from ..common.settings import LONGEST_NAME, is_name, is_path
-from .nifti import NIFTI_SUFFIXES, axial_slices, case_name, find_nifti, is_nifti_name, read_header
+from .nifti import NIFTI_SUFFIXES, axial_slices, case_name, check_forms, find_nifti, is_nifti_name, read_header
 
 Subject = dict[str, object]
 RESULTS = ("anomaly_mask", "anomaly_map")  # what inference adds to a case's name
@@ -436,6 +436,7 @@ def mark_unusable(subjects: Sequence[Subject], slice_range: Sequence[int] | None
 def _check_subject(subject: Subject, slice_range: Sequence[int] | None) -> None:
     files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
     shape, affine = read_header(files[0])
+    check_forms(files[0], str(subject["case"]))
     for path in files[1:]:
         other_shape, other_affine = read_header(path)
         if other_shape != shape:

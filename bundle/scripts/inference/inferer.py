@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ..method.precision import check_precision, in_precision
 from ..method.refinement import Refinement
+from .geometry import largest_component, part_cut_off, window
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
-SAME_FIELD_OF_VIEW = 0.02  # part by which two may differ
 FAR_FROM_PLANES = 10.0  # mm
 FAR_TOGETHER = (
     f"{{0}} of their {{1}} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the model was trained on: "
@@ -27,35 +27,6 @@ FAR_TOGETHER = (
 )
 
 logger = logging.getLogger(__name__)
-
-
-def window(brain_mask: Tensor, spacing: Tensor, field_of_view: Tensor) -> list[int]:
-    """How to pad (negative: crop) slices so that they show the field of view of other slices, the brain in its center.
-
-    Args:
-        brain_mask: The brain of all slices (D, H, W), bool.
-        spacing: Millimeters between rows and between columns, shape (2,).
-        field_of_view: Height and width in mm, shape (2,); zeros: leave the slices as they are.
-
-    Returns:
-        Columns at the left and right, rows at the top and bottom, as `torch.nn.functional.pad` takes them; zeros for
-        slices that have this field of view already, wherever the brain lies in them.
-    """
-    size, spacing = torch.tensor(brain_mask.shape[1:]), spacing.cpu()
-    wanted = field_of_view.cpu()
-    if (
-        not brain_mask.any()
-        or not (wanted > 0).all()
-        or ((size * spacing / wanted - 1).abs() < SAME_FIELD_OF_VIEW).all()
-    ):
-        return [0, 0, 0, 0]
-    padding: list[int] = []
-    for axis in (1, 0):
-        found = brain_mask.any(dim=0).any(dim=1 - axis).nonzero()
-        length = max(1, round(float(wanted[axis] / spacing[axis])))
-        start = round(float(found.min() + found.max() + 1 - length) / 2)
-        padding += [-start, start + length - int(size[axis])]
-    return padding
 
 
 def warn_of_planes(with_brain: Tensor, affine: Tensor, planes: Tensor, name: str) -> None:
@@ -157,26 +128,32 @@ class IterMaskInferer(Inferer):
         network = in_precision(network, self.precision)
         plain = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
         if plain.ndim == 5:
-            spacing = None
+            spacing, name = None, "volume"
             if isinstance(inputs, MetaTensor):
-                affine, name = inputs.affine.reshape(-1, 4, 4)[0], inputs.meta.get("filename_or_obj", "volume")
-                spacing = affine_to_spacing(affine)[:2]
+                affine, source = inputs.affine.reshape(-1, 4, 4)[0], inputs.meta.get("filename_or_obj", name)
+                spacing, name = affine_to_spacing(affine)[:2], source if isinstance(source, str) else source[0]
                 with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
-                warn_of_planes(with_brain, affine.cpu(), network.planes, name if isinstance(name, str) else name[0])
-            volumes = [self._segment_volume(volume, network, spacing) for volume in plain]
+                warn_of_planes(with_brain, affine.cpu(), network.planes, name)
+            volumes = [self._segment_volume(volume, network, spacing, name) for volume in plain]
             result = torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]
         else:
             result = self._segment(plain, network)
         return convert_to_dst_type(result, inputs, dtype=torch.float32)[0] if isinstance(inputs, MetaTensor) else result
 
-    def _segment_volume(self, volume: Tensor, network: Refinement, spacing: Tensor | None) -> Tensor:
+    def _segment_volume(self, volume: Tensor, network: Refinement, spacing: Tensor | None, name: str) -> Tensor:
         """Segment the axial slices of a volume (M + 1, H, W, D) to (K, H, W, D).
 
-        The network sees them in the field of view that it was trained with, around the brain.
+        The network sees them in the field of view that it was trained with, around the largest part of the brain.
         """
         padding = [0, 0]
-        if spacing is not None:
-            padding += window(volume[-1:].amax(dim=3) > 0.5, spacing, network.field_of_view)
+        if spacing is not None and bool((network.field_of_view > 0).all()):
+            brain = largest_component(volume[-1] > 0.5)
+            padding += window(brain.any(dim=2)[None], spacing, network.field_of_view)
+            if (lost := part_cut_off(brain, padding[2:])) > 0:
+                logger.warning(
+                    f"{name}: the window of the network leaves out {lost:.1%} of the brain, where nothing is marked: it "
+                    f"shows {' x '.join(f'{mm:.0f}' for mm in network.field_of_view.tolist())} mm, as in training."
+                )
         shown = F.pad(volume, padding, value=min(0.0, float(volume[:-1].min())))
         slices = shown.flatten(0, 2).t().contiguous().view(-1, *shown.shape[:3])  # a matrix is turned fastest
         found = self._segment(slices, network)

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from monai.config import NdarrayOrTensor
-from monai.data import NibabelWriter
 from monai.engines import SupervisedEvaluator
 
 from ..common.batch import Cases, raise_failed
-from ..common.files import atomic, check_writable, not_empty, write_json
+from ..common.files import check_writable, not_empty, write_json
 from ..common.ownership import PRODUCT, check_no_input, file_digest, read_record
 from ..common.share import share
 from ..data.nifti import NIFTI_SUFFIXES
@@ -94,20 +92,6 @@ def output_name(meta: Mapping[str, object], transform: object, modalities: Seque
     """
     case = str(meta.get("case") or case_of(str(meta["filename_or_obj"]), modalities))
     return {"subject": f"{case}.nii", "idx": None}
-
-
-class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer, but a reader never meets a half-written file, and a volume of one slice stays a volume."""
-
-    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int = 0, **kwargs: object) -> None:
-        """Take a volume (1, H, W, D); its last axes stay, of whatever length."""
-        super().set_data_array(data_array, channel_dim, **{**kwargs, "squeeze_end_dims": False})
-        self.data_obj = self.data_obj[..., 0]
-
-    def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
-        """Write to a temporary file beside ``filename`` and put it in place."""
-        with atomic(filename) as temporary:
-            super().write(temporary, verbose=verbose, **kwargs)
 
 
 class Volumes:

@@ -1,0 +1,64 @@
+"""Writing results as NIfTI in the scan's own space, with the scan's own header."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.config import NdarrayOrTensor
+from monai.data import NibabelWriter
+
+from ..common.files import atomic
+from ..data.nifti import NIFTI_SUFFIXES
+
+
+class AtomicNibabelWriter(NibabelWriter):
+    """MONAI's NIfTI writer, but whole or not at all, with qform, sform, their codes and the units of the scan.
+
+    A volume of one slice stays a volume. Viewers differ in which of the two forms they go by, so a result has both
+    of its scan.
+    """
+
+    scan: str = ""
+
+    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: Any) -> None:
+        """Take a volume (1, H, W, D); its last axes stay, of whatever length."""
+        super().set_data_array(data_array, channel_dim, **{**kwargs, "squeeze_end_dims": False})
+        self.data_obj = self.data_obj[..., 0]
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
+        """Take the affine, and remember which scan it is of."""
+        super().set_metadata(meta_dict, resample, **options)
+        self.scan = str((meta_dict or {}).get("filename_or_obj", ""))
+
+    def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write to a temporary file beside ``filename`` and put it in place."""
+        image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **kwargs)
+        copy_forms(self.scan, image)
+        with atomic(filename) as temporary:
+            nib.save(image, temporary)
+
+
+def copy_forms(scan: str, image: nib.Nifti1Image) -> None:
+    """Give an image the qform, the sform, their codes and the units of a scan that lies in the same space.
+
+    Args:
+        scan: A NIfTI file; of another format, or in another space, the image keeps its affine in both forms.
+        image: Changed in place.
+    """
+    image.set_sform(image.affine, code=1)
+    image.set_qform(image.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    if not (scan.endswith(NIFTI_SUFFIXES) and os.path.isfile(scan)):
+        return
+    source = nib.load(scan)
+    if source.shape[:3] != image.shape[:3] or not np.allclose(source.affine, image.affine, atol=1e-3):
+        return
+    for form in ("qform", "sform"):
+        matrix, code = getattr(source, f"get_{form}")(coded=True)
+        getattr(image, f"set_{form}")(matrix, code=int(code), update_affine=False)
+    image.header["pixdim"][1:4] = source.header["pixdim"][1:4]
+    image.header.set_xyzt_units(*source.header.get_xyzt_units())

@@ -1,0 +1,70 @@
+"""The window of the network follows the brain, whatever lies around it."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scripts.inference.geometry import largest_component, part_cut_off, window
+from scripts.inference.inferer import IterMaskInferer
+
+FIELD = torch.tensor([30.0, 24.0])
+
+
+class Brightest(torch.nn.Module):
+    """Stands for the method: marks what is bright on the grid that it is shown."""
+
+    modalities, image_size = 1, 32
+    field_of_view = FIELD
+    planes = torch.tensor([float("inf"), -float("inf")])
+
+    def refine(self, image, brain_mask, **options):
+        return brain_mask & (image > 2), image, image, torch.ones(len(image), dtype=torch.int64)
+
+
+def scan():
+    """A brain with a bright square, (1, 2, 40, 36, 5): image and brain mask."""
+    rows, columns = np.mgrid[-1:1:40j, -1:1:36j]
+    brain = np.repeat((rows**2 + columns**2 < 0.25)[..., None], 5, axis=2)
+    brain[..., 0] = brain[..., 4] = False
+    image = brain * np.random.default_rng(0).uniform(0.5, 1.5, brain.shape)
+    image[18:24, 15:20, 1:4] = 3
+    return torch.from_numpy(np.stack([image, brain]))[None].float()
+
+
+def marked(volume):
+    return IterMaskInferer()(MetaTensor(volume, affine=torch.eye(4)), Brightest()).as_tensor()
+
+
+@pytest.mark.parametrize(
+    "padding", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (3, 2, 5, 1), (2, 1, 7, 30), (-5, -3, -4, -6)]
+)
+def test_background_around_a_scan_changes_nothing(padding):
+    volume = scan()
+    grown = torch.nn.functional.pad(volume, (0, 0, *padding))
+    back = torch.nn.functional.pad(marked(grown), (0, 0, *(-number for number in padding)))
+    assert marked(volume).any() and torch.equal(back, marked(volume))
+
+
+def test_a_stray_voxel_far_from_the_brain_does_not_move_the_window(caplog):
+    volume = scan()
+    wide = torch.nn.functional.pad(volume, (0, 0, 0, 60, 0, 60))
+    stray = wide.clone()
+    stray[0, :, -1, -1, 2] = 1
+    assert torch.equal(marked(stray), marked(wide)) and not caplog.records
+
+
+def test_brain_that_the_window_cuts_is_told(caplog):
+    volume = torch.nn.functional.interpolate(scan(), scale_factor=(2, 2, 1), mode="nearest")
+    assert marked(volume).any()
+    assert "volume: the window of the network leaves out" in caplog.text and "shows 30 x 24 mm" in caplog.text
+
+
+def test_largest_component_and_what_a_window_cuts_of_it():
+    brain = torch.zeros(10, 12, 3, dtype=torch.bool)
+    brain[2:8, 3:9], brain[9, 11, 2] = True, True
+    found = largest_component(brain)
+    assert found.sum() == 6 * 6 * 3 and not found[9, 11, 2]
+    padding = window(found.any(dim=2)[None], torch.tensor([1.0, 1.0]), torch.tensor([4.0, 6.0]))
+    assert padding == [-3, -3, -3, -3]
+    assert part_cut_off(found, padding) == pytest.approx(1 - 4 / 6)
+    assert part_cut_off(found, [5, 5, 5, 5]) == 0
