@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import io
 import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def write_json(path: str | os.PathLike, content: object) -> None:
     """Write ``content`` as indented JSON, atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4) + "\n")
+
+
+def write_csv(
+    path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
+) -> None:
+    """Write a table with a line of ``columns``, atomically; None is empty there."""
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def save_tensors(path: str | os.PathLike, content: object) -> None:

@@ -48,6 +48,34 @@ def read_record(path: str | os.PathLike) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
+def check_claim(folder: str | os.PathLike, step: str, names: Iterable[str]) -> list[str]:
+    """The files of a folder that ``<step>_record.json`` notes as this product's.
+
+    Args:
+        folder: Where they are, or will be.
+        step: What writes them.
+        names: Files, or folders for this step alone, that it is about to write.
+
+    Raises:
+        ValueError: When one of them is there already and the record does not say that this product wrote it.
+    """
+    path = Path(folder) / f"{step}_record.json"
+    # looked for before the record is read: another process of the same step may claim and write them meanwhile
+    recorded, present = os.path.lexists(path), [name for name in names if os.path.lexists(path.parent / name)]
+    record = read_record(path)
+    if recorded and record.get("product") != PRODUCT:
+        raise ValueError(f"{path} is in the way, which this product did not write: move it, or set `output_dir`.")
+    owned = record.get("files")
+    owned = [name for name in owned if isinstance(name, str)] if isinstance(owned, list) else []
+    for name in present:
+        if name not in owned:
+            raise ValueError(
+                f"{path.parent / name} is in the way, which `{step}` did not write: move it, or set another "
+                "`output_dir`."
+            )
+    return owned
+
+
 def claim(folder: str | os.PathLike, step: str, names: Iterable[str]) -> None:
     """Note in ``<step>_record.json`` that files of a folder are this product's, before they are written.
 
@@ -57,24 +85,13 @@ def claim(folder: str | os.PathLike, step: str, names: Iterable[str]) -> None:
         names: Files, or folders for this step alone.
 
     Raises:
-        ValueError: When one of them is there already and the record does not say that this product wrote it.
+        ValueError: What `check_claim` finds.
     """
-    path = Path(folder) / f"{step}_record.json"
-    record = read_record(path)
-    if os.path.lexists(path) and record.get("product") != PRODUCT:
-        raise ValueError(f"{path} is in the way, which this product did not write: move it, or set `output_dir`.")
-    owned = record.get("files")
-    owned = [name for name in owned if isinstance(name, str)] if isinstance(owned, list) else []
-    for name in names:
-        if name not in owned and os.path.lexists(path.parent / name):
-            raise ValueError(
-                f"{path.parent / name} is in the way, which `{step}` did not write: move it, or set another "
-                "`output_dir`."
-            )
-        owned.append(name)
-    files = sorted({*owned})
-    if record.get("files") != files:
-        write_json(path, {"product": PRODUCT, "step": step, "files": files})
+    names = [*names]
+    owned = check_claim(folder, step, names)
+    files = sorted({*owned, *names})
+    if owned != files:
+        write_json(Path(folder) / f"{step}_record.json", {"product": PRODUCT, "step": step, "files": files})
 
 
 def check_replaceable(model_file: str | os.PathLike | None = None, checkpoint: str | os.PathLike | None = None) -> None:

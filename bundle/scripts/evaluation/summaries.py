@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.files import atomic, write_json
+from ..common.files import write_csv, write_json
 from ..data.scans import read_split
 from .metrics import average_precision, bootstrap_interval, overlap_from_counts, threshold_at_fraction
 
@@ -262,19 +261,12 @@ def _no_nan(row: Mapping[str, object]) -> dict[str, object]:
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    with atomic(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(_no_nan(row) for row in rows)
-
-
 def write_tables(
     output_dir: Path, rows: Sequence[Mapping], summary: Mapping[str, object], curves: Sequence[Mapping]
 ) -> None:
     """Write ``cases.csv``, ``curves.csv`` and ``summary.json``; what is undefined is empty there, or null."""
-    _write_csv(output_dir / "cases.csv", rows)
-    _write_csv(output_dir / "curves.csv", curves)
+    for name, lines in (("cases.csv", rows), ("curves.csv", curves)):
+        write_csv(output_dir / name, [*lines[0]], map(_no_nan, lines))
     write_json(output_dir / "summary.json", _no_nan(summary))
 
 

@@ -29,27 +29,44 @@ FAR_TOGETHER = (
 logger = logging.getLogger(__name__)
 
 
-def warn_of_planes(with_brain: Tensor, affine: Tensor, planes: Tensor, name: str) -> None:
-    """Log how many slices of a volume lie far from the planes that the model was trained on.
+def outside_planes(with_brain: Tensor, affine: Tensor, planes: Tensor) -> Tensor | None:
+    """Tell which slices with brain lie far from the planes that the model was trained on.
 
     Positions are those of the scan's header, so they mean something where scans are registered as the training's.
 
     Args:
         with_brain: Which slices hold brain, bool (D,).
         affine: Of the volume in RAS order (4, 4).
-        planes: Lowest and highest position of the training slices in mm; inf and -inf: unknown, nothing is said.
-        name: Of the volume, for the message.
+        planes: Lowest and highest position of the training slices in mm; inf and -inf: unknown.
+
+    Returns:
+        A bool for each slice with brain; None where the planes are unknown.
     """
     low, high = planes.tolist()
-    positions = affine[2, 3] + affine[2, 2] * with_brain.nonzero()[:, 0].to(affine)
     if low > high:
+        return None
+    positions = affine[2, 3] + affine[2, 2] * with_brain.nonzero()[:, 0].to(affine)
+    return (positions < low - FAR_FROM_PLANES) | (positions > high + FAR_FROM_PLANES)
+
+
+def warn_of_planes(with_brain: Tensor, affine: Tensor, planes: Tensor, name: str) -> None:
+    """Log how many slices of a volume lie far from the planes that the model was trained on.
+
+    Args:
+        with_brain: As in `outside_planes`.
+        affine: Likewise.
+        planes: Likewise; where they are unknown nothing is said.
+        name: Of the volume, for the message.
+    """
+    outside = outside_planes(with_brain, affine, planes)
+    if outside is None:
         return
-    far = int(((positions < low - FAR_FROM_PLANES) | (positions > high + FAR_FROM_PLANES)).sum())
-    if far:
+    if far := int(outside.sum()):
+        low, high = planes.tolist()
         logger.warning(
-            f"{name}: {far} of {len(positions)} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the "
+            f"{name}: {far} of {len(outside)} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the "
             f"model was trained on (z = {low:g} to {high:g} mm): their masks are not to be trusted.",
-            extra={"together": FAR_TOGETHER, "counts": (far, len(positions))},
+            extra={"together": FAR_TOGETHER, "counts": (far, len(outside))},
         )
 
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 
 from ..common.batch import Cases, raise_failed
 from ..common.files import check_writable, not_empty, write_json
-from ..common.ownership import PRODUCT, check_no_input, file_digest, read_record
+from ..common.ownership import PRODUCT, check_claim, check_no_input, file_digest, read_record
 from ..common.share import share
 from ..data.nifti import NIFTI_SUFFIXES
 from ..data.scans import RESULTS, Subject, check_case_name, find_subjects, mark_unusable
+from ..method.refinement import Refinement
+from .tables import LESIONS, STEP, VOLUMES, measure_volume, write_tables
 
-OUTCOME = ("results", "warnings")  # what a record tells at the end only
+OUTCOME = ("results", "warnings", "numbers")  # what a record tells at the end only
 
 
 def find_inputs(
@@ -30,10 +35,8 @@ def find_inputs(
     brain_mask: str | None = None,
     allow_outside: bool = False,
     exclude: str | Sequence[str] | None = None,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> list[Subject]:
-    """List the volumes that this process segments and check their headers.
+    """List the volumes to segment and check their headers.
 
     Args:
         dataset_dir: Folder of scans, see `find_subjects`.
@@ -42,8 +45,6 @@ def find_inputs(
         brain_mask: File name ending of brain masks; with ``image`` the mask's file. None: voxels above 0 are brain.
         allow_outside: As in `find_subjects`.
         exclude: Likewise.
-        rank: This process.
-        world_size: Number of processes; each gets its share of the volumes.
 
     Returns:
         The scans, as `find_subjects` gives them, with ``error`` where one cannot be used.
@@ -71,10 +72,7 @@ def find_inputs(
         check_case_name(case_of(files[0], modalities), "`image`")
         subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
         subjects = [subject | ({"brain_mask": brain_mask} if brain_mask else {})]
-    mine = share(mark_unusable(subjects), rank, world_size)
-    if world_size > 1:
-        print(f"Process {rank + 1} of {world_size}: {len(mine)} of {len(subjects)} volumes.")
-    return mine
+    return mark_unusable(subjects)
 
 
 def case_of(path: str | os.PathLike, modalities: Sequence[str]) -> str:
@@ -98,13 +96,18 @@ class Volumes:
     """The volumes of one run, without those that an earlier run with the same settings finished.
 
     A case's record, ``CASE_record.json``, is there before its results are, so that a later run knows them as this
-    product's, and tells at the end what they were made from and with.
+    product's, and tells at the end what they were made from and with, and their numbers.
+
+    Every process that ends writes the tables (see `tables`), of the records of all volumes that are finished by then,
+    so that those of the process that ends last tell of all, and none has to wait.
 
     Args:
         subjects: What `find_inputs` found.
         output_dir: Where each case gets a folder.
         model_file: The weights; another file makes all results anew.
         settings: All other options that change a result.
+        rank: This process.
+        world_size: Number of processes; each segments its share of the volumes.
 
     Attributes:
         pending: The volumes that are left to do.
@@ -114,18 +117,28 @@ class Volumes:
     """
 
     def __init__(
-        self, subjects: Sequence[Subject], output_dir: str, model_file: str, settings: Mapping[str, object]
+        self,
+        subjects: Sequence[Subject],
+        output_dir: str,
+        model_file: str,
+        settings: Mapping[str, object],
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.output_dir = Path(output_dir)
         weights = Path(model_file)
         self.settings = {"model_sha256": file_digest(weights) if weights.is_file() else None, **settings}
-        self.number = len(subjects)
+        self.records = {subject["case"]: self._record(subject) for subject in Cases().sound(subjects)}
+        mine = share(subjects, rank, world_size)
+        if world_size > 1:
+            print(f"Process {rank + 1} of {world_size}: {len(mine)} of {len(subjects)} volumes.")
+        self.number = len(mine)
         self.cases = Cases()
-        sound = self.cases.sound(subjects)
-        self.records = {subject["case"]: self._record(subject) for subject in sound}
+        sound = self.cases.sound(mine)
         self.pending = [subject for subject in sound if not self._finished(subject["case"])]
-        self.unfinished = len(self.pending)
+        self.finished = len(sound) - len(self.pending)
         self._check_places(sound)
+        check_claim(output_dir, STEP, (VOLUMES, LESIONS))
         check_writable(output_dir)
 
     def _record(self, subject: Subject) -> dict[str, object]:
@@ -138,10 +151,11 @@ class Volumes:
     def _results(self, case: str) -> list[Path]:
         return [self.output_dir / case / f"{case}_{name}.nii.gz" for name in RESULTS]
 
-    def _finished(self, case: str) -> bool:
+    def _finished(self, case: str) -> dict[str, object]:
+        """The record of a finished volume; empty while it is not."""
         record = read_record(self._record_file(case))
         same = {key: value for key, value in record.items() if key not in OUTCOME} == self.records[case]
-        return same and "results" in record and all(map(not_empty, self._results(case)))
+        return record if same and record.keys() >= {*OUTCOME} and all(map(not_empty, self._results(case))) else {}
 
     def _check_places(self, subjects: Sequence[Subject]) -> None:
         inputs = [path for subject in subjects for path in _files(subject)]
@@ -164,17 +178,23 @@ class Volumes:
 
     def attach(self, engine: Engine) -> None:
         """Note every volume that the evaluator begins and finishes."""
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_clock)
         engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish)
+
+    def _start_clock(self) -> None:
+        self.started = time.monotonic()
 
     def _begin(self, engine: Engine) -> None:
         for case in engine.state.batch["case"]:
             write_json(self._record_file(case), self.records[case])
 
     def _finish(self, engine: Engine) -> None:
-        for item in engine.state.batch:
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             case = item["case"]
+            numbers = _numbers(output["pred_mask"], output["pred_anomaly_map"], item["brain_mask"], engine.network)
             outcome = {
+                "numbers": numbers | {"seconds": round(time.monotonic() - self.started, 2)},
                 "results": {result.name: file_digest(result) for result in self._results(case)},
                 "warnings": [record.getMessage() for record in self.cases.records],
             }
@@ -188,23 +208,41 @@ class Volumes:
                 with suppress(OSError):
                     self._record_file(case).parent.rmdir()
 
+    def _write_tables(self) -> None:
+        """Write the tables until no record changes meanwhile: two processes may end at once."""
+        written = None
+        while (finished := {case: record for case in self.records if (record := self._finished(case))}) != written:
+            write_tables(self.output_dir, finished)
+            written = finished
+
     def run(self, evaluator: SupervisedEvaluator) -> None:
-        """Segment the pending volumes and say where the results are.
+        """Segment the pending volumes, write the tables and say where the results are.
 
         Raises:
             RuntimeError: When a volume failed; the others are done then.
         """
-        finished = len(self.records) - self.unfinished
-        if finished:
-            print(f"{finished} of {self.number} volumes are finished already.")
+        if self.finished:
+            print(f"{self.finished} of {self.number} volumes are finished already.")
         if self.pending:
             self.cases.run(evaluator, show=int(os.environ.get("RANK", "0")) == 0)
             self._forget_failed()
+        self._write_tables()
         if len(self.cases.failed) < self.number:
             names = ", ".join(f"<case>_{name}.nii.gz" for name in RESULTS)
             print(f"Masks and anomaly maps: {self.output_dir.resolve()}/<case>/{names}")
+            print(f"Tables: {self.output_dir.resolve()}/{VOLUMES}, {LESIONS}")
         wait_for_others()
         raise_failed(self.cases.failed, self.number)
+
+
+def _numbers(
+    mask: MetaTensor, anomaly_map: MetaTensor, brain_mask: MetaTensor, network: Refinement
+) -> dict[str, object]:
+    """What `measure_volume` finds in a volume's results (1, H, W, D) and its brain mask."""
+    arrays = [image.as_tensor()[0].cpu().numpy() for image in (mask, anomaly_map, brain_mask)]
+    affines = [np.asarray(image.affine.cpu(), dtype=np.float64) for image in (mask, brain_mask)]
+    planes = network.planes.tolist()
+    return measure_volume(arrays[0] > 0, arrays[1], affines[0], arrays[2] > 0, affines[1], planes)
 
 
 def _files(subject: Subject) -> list[str]:

@@ -1,0 +1,152 @@
+"""The numbers of segmented volumes, and two tables of them at the end of a run.
+
+``volumes.csv`` has a row for each volume that is finished: ``case``; ``marked_voxels`` and ``marked_ml``; ``lesions``, the
+number of connected areas (3-D, 26 neighbors); ``brain_ml``; ``outside_fraction``, the part of the axial slices with brain
+that lie far from those of training, in [0, 1], empty where these are unknown; ``seconds`` from reading the scan to its
+results; ``model``, the first 12 characters of the SHA-256 of the model file.
+
+``lesions.csv`` has a row for each connected area: ``case``; ``lesion``, its number, the largest being 1; ``ml``; ``x_mm``,
+``y_mm`` and ``z_mm``, its center in the coordinates of the scan's own affine (to the right, to the front, up); and
+``mean_score``, the mean of the anomaly map in it.
+
+The numbers are those of the mask as it was written: one that a person corrects later is not measured again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from ..common.files import write_csv
+from ..common.ownership import claim
+from .inferer import outside_planes
+
+STEP = "inference"
+VOLUMES, LESIONS = "volumes.csv", "lesions.csv"
+VOLUME_COLUMNS = (
+    "case",
+    "marked_voxels",
+    "marked_ml",
+    "lesions",
+    "brain_ml",
+    "outside_fraction",
+    "seconds",
+    "model",
+)
+LESION_COLUMNS = ("case", "lesion", "ml", "x_mm", "y_mm", "z_mm", "mean_score")
+HASH_LENGTH = 12
+
+Numbers = dict[str, object]
+
+
+def voxel_ml(affine: np.ndarray) -> float:
+    """The volume of a voxel, however the grid is turned; ``affine`` (4, 4) in mm."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+
+
+def measure_lesions(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) -> list[Numbers]:
+    """Measure the connected areas of a mask (26 neighbors), the largest first.
+
+    Args:
+        mask: Marked voxels (H, W, D), bool.
+        anomaly_map: Their scores (H, W, D).
+        affine: From voxels to mm (4, 4).
+
+    Returns:
+        For each area ``ml``, ``center_mm`` [x, y, z] and ``mean_score``.
+    """
+    voxels = np.argwhere(mask)
+    if not len(voxels):
+        return []
+    box = tuple(slice(low, high + 1) for low, high in zip(voxels.min(0), voxels.max(0), strict=True))
+    labels, _ = ndimage.label(mask[box], np.ones((3, 3, 3)))
+    area = labels[mask[box]] - 1  # in the order of `voxels`
+    sizes = np.bincount(area)
+    centers = np.stack([np.bincount(area, axis) for axis in voxels.T], axis=1) / sizes[:, None]
+    centers = centers @ affine[:3, :3].T + affine[:3, 3]
+    scores = np.bincount(area, anomaly_map[mask]) / sizes
+    return [
+        {
+            "ml": float(sizes[one] * voxel_ml(affine)),
+            "center_mm": centers[one].tolist(),
+            "mean_score": float(scores[one]),
+        }
+        for one in np.argsort(-sizes, kind="stable")
+    ]
+
+
+def measure_volume(
+    mask: np.ndarray,
+    anomaly_map: np.ndarray,
+    affine: np.ndarray,
+    brain_mask: np.ndarray,
+    brain_affine: np.ndarray,
+    planes: Sequence[float],
+) -> Numbers:
+    """Measure one segmented volume.
+
+    Args:
+        mask: Marked voxels (H, W, D), bool, in the grid of the scan.
+        anomaly_map: Their scores (H, W, D).
+        affine: Of the scan, from voxels to mm (4, 4).
+        brain_mask: Brain voxels in RAS order (X, Y, Z), bool.
+        brain_affine: Of the brain mask (4, 4).
+        planes: Lowest and highest position of the training slices in mm; inf and -inf: unknown.
+
+    Returns:
+        The columns of ``volumes.csv`` that a volume gives, but in ``lesions`` what `measure_lesions` gives.
+    """
+    with_brain = torch.from_numpy(brain_mask.any(axis=(0, 1)))
+    outside = outside_planes(with_brain, torch.from_numpy(brain_affine), torch.tensor(planes))
+    number = int(np.count_nonzero(mask))
+    return {
+        "marked_voxels": number,
+        "marked_ml": number * voxel_ml(affine),
+        "lesions": measure_lesions(mask, anomaly_map, affine),
+        "brain_ml": int(np.count_nonzero(brain_mask)) * voxel_ml(brain_affine),
+        "outside_fraction": None if outside is None else float(outside.float().mean()),
+    }
+
+
+def volume_row(case: str, record: Mapping[str, object]) -> Numbers:
+    """The row of a volume in ``volumes.csv``, of its record."""
+    numbers = record["numbers"]
+    own = {"case": case, "lesions": len(numbers["lesions"]), "model": record["model_sha256"][:HASH_LENGTH]}
+    return {column: _short(({**numbers, **own})[column]) for column in VOLUME_COLUMNS}
+
+
+def lesion_rows(case: str, record: Mapping[str, object]) -> list[Numbers]:
+    """The rows of a volume in ``lesions.csv``, of its record."""
+    rows = [
+        (case, number, lesion["ml"], *lesion["center_mm"], lesion["mean_score"])
+        for number, lesion in enumerate(record["numbers"]["lesions"], start=1)
+    ]
+    return [dict(zip(LESION_COLUMNS, map(_short, row), strict=True)) for row in rows]
+
+
+def _short(value: object) -> object:
+    return format(value, ".6g") if isinstance(value, float) else value
+
+
+def write_tables(output_dir: str | os.PathLike, records: Mapping[str, Mapping[str, object]]) -> None:
+    """Write ``volumes.csv`` and ``lesions.csv``, atomically and only over own files.
+
+    Args:
+        output_dir: It exists.
+        records: The record of each finished case; without any an earlier table becomes empty, and none is made.
+
+    Raises:
+        ValueError: When one of them is there already and is another's.
+    """
+    folder = Path(output_dir)
+    if not records and not os.path.lexists(folder / VOLUMES):
+        return
+    claim(folder, STEP, (VOLUMES, LESIONS))
+    lesions = [row for case, record in records.items() for row in lesion_rows(case, record)]
+    write_csv(folder / LESIONS, LESION_COLUMNS, lesions)
+    write_csv(folder / VOLUMES, VOLUME_COLUMNS, [volume_row(*item) for item in records.items()])
