@@ -1,10 +1,13 @@
 """A volume that is finished is not done again, unless what it was made from or with has changed."""
 
 import json
+import math
 import os
 from types import SimpleNamespace
 
 import pytest
+import torch
+from monai.data import MetaTensor
 from scripts.inference.volumes import OUTCOME, RESULTS, Volumes
 
 
@@ -13,6 +16,16 @@ def write(path, content):
     earlier = path.stat().st_mtime_ns if path.exists() else 10**18
     path.write_bytes(content)
     os.utime(path, ns=(earlier + 10**6, earlier + 10**6))
+
+
+def finished_engine(subjects):
+    """An engine that has just segmented subjects of a few voxels and marked none of them."""
+    plain = MetaTensor(torch.zeros(1, 2, 2, 2))
+    state = SimpleNamespace(
+        batch=[subject | {"brain_mask": plain + 1} for subject in subjects],
+        output=[{"pred_mask": plain, "pred_anomaly_map": plain} for _ in subjects],
+    )
+    return SimpleNamespace(state=state, network=SimpleNamespace(planes=torch.tensor([-math.inf, math.inf])))
 
 
 @pytest.fixture
@@ -30,7 +43,8 @@ def pending(tmp_path):
     first._begin(SimpleNamespace(state=SimpleNamespace(batch={"case": ["one"]})))
     for result in RESULTS:
         write(tmp_path / "out" / "one" / f"one_{result}.nii.gz", b"result")
-    first._finish(SimpleNamespace(state=SimpleNamespace(batch=first.pending)))
+    first._start_clock()
+    first._finish(finished_engine(first.pending))
     return lambda **settings: [item["case"] for item in volumes(**settings).pending]
 
 

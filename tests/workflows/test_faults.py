@@ -130,6 +130,8 @@ class Inference:
         images = {path.name: nib.load(path) for path in folder.glob("*/case*_*.nii.gz")}
         records = {path.name: json.loads(path.read_text()) for path in folder.glob("*/case*_record.json")}
         finished = {name: record for name, record in records.items() if "results" in record}
+        for record in finished.values():
+            del record["numbers"]["seconds"]
         return finished | {
             name: (image.get_fdata().tobytes(), image.affine.tobytes(), image.get_data_dtype())
             for name, image in images.items()

@@ -504,7 +504,12 @@ def test_two_cases_whose_files_have_one_name_keep_their_results_apart(segmenter,
         for case in ("one", "two")
         for end in ("anomaly_map.nii.gz", "anomaly_mask.nii.gz", "record.json")
     ]
-    assert [str(path.relative_to(tmp_path / "out")) for path in files_below(tmp_path / "out")] == names
+    assert [str(path.relative_to(tmp_path / "out")) for path in files_below(tmp_path / "out")] == [
+        "inference_record.json",
+        "lesions.csv",
+        *names,
+        "volumes.csv",
+    ]
 
 
 class Tags(HTMLParser):

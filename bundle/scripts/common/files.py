@@ -94,9 +94,7 @@ def write_json(path: str | os.PathLike, content: object) -> None:
         temporary.write_text(json.dumps(content, indent=4) + "\n")
 
 
-def write_csv(
-    path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
-) -> None:
+def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Write a table with a line of ``columns``, atomically; None is empty there."""
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=columns)

@@ -1,13 +1,13 @@
 """The numbers of segmented volumes, and two tables of them at the end of a run.
 
-``volumes.csv`` has a row for each volume that is finished: ``case``; ``marked_voxels`` and ``marked_ml``; ``lesions``, the
-number of connected areas (3-D, 26 neighbors); ``brain_ml``; ``outside_fraction``, the part of the axial slices with brain
-that lie far from those of training, in [0, 1], empty where these are unknown; ``seconds`` from reading the scan to its
-results; ``model``, the first 12 characters of the SHA-256 of the model file.
+``volumes.csv`` has a row for each volume that is finished: ``case``; ``marked_voxels`` and ``marked_ml``; ``lesions``,
+the number of connected areas (3-D, 26 neighbors); ``brain_ml``; ``outside_fraction``, the part of the axial slices
+with brain that lie far from those of training, in [0, 1], empty where these are unknown; ``seconds`` from reading the
+scan to its results; ``model``, the first 12 characters of the SHA-256 of the model file.
 
-``lesions.csv`` has a row for each connected area: ``case``; ``lesion``, its number, the largest being 1; ``ml``; ``x_mm``,
-``y_mm`` and ``z_mm``, its center in the coordinates of the scan's own affine (to the right, to the front, up); and
-``mean_score``, the mean of the anomaly map in it.
+``lesions.csv`` has a row for each connected area: ``case``; ``lesion``, its number, the largest being 1; ``ml``;
+``x_mm``, ``y_mm`` and ``z_mm``, its center in the coordinates of the scan's own affine (to the right, to the front,
+up); and ``mean_score``, the mean of the anomaly map in it.
 
 The numbers are those of the mask as it was written: one that a person corrects later is not measured again.
 """
