@@ -168,8 +168,8 @@ class IterMaskInferer(Inferer):
             padding += window(brain.any(dim=2)[None], spacing, network.field_of_view)
             if (lost := part_cut_off(brain, padding[2:])) > 0:
                 logger.warning(
-                    f"{name}: the window of the network leaves out {lost:.1%} of the brain, where nothing is marked: it "
-                    f"shows {' x '.join(f'{mm:.0f}' for mm in network.field_of_view.tolist())} mm, as in training."
+                    f"{name}: the window of the network leaves out {lost:.1%} of the brain, where nothing is marked: "
+                    f"it shows {' x '.join(f'{mm:.0f}' for mm in network.field_of_view.tolist())} mm, as in training."
                 )
         shown = F.pad(volume, padding, value=min(0.0, float(volume[:-1].min())))
         slices = shown.flatten(0, 2).t().contiguous().view(-1, *shown.shape[:3])  # a matrix is turned fastest
