@@ -13,7 +13,7 @@ FIELD = torch.tensor([30.0, 24.0])
 class Brightest(torch.nn.Module):
     """Stands for the method: marks what is bright on the grid that it is shown."""
 
-    modalities, image_size = 1, 32
+    modalities, image_size = 1, 24
     field_of_view = FIELD
     planes = torch.tensor([float("inf"), -float("inf")])
 

@@ -13,7 +13,7 @@ from conftest import CONFIGS, run_bundle
 from scripts.common.guard import innermost_message
 from scripts.common.model_file import save_model
 from scripts.inference.geometry import window
-from scripts.inference.inferer import IterMaskInferer, warn_of_planes
+from scripts.inference.inferer import IterMaskInferer, warn_of_planes, warn_of_spacing
 from scripts.inference.volumes import case_of, find_inputs
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
@@ -360,3 +360,19 @@ def test_small_areas_are_dropped_on_request():
         for least in (0, 2, 3, 9, 10)
     }
     assert sizes == {0: [11, 11], 2: [11, 11], 3: [9, 9], 9: [9, 9], 10: [0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("spacing", "field_of_view", "told"),
+    [
+        ((1, 1, 1), (157, 189), False),
+        ((0.5, 0.5, 3), (157, 189), False),
+        ((2, 2, 2), (157, 189), True),
+        ((1, 1, 5), (157, 189), True),
+        ((2, 2, 2), (0, 0), False),
+        ((1, 1, 5), (0, 0), True),
+    ],
+)
+def test_voxels_coarser_than_the_network_s_pixels_are_told(spacing, field_of_view, told, caplog):
+    warn_of_spacing(torch.tensor(spacing).float(), torch.tensor(field_of_view).float(), 128, "scan.nii.gz")
+    assert ("scan.nii.gz: voxels of" in caplog.text and "do not trust the mask" in caplog.text) is told

@@ -26,6 +26,8 @@ FAR_TOGETHER = (
     "their masks are not to be trusted; the records of the cases tell which."
 )
 
+THICKEST_SLICE = 3.0  # mm
+COARSE_TOGETHER = "voxels much coarser than the training's: blurred slices are marked more, do not trust these masks."
 logger = logging.getLogger(__name__)
 
 
@@ -67,6 +69,26 @@ def warn_of_planes(with_brain: Tensor, affine: Tensor, planes: Tensor, name: str
             f"{name}: {far} of {len(outside)} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the "
             f"model was trained on (z = {low:g} to {high:g} mm): their masks are not to be trusted.",
             extra={"together": FAR_TOGETHER, "counts": (far, len(outside))},
+        )
+
+
+def warn_of_spacing(spacing: Tensor, field_of_view: Tensor, image_size: int, name: str) -> None:
+    """Log that a volume is coarser than what the network works at, in its slices or across them.
+
+    Args:
+        spacing: Of the voxels along each axis in mm, (3,); the slices are axial.
+        field_of_view: Height and width of the training slices in mm, (2,); zeros: unknown, the plane is not judged.
+        image_size: Height and width of the network's grid in pixels.
+        name: Of the volume, for the message.
+    """
+    pixel = field_of_view.cpu() / image_size
+    blurred = bool(((pixel > 0) & (spacing[:2].cpu() > 1.25 * pixel)).any())
+    if blurred or float(spacing[2]) > THICKEST_SLICE:
+        logger.warning(
+            f"{name}: voxels of {' x '.join(f'{mm:.3g}' for mm in spacing.tolist())} mm are coarse for a network that "
+            f"works on pixels of {' x '.join(f'{mm:.3g}' for mm in pixel.tolist())} mm: where slices are blurred it "
+            "marks more; do not trust the mask unless the model was trained on such scans.",
+            extra={"together": COARSE_TOGETHER, "counts": ()},
         )
 
 
@@ -148,7 +170,9 @@ class IterMaskInferer(Inferer):
             spacing, name = None, "volume"
             if isinstance(inputs, MetaTensor):
                 affine, source = inputs.affine.reshape(-1, 4, 4)[0], inputs.meta.get("filename_or_obj", name)
-                spacing, name = affine_to_spacing(affine)[:2], source if isinstance(source, str) else source[0]
+                name = source if isinstance(source, str) else source[0]
+                warn_of_spacing(affine_to_spacing(affine), network.field_of_view, network.image_size, name)
+                spacing = affine_to_spacing(affine)[:2]
                 with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
                 warn_of_planes(with_brain, affine.cpu(), network.planes, name)
             volumes = [self._segment_volume(volume, network, spacing, name) for volume in plain]
