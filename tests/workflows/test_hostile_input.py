@@ -120,7 +120,7 @@ REFUSED_VOXELS = {
     "NaN": (spoiled(np.nan), "has NaN or infinite voxels"),
     "infinite": (spoiled(np.inf), "has NaN or infinite voxels"),
     "minus infinite": (spoiled(-np.inf), "has NaN or infinite voxels"),
-    "beyond single precision": (spoiled(1e39).astype(np.float64) * 1e10, "has NaN or infinite voxels"),
+    "beyond single precision": (spoiled(1e30).astype(np.float64) * 1e19, "has NaN or infinite voxels"),
     "far outside the rest": (spoiled(1e30), "times the brain's own range"),
     "empty": (brain() * 0, "has no voxel above 0"),
     "negative only": (-brain(), "has no voxel above 0"),
