@@ -1,5 +1,6 @@
 """Several processes, with gloo on this machine's CPU, through the configs and commands of the documentation."""
 
+import csv
 import json
 import os
 import re
@@ -29,7 +30,12 @@ SMALL = {"image_size": 16, **SMALL_NETWORK}
 
 
 def start(processes, folder, run_id, configs, **options):
-    """Start ``torchrun ... -m monai.bundle run`` with configs of the bundle."""
+    """Start ``torchrun ... -m monai.bundle run`` with configs of the bundle.
+
+    What sets the size of a network is for training alone: a model file says it everywhere else.
+    """
+    if configs[0] != "train":
+        options = {key: value for key, value in options.items() if key not in SMALL_NETWORK}
     folder.mkdir(parents=True, exist_ok=True)
     arguments = folder / "arguments.json"
     arguments.write_text(json.dumps({"config_file": files_of(*configs), **options}))
@@ -218,7 +224,7 @@ def test_checkpoint_that_not_all_processes_see_is_refused(tmp_path, two_modality
 )
 def test_monai_finds_every_property(name, overlay, slices_dir, scans_dir, model_file, tmp_path, group_of_one):
     options = {"dataset_dir": str(scans_dir if name == "evaluate" else slices_dir), "modalities": ["flair", "t1"]}
-    options |= {"output_dir": str(tmp_path), "model_file": model_file(2), **SMALL}
+    options |= {"output_dir": str(tmp_path), "model_file": model_file(["flair", "t1"]), **SMALL}
     files = files_of(name, overlay)
     kind = "train" if name == "train" else "infer"
     workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **options)
@@ -264,14 +270,14 @@ def test_signal_stops_all_processes_with_one_checkpoint_and_training_resumes(tmp
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
-    """Makes weights of a small random network for a number of modalities, with thresholds that some pixels exceed."""
+    """Makes weights of a small random network for some modalities, with thresholds that some pixels exceed."""
 
     def make(modalities, threshold=0.4):
         with torch.random.fork_rng():
             torch.manual_seed(1)
             options = {"channels": 4, "channel_multipliers": (1, 2), "residual_blocks": 1, "attention_levels": (1,)}
             network = partial(ReconstructionUNet, patch_size=2, **options)
-            model = ProbabilisticIterMask(network, modalities, threshold=threshold)
+            model = ProbabilisticIterMask(network, modalities, SMALL["image_size"], threshold=threshold)
         path = tmp_path_factory.mktemp("model") / "model.pt"
         save_model(model, path)
         return str(path)
@@ -303,7 +309,7 @@ def test_any_number_of_processes_evaluates_to_the_same_files(
     config, processes, batch_size, order, slices_dir, scans_dir, model_file, tmp_path, one_thread
 ):
     options = {"dataset_dir": str(slices_dir), "modalities": ["flair", "t1"], "batch_size": batch_size, **SMALL}
-    options |= {"model_file": model_file(2, threshold=0.1), "stop_shrink": 0.0, "max_passes": 8}
+    options |= {"model_file": model_file(["flair", "t1"], threshold=0.1), "stop_shrink": 0.0, "max_passes": 8}
     if config == "evaluate":
         options |= {"dataset_dir": str(scans_dir), "split": order}
         make_scan(scans_dir, "c", lesion={5: 12})
@@ -353,9 +359,11 @@ def finished_cases(folder):
 @needs_proc
 def test_bad_volume_of_one_process_does_not_stop_the_others(volumes_dir, model_file, tmp_path, one_thread):
     (volumes_dir / "a/a_flair.nii.gz").write_bytes(b"no scan")
-    options = inference_options(volumes_dir, model_file(1), tmp_path / "out") | {"max_passes": 1}
+    options = inference_options(volumes_dir, model_file(["flair"]), tmp_path / "out") | {"max_passes": 1}
     output, _ = start(2, tmp_path / "arguments", "inference", ["inference"], **options).communicate(timeout=180)
     assert finished_cases(tmp_path / "out") == set("bcdefg"), output
+    with (tmp_path / "out/volumes.csv").open(newline="") as table:
+        assert [row["case"] for row in csv.DictReader(table)] == [*"bcdefg"]
     assert "1 of 4 cases failed, a (the others are done" in output
 
 
@@ -370,7 +378,10 @@ def inference_options(volumes_dir, model_file, output_dir):
 
 
 def test_each_volume_is_segmented_by_one_process(volumes_dir, model_file, tmp_path, capsys):
-    options = inference_options(volumes_dir, model_file(1), tmp_path / "out") | {"world_size": 2, "max_passes": 1}
+    options = inference_options(volumes_dir, model_file(["flair"]), tmp_path / "out") | {
+        "world_size": 2,
+        "max_passes": 1,
+    }
     done = {}
     for rank, cases in enumerate(("aceg", "bdf")):
         run_bundle("inference", run_id="inference", rank=rank, **options)
@@ -384,7 +395,7 @@ def test_each_volume_is_segmented_by_one_process(volumes_dir, model_file, tmp_pa
 def test_killed_process_leaves_whole_files_and_the_next_run_does_what_is_missing(
     volumes_dir, model_file, tmp_path, one_thread
 ):
-    options = inference_options(volumes_dir, model_file(1), tmp_path / "out")
+    options = inference_options(volumes_dir, model_file(["flair"]), tmp_path / "out")
     process = start(2, tmp_path / "arguments", "inference", ["inference"], **options)
     wait_until(lambda: "b" in finished_cases(tmp_path / "out"), process)
     os.kill(rank_process(process, 1), signal.SIGKILL)
@@ -407,3 +418,4 @@ def test_killed_process_leaves_whole_files_and_the_next_run_does_what_is_missing
         np.testing.assert_array_equal(found[name], expected[name])
         if name in whole:
             np.testing.assert_array_equal(whole[name], expected[name])
+    assert (tmp_path / "out/lesions.csv").read_bytes() == (tmp_path / "alone/lesions.csv").read_bytes()
