@@ -90,7 +90,7 @@ class Calibrate:
     """Thresholds of a model that has others."""
 
     command = ("calibrate", "train")
-    work = "scripts.method.published:IterMask.refine"
+    work = "scripts.method.refinement:Refinement.refine"
 
     def __init__(self, data):
         self.model = (data / "model.pt").read_bytes()
@@ -115,7 +115,7 @@ class Inference:
     """Masks of six volumes."""
 
     command = ("inference", "inference")
-    work = "scripts.method.published:IterMask.refine"
+    work = "scripts.method.refinement:Refinement.refine"
 
     def __init__(self, data):
         self.options = {"dataset_dir": data / "scans", "model_file": data / "model.pt", **SMALL}
@@ -146,7 +146,7 @@ class Evaluate:
     """Scores and pictures of two slices."""
 
     command = ("evaluate", "evaluate_slices")
-    work = "scripts.method.published:IterMask.refine"
+    work = "scripts.method.refinement:Refinement.refine"
 
     def __init__(self, data):
         self.options = {"dataset_dir": data / "slices", "model_file": data / "model.pt", **SMALL}
