@@ -1,6 +1,6 @@
 """The default method: one network that also says how sure it is, and scores with a sign."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: TorchScript cannot read annotations of buffers as text.
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
@@ -104,6 +104,9 @@ class ProbabilisticIterMask(Refinement):
     networks = ("masked",)
     fast_passes = 1
     thresholds = ("threshold", "certain_threshold", "first_threshold")
+    certain_threshold: Tensor
+    first_threshold: Tensor
+    deviation: Tensor
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """The refinement of a mask: the loop that all methods share."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: TorchScript cannot read annotations of buffers as text.
 
 import math
 from collections.abc import Mapping, Sequence
@@ -63,6 +63,10 @@ class Refinement(nn.Module):
     networks: Sequence[str] = ()  # names of the attributes that hold them
     fast_passes = 100  # after the first, in fast mode
     thresholds: Sequence[str] = ("threshold",)
+    threshold: Tensor
+    field_of_view: Tensor
+    planes: Tensor
+    description: Tensor
 
     def __init__(self, modalities: Sequence[str], image_size: int, scaling: Mapping[str, object] | None = None):
         super().__init__()
