@@ -605,7 +605,7 @@ def test_link_in_the_zip_of_a_bundle_is_not_followed(tmp_path):
 def test_every_plain_id_at_the_top_has_a_rule_that_its_own_value_meets(name):
     content = ConfigParser.load_config_files(files_of(name))
     plain = {key: value for key, value in content.items() if key[0] != "_" and not _is_worked_out(value)}
-    assert plain.keys() - RULES.keys() <= {"imports", "mask_keys", "outputs", "postprocessing"}
+    assert plain.keys() - RULES.keys() <= {"imports", "mask_keys", "outputs", "postprocessing", "backbone"}
     check_settings(**{key: value for key, value in plain.items() if key in RULES})
 
 
@@ -619,13 +619,13 @@ def _is_worked_out(value):
         ({"iterations": True}, "`iterations` must be a whole number from 1 to 1000000000, got True."),
         ({"iterations": "many"}, "`iterations` must be a whole number"),
         ({"seed": -1}, "`seed` must be a whole number from 0 to 4294967295, got -1."),
-        ({"sigma": float("nan")}, "`sigma` must be a number from 0 to 100, got nan."),
+        ({"sigma": float("nan")}, "`sigma` must be a number from 0 to 100, or null, got nan."),
         ({"stop_shrink": 10}, "`stop_shrink` must be in [0, 1], got 10; did you pass a percentage?"),
         ({"dataset_dir": 2024}, "write ./NAME for a folder"),
-        ({"modalities": "flair"}, "`modalities` must be a list of names such as ['flair'], got 'flair'."),
+        ({"modalities": "flair"}, "`modalities` must be a list of names such as ['flair'], or null, got 'flair'."),
         ({"modalities": ["../x"]}, "`modalities` must be a list of names"),
         ({"device": "toaster"}, "`device` must be one that PyTorch can use here"),
-        ({"sign": None}, "`sign` must be bright or both, got None."),
+        ({"sign": "dark"}, "`sign` must be bright or both, or null, got 'dark'."),
         ({"output_dir": "x" * 5000}, "..."),
         ({"certain_fraction": 0.1, "exceed_fraction": 0.02, "first_fraction": 0.2}, "set them in this order"),
     ],
