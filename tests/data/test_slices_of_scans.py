@@ -112,13 +112,14 @@ def test_scans_train_a_model_that_knows_their_planes(scans, tmp_path):
 
 def test_failed_training_leaves_model_and_signals_as_they_were(scans, tmp_path):
     before = [signal.getsignal(number) for number in SIGNALS]
-    (tmp_path / "model.pt").write_bytes(b"the model so far")
+    train(tmp_path, scans[:2], scans[2:])
+    model = (tmp_path / "model.pt").read_bytes()
     diverging = {"learning_rate": 1e30, "validation_interval": 6}
     for options, message in ((diverging, "lower `learning_rate`"), ({"exceed_fraction": 2}, "exceed_fraction")):
         with pytest.raises(RuntimeError) as error:
             train(tmp_path, scans[:2], scans[2:], **options)
         assert message in innermost_message(error.value)
-        assert (tmp_path / "model.pt").read_bytes() == b"the model so far"
+        assert (tmp_path / "model.pt").read_bytes() == model
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "run", "scans"]
         assert [signal.getsignal(number) for number in SIGNALS] == before
 

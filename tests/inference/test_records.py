@@ -100,3 +100,14 @@ def test_result_in_place_of_an_input_is_refused(tmp_path, kind):
     with pytest.raises(ValueError, match="one_anomaly_map.nii.gz is an input of this run"):
         Volumes([{"case": "one", "image": [str(image)]}], str(tmp_path / "out"), "", {})
     assert image.read_bytes() == b"scan"
+
+
+def test_result_of_another_scan_of_the_same_name_is_not_replaced(pending, tmp_path):
+    write(tmp_path / "other", b"of somebody else")
+    subjects = [{"case": "one", "image": [str(tmp_path / "other")]}]
+    with pytest.raises(
+        ValueError, match=r"holds the result of .*scan, which is another scan than .*other: set another"
+    ):
+        Volumes(subjects, str(tmp_path / "out"), str(tmp_path / "model"), {"seed": 0})
+    (tmp_path / "scan").unlink()  # moved away, or its disk is gone: the same case at a new place is done again
+    assert Volumes(subjects, str(tmp_path / "out"), str(tmp_path / "model"), {"seed": 0}).pending

@@ -222,7 +222,7 @@ def load_slices():
     """The transforms of a config that read slices."""
     parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "train.json")))
     parser["image_size"] = 16
-    return parser.get_parsed_content("transforms")
+    return parser.get_parsed_content("train#preprocessing")
 
 
 def array_bytes(array, **options):

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, run_bundle
+from monai.bundle import ConfigParser
+from scripts.common.model_file import load_model, take_weights
+from scripts.method.description import from_description
 
 BUNDLE = CONFIGS.parent
 DATA = os.environ.get("ITERMASK_DATA")
@@ -31,6 +34,14 @@ def test_weights_load_without_unpickling_and_are_calibrated():
     weights = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
     assert 0 < weights["threshold"] < weights["certain_threshold"]
     assert weights["field_of_view"].tolist() == [157, 189]
+
+
+def test_weights_are_of_the_model_that_training_describes():
+    parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "train.json")))
+    described = take_weights(parser.get_parsed_content("network_def"), str(BUNDLE / "models" / "model.pt"))
+    loaded = load_model(str(BUNDLE / "models" / "model.pt"))
+    assert from_description(described.description) == from_description(loaded.description)
+    assert torch.equal(described.threshold, loaded.threshold)
 
 
 @pytest.mark.data

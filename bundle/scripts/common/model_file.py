@@ -29,7 +29,8 @@ FIRST_NETWORK = {"channels": 16, "channel_multipliers": [1, 2, 3, 4], "residual_
 FIRST_NETWORK |= {"dropout": 0.0, "patch_size": 2}
 FIRST_SETTINGS = {"modalities": ["flair"], "image_size": 128, **SCALING}
 FIRST_OF_METHOD = {
-    "ProbabilisticIterMask": {"sigma": 2.0, "sign": "bright", "mirror_weight": 0.5, "last_weight": 0.5},
+    "ProbabilisticIterMask": {"sigma": 2.0, "sign": "bright", "mirror_weight": 0.5, "last_weight": 0.5}
+    | {"predict_variance": True, "robust_scaling": True},
     "IterMask": {"radius": 15.0, "sigma": 0.0, "first_fraction": 0.6, "lower_over_volume": True},
 }
 

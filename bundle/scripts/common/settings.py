@@ -160,7 +160,7 @@ ORDERED = ("certain_fraction", "exceed_fraction", "first_fraction")
 
 
 def _hint(rule: Rule, value: object) -> str:
-    if rule in (PART, OPEN_PART) and _is_real(value) and 1 < value <= 100:
+    if rule.words.startswith((PART.words, OPEN_PART.words)) and _is_real(value) and 1 < value <= 100:
         return "; did you pass a percentage?"
     if rule in (PATH, RULES["brain_mask"], NAME) and _is_real(value):
         return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."

@@ -32,7 +32,10 @@ def check_fractions(lower_fraction: float, upper_fraction: float) -> None:
     Raises:
         ValueError: When not 0 <= ``lower_fraction`` < ``upper_fraction`` <= 1.
     """
-    check_settings(lower_fraction=lower_fraction, upper_fraction=upper_fraction)
+    for name, value in {"lower_fraction": lower_fraction, "upper_fraction": upper_fraction}.items():
+        if value is None:
+            raise ValueError(f"`{name}` must be in [0, 1], got None.")
+        check_settings(**{name: value})
     if lower_fraction >= upper_fraction:
         raise ValueError(
             f"`lower_fraction` must be below `upper_fraction`, got {lower_fraction} and {upper_fraction}: swap them?"

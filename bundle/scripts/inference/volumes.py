@@ -18,7 +18,7 @@ from monai.engines import SupervisedEvaluator
 
 from ..common.batch import Cases, raise_failed
 from ..common.files import check_writable, not_empty, write_json
-from ..common.ownership import PRODUCT, check_claim, check_no_input, file_digest, read_record
+from ..common.ownership import PRODUCT, check_claim, check_no_input, file_digest, is_same_file, read_record
 from ..common.share import share
 from ..data.nifti import NIFTI_SUFFIXES
 from ..data.scans import RESULTS, Subject, check_case_name, find_subjects, mark_unusable
@@ -167,6 +167,7 @@ class Volumes:
                 raise ValueError(
                     f"{path} is in the way, which this product did not write: move it, or set `output_dir`."
                 )
+            self._check_other_scan(subject, record)
             digests = record.get("results", {})
             for result in filter(os.path.lexists, self._results(case)):
                 changed = digests and not_empty(result) and digests.get(result.name) != file_digest(result)
@@ -175,6 +176,16 @@ class Volumes:
                         f"{result} is in the way, which this product did not write or which was changed since: move "
                         "it, or set another `output_dir`."
                     )
+
+    def _check_other_scan(self, subject: Subject, record: Mapping[str, object]) -> None:
+        """Refuse to replace the results of a scan by those of another one of the same name."""
+        before = record.get("inputs")
+        first = before[0][0] if isinstance(before, list) and before else None
+        if first is not None and os.path.exists(str(first)) and not is_same_file(str(first), subject["image"][0]):
+            raise ValueError(
+                f"{self._record_file(subject['case']).parent} holds the result of {first}, which is another scan than "
+                f"{subject['image'][0]}: set another `output_dir`, or rename one of the scans."
+            )
 
     def attach(self, engine: Engine) -> None:
         """Note every volume that the evaluator begins and finishes."""

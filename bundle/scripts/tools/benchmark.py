@@ -10,6 +10,7 @@ import copy
 import gzip
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -450,6 +451,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_file", help="write the tables there too (Markdown)")
     options = parser.parse_args(arguments)
     report_errors()
+    if options.output_file and os.path.lexists(options.output_file):
+        raise SystemExit(f"error: {options.output_file} is there already: name a new file for the tables.")
     logging.getLogger("scripts.inference.inferer").setLevel(logging.ERROR)  # planes far from training do not matter
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()

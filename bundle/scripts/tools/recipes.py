@@ -17,6 +17,7 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
+from scripts.common.ownership import claim  # noqa: E402
 from scripts.evaluation.metrics import bootstrap_interval  # noqa: E402
 from scripts.tools.demo import run_bundle  # noqa: E402
 
@@ -104,6 +105,7 @@ def run_row(row: Row, dataset_dir: str, output: Path, iterations: int, subset: s
     if (folder / "evaluation" / "summary.json").is_file():
         return
     folder.mkdir(exist_ok=True)
+    claim(folder, "recipes", ["train.json", "evaluate.json"])
     length = {"iterations": iterations, "validation_interval": 100, "batch_size": 8, "learning_rate": 0.0015}
     training_changes = {**length, **row.model, **(row.training or {}), **row.calibration}
     for step, changes in (("train", training_changes), ("evaluate", {**row.model, **row.evaluation})):
