@@ -232,7 +232,7 @@ def test_no_datalist_tells_of_slices_of_two_settings(scans_dir, tmp_path):
     preprocess(scans_dir, tmp_path / "out")
     write_nifti(scans_dir / "e/e_t1.nii.gz", np.zeros((14, 18, 12), np.int16))
     write_nifti(scans_dir / "e/e_flair.nii.gz", np.zeros((14, 18, 12), np.int16))
-    assert "e has no voxel above 0" in failure(scans_dir, tmp_path / "out", upper_fraction=0.8)
+    assert "e has no voxel that differs from its background" in failure(scans_dir, tmp_path / "out", upper_fraction=0.8)
 
 
 def test_splits_that_are_not_asked_for_are_kept(scans_dir, tmp_path, capsys):
@@ -376,7 +376,7 @@ def test_bad_scans_do_not_stop_the_others(scans_dir, tmp_path, workers, capsys):
     message = failure(scans_dir, tmp_path / "out", num_workers=workers)
     assert message.startswith("2 of 5 cases failed (d, a), the others are done: repair them, or leave them out")
     printed = capsys.readouterr().out
-    assert "  a has no voxel above 0" in printed and "d_seg.nii.gz is not a NIfTI file" in printed
+    assert "  a has no voxel that differs" in printed and "d_seg.nii.gz is not a NIfTI file" in printed
     written = json.loads((tmp_path / "out/datalist.json").read_text())
     assert {item["case"] for split in ("training", "validation", "testing") for item in written[split]} == {*"bce"}
     excluded = preprocess(scans_dir, tmp_path / "out", exclude=["a", "d"])
@@ -436,7 +436,7 @@ def test_errors_of_the_command_line_are_one_line(scans_dir, tmp_path):
     worker = command_line(tmp_path / "second", scans_dir, "--num_workers", "2")
     line = last_line_of_a_failed_command(misspelt)
     assert "--slice_rnge names no id" in line and "did you mean --slice_range?" in line
-    assert "): b has no voxel above 0: check the file" in last_line_of_a_failed_command(worker)
+    assert "): b has no voxel that differs from its background: check the file" in last_line_of_a_failed_command(worker)
     assert not (tmp_path / "first/out").exists()
 
 
@@ -551,7 +551,7 @@ def brain_masks(voxels):
 
 BAD_FILES = {
     constant: "a has a brain of constant intensity in channel 1",
-    all_zero: "a has no voxel above 0",
+    all_zero: "a has no voxel that differs from its background",
     not_a_number: "a has NaN or infinite voxels",
     label_not_a_number: "b has a lesion mask with NaN or infinite voxels",
     damaged: "a_t1.nii.gz is damaged",
@@ -662,7 +662,9 @@ def test_output_folder_that_cannot_be_written(scans_dir, tmp_path, below):
 
 
 def test_warns_of_a_skull_once_and_goes_on(tmp_path, caplog):
-    voxels = np.random.default_rng(0).integers(1, 99, (10, 10, 10)).astype(np.uint8)
+    voxels = np.random.default_rng(0).integers(1, 99, (20, 20, 20)).astype(np.uint8)
+    at_end = np.isin(np.indices(voxels.shape), (0, 19))
+    voxels[at_end.sum(axis=0) >= 2] = 0
     options = one_scan(tmp_path / "scans", voxels)
     with caplog.at_level(logging.WARNING):
         preprocess(tmp_path / "scans", tmp_path / "out", **options)

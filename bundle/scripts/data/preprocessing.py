@@ -31,9 +31,9 @@ from ..common.files import check_writable, has_ended, not_empty, write_json
 from ..common.guard import innermost_message
 from ..common.ownership import read_record
 from ..common.paths import bundle_root
+from .brain import all_finite
 from .scans import Subject, find_subjects, mark_unusable, scan_subjects, without
 from .slices import DATALIST, SPLITS, read_slices
-from .transforms import all_finite
 
 logger = logging.getLogger(__name__)
 
@@ -314,7 +314,7 @@ def preprocess(
         slice_selection: For each split one of "healthy", "largest_lesion", "all".
         slice_range: First axial slice and the one after the last; None: all.
         label: File name ending of lesion masks.
-        brain_mask: File name ending of brain masks, or None where voxels above 0 are brain.
+        brain_mask: File name ending of brain masks, or None where voxels unlike the background are brain.
         allow_outside: As in `find_subjects`.
         exclude: Likewise.
         num_workers: Processes; None: one for each core, 0: this one.

@@ -164,7 +164,7 @@ def _subject(
         elif key == "brain_mask" and suffix:
             raise FileNotFoundError(
                 f"{folder.name} has no brain mask: expected {stem.name}_{suffix}.nii.gz in {folder}; set `brain_mask` "
-                "to null to take every voxel above 0."
+                "to null to take every voxel unlike the background."
             )
     return subject
 
@@ -190,7 +190,7 @@ def find_subjects(
         modalities: File name endings, in the order of the channels.
         split: Case names, a split file, a list's name in the datalist, or None for all there is.
         label: File name ending of lesion masks; a scan may have none.
-        brain_mask: File name ending of brain masks, or None where voxels above 0 are brain.
+        brain_mask: File name ending of brain masks, or None where voxels unlike the background are brain.
         allow_outside: Let the datalist or the split name files outside the folder.
         exclude: Names of cases to leave out, a file with one a line, or None.
 

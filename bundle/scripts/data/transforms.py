@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import logging
 from collections.abc import Hashable, Mapping, Sequence
 
 import nibabel as nib
@@ -16,12 +15,10 @@ from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple
 from torch import Tensor
 
 from ..common.settings import check_settings
+from .brain import brain_mask_of, warn_of_skull
 from .nifti import content_size
 
-logger = logging.getLogger(__name__)
-
 LOWEST, HIGHEST = -3.0, 3.0
-LARGEST_BRAIN_ML = 2200.0
 LARGEST_SCALED = 1e9  # what the arithmetic of the method bears; a brain's own voxels are near -3 to 3
 MOST_TRAILING = 1 << 20  # bytes behind the voxels of a file
 
@@ -40,43 +37,6 @@ def check_fractions(lower_fraction: float, upper_fraction: float) -> None:
         raise ValueError(
             f"`lower_fraction` must be below `upper_fraction`, got {lower_fraction} and {upper_fraction}: swap them?"
         )
-
-
-def all_finite(image: Tensor) -> bool:
-    """Whether all voxels are finite numbers; a finite sum tells it 50 times faster than looking at each."""
-    return bool(torch.isfinite(image.sum()) or torch.isfinite(image).all())
-
-
-def brain_mask_of(image: Tensor, brain_mask: Tensor | None = None) -> Tensor:
-    """The brain mask of a scan: a given one, else the voxels above 0 in any modality.
-
-    Args:
-        image: Brain-extracted scan (M, H, W[, D]).
-        brain_mask: A mask (1, H, W[, D]), above 0.5 in the brain.
-
-    Returns:
-        Brain voxels (1, H, W[, D]), bool.
-
-    Raises:
-        ValueError: When the scan has voxels that are no number, the mask is empty or does not fit.
-    """
-    if not all_finite(image):
-        raise ValueError("has NaN or infinite voxels: replace them, or exclude the case.")
-    if brain_mask is None:
-        found = image[:1] > 0 if len(image) == 1 else (image > 0).any(dim=0, keepdim=True)
-        if not torch.count_nonzero(found):  # twice as fast as any()
-            raise ValueError("has no voxel above 0: check the file, or exclude the case.")
-        return found
-    if brain_mask.shape[1:] != image.shape[1:]:
-        raise ValueError(
-            f"has a brain mask of shape {list(brain_mask.shape[1:])}, but voxels {list(image.shape[1:])}: resample it."
-        )
-    if not all_finite(brain_mask):
-        raise ValueError("has a brain mask with NaN or infinite voxels: make it again.")
-    found = brain_mask[:1] > 0.5
-    if not torch.count_nonzero(found):
-        raise ValueError("has an empty brain mask: make it again, or set `brain_mask` to null.")
-    return found
 
 
 def scale_brain_intensity(
@@ -128,25 +88,6 @@ def scale_brain_intensity(
 def _named(data: Mapping[Hashable, object], image: Tensor) -> str:
     meta = image.meta if isinstance(image, MetaTensor) else {}
     return str(data.get("case") or meta.get("filename_or_obj") or "the image")
-
-
-def warn_of_skull(brain_mask: Tensor, name: str) -> None:
-    """Warn of a scan whose brain mask is larger than a brain: it probably still has its skull.
-
-    Args:
-        brain_mask: Brain voxels (1, H, W, D), bool, with meta data, or any without, which are left alone.
-        name: The scan's name.
-    """
-    if not isinstance(brain_mask, MetaTensor) or brain_mask.ndim != 4:
-        return
-    voxel_ml = float(abs(np.linalg.det(np.asarray(brain_mask.affine)[:3, :3]))) / 1000
-    voxels = int(torch.count_nonzero(brain_mask.as_tensor()))
-    volume_ml, covered = voxels * voxel_ml, voxels / brain_mask.numel()
-    if volume_ml > LARGEST_BRAIN_ML or covered > 0.9:
-        logger.warning(
-            f"{name} may still have its skull: {volume_ml:.0f} ml, {covered:.0%} of the volume, count as brain; "
-            "extract the brain first, or give brain masks."
-        )
 
 
 def _with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
@@ -218,7 +159,7 @@ class BrainMaskd(MapTransform):
 
     Args:
         keys: The scan (M, H, W[, D]).
-        mask_key: Holds a given mask, or gets voxels above 0; bool, with the scan's meta data.
+        mask_key: Holds a given mask, or gets what `brain_mask_of` finds; bool, with the scan's meta data.
 
     Raises:
         ValueError: What `brain_mask_of` finds, with the scan's name.
@@ -242,7 +183,7 @@ class BrainMaskd(MapTransform):
             if isinstance(image, MetaTensor) and "case" in result:
                 image.meta["case"] = result["case"]
             result[self.mask_key] = convert_to_dst_type(mask, image, dtype=torch.bool)[0]
-            warn_of_skull(result[self.mask_key], _named(result, image))
+            warn_of_skull(image, result[self.mask_key], _named(result, image))
         return result
 
 

@@ -84,7 +84,7 @@ def find_labeled(
         modalities: File name endings, in the order of the channels.
         split: Case names, a split file, or None for all there is.
         label: File name ending of lesion masks.
-        brain_mask: File name ending of brain masks; None: voxels above 0 are brain.
+        brain_mask: File name ending of brain masks; None: voxels unlike the background are brain.
         slice_range: First axial slice and the one after the last; None: all.
         allow_outside: As in `find_subjects`.
         exclude: Likewise.

@@ -42,7 +42,8 @@ def find_inputs(
         dataset_dir: Folder of scans, see `find_subjects`.
         modalities: File name endings, in the order of the channels.
         image: One volume instead of the folder: a file, or one file for each modality.
-        brain_mask: File name ending of brain masks; with ``image`` the mask's file. None: voxels above 0 are brain.
+        brain_mask: File name ending of brain masks; with ``image`` the mask's file. None: voxels unlike the
+            background are brain.
         allow_outside: As in `find_subjects`.
         exclude: Likewise.
 

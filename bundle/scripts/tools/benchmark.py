@@ -440,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--image", help="a FLAIR volume (default: a phantom of 240 x 240 x 155 voxels)")
-    parser.add_argument("--brain_mask", help="its brain mask (default: voxels above 0)")
+    parser.add_argument("--brain_mask", help="its brain mask (default: voxels unlike the background)")
     parser.add_argument("--slices", help="slices that preprocess.json wrote, all three splits (default: of phantoms)")
     model_file = str(BUNDLE / "models" / "model.pt")
     parser.add_argument("--model_file", default=model_file, help="weights of the default method")
