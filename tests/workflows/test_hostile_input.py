@@ -123,7 +123,11 @@ REFUSED_VOXELS = {
     "beyond single precision": (spoiled(1e30).astype(np.float64) * 1e19, "has NaN or infinite voxels"),
     "far outside the rest": (spoiled(1e30), "times the brain's own range"),
     "empty": (brain() * 0, "has no voxel that differs from its background"),
-    "noise around": (np.arange(brain().size, dtype=np.int32).reshape(brain().shape), "has no constant background in channel 0"),
+    "a line of brain": (brain((1, 1, 9)), "has no constant background in channel 0"),
+    "noise around": (
+        np.arange(brain().size, dtype=np.int32).reshape(brain().shape),
+        "has no constant background in channel 0",
+    ),
     "constant": ((brain() > 0).astype(np.int16) * 7, "has a brain of constant intensity"),
     "one voxel of brain": (np.pad(np.full((1, 1, 1), 5, np.int16), 4), "has a brain of constant intensity"),
     "complex": (brain().astype(np.complex64), "expected one real number a voxel"),
@@ -192,9 +196,7 @@ def test_position_is_that_of_the_file_where_its_two_affines_disagree(segmenter, 
     assert not isinstance(segmenter.check(path), str)  # which compares the affines
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 14, 5), (12, 1, 5), (12, 14, 1), (1, 1, 9), (10_000, 2, 2), (2, 10_000, 2), (3, 3, 400)]
-)
+@pytest.mark.parametrize("shape", [(1, 14, 5), (12, 1, 5), (12, 14, 1), (10_000, 3, 3), (3, 10_000, 3), (3, 3, 400)])
 def test_axes_of_one_voxel_and_of_many(segmenter, tmp_path, shape):
     start = time.monotonic()
     mask = segmenter.check(save(tmp_path, brain(shape)))
