@@ -55,7 +55,7 @@ def _found(image: Tensor) -> Tensor:
         if background is None:
             raise ValueError(
                 f"has no constant background in channel {channel}, so it still has its skull or noise around it: "
-                "extract the brain first, give brain masks, or set `brain_mask` to auto."
+                "extract the brain first, or give brain masks (`brain_mask`)."
             )
         found |= modality != background
     if not torch.count_nonzero(found):  # twice as fast as any()
