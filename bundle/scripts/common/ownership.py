@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .files import check_writable, read_tensors, write_json
 
@@ -39,7 +40,7 @@ def file_digest(path: str | os.PathLike) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def read_record(path: str | os.PathLike) -> dict[str, object]:
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a record, empty where there is none that can be read."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from monai.bundle import ConfigComponent, ConfigExpression, ConfigItem, ReferenceResolver
@@ -25,14 +25,14 @@ class Rule(NamedTuple):
     fits: Callable[[object], bool]
 
 
-def is_text(value: object) -> bool:
+def is_text(value: object) -> TypeGuard[str]:
     """Whether a value is text of one line without control characters, which file names and messages can hold."""
     if not isinstance(value, str) or not value.strip():
         return False
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value)
 
 
-def is_name(value: object) -> bool:
+def is_name(value: object) -> TypeGuard[str]:
     """Whether a text may become part of a file's name: of one line, not too long, no slash, no leading dot."""
     if not is_text(value):
         return False
@@ -40,14 +40,14 @@ def is_name(value: object) -> bool:
     return plain and len(value.encode()) <= LONGEST_NAME
 
 
-def is_path(value: object) -> bool:
+def is_path(value: object) -> TypeGuard[str]:
     """Whether a text may be the path of a file: of one line, and not longer than file systems take."""
     if not is_text(value):
         return False
     return len(value.encode()) <= LONGEST_PATH and max(len(part.encode()) for part in value.split(os.sep)) <= 255
 
 
-def _is_real(value: object) -> bool:
+def _is_real(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 

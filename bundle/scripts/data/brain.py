@@ -140,7 +140,7 @@ def ring_of(profile: np.ndarray) -> float:
     return float((np.minimum(outside, inside) - profile).max())
 
 
-def sign_of_skull(image: Tensor, brain_mask: Tensor) -> str | None:
+def sign_of_skull(image: Tensor, brain_mask: MetaTensor) -> str | None:
     """What tells that a scan still has its skull, or a rim of it.
 
     Args:

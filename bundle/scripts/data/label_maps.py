@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -169,6 +169,8 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
             order.
     """
 
+    draw: Draw  # of the last volume
+
     def __init__(
         self,
         keys: KeysCollection = "label_map",
@@ -214,7 +216,6 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         self.noise_fraction = _range("noise_fraction", noise_fraction, 1)
         self.closing_mm = _range("closing_mm", closing_mm, 60)
         self.image_key, self.brain_mask_key = image_key, brain_mask_key
-        self.draw: Draw | None = None
 
     def randomize(self, data: object = None) -> None:
         """Draw what `made_volume` applies."""
@@ -244,7 +245,7 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
             defects=uniform(0, self.defects_mm) if uniform() < self.defects_probability else 0.0,
         )
 
-    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Make a volume.
 
         Raises:

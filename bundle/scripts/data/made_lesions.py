@@ -74,12 +74,12 @@ def places(
     """
     if place not in PLACES:
         raise ValueError(f"`place` must be one of {', '.join(PLACES)}, got {place!r}.")
-    if labels is None and (image is None or place in ("brain_stem", "cerebellum")):
-        raise ValueError(f"A lesion {place!r} needs a label map, or an image for other places: give `labels`.")
     if labels is not None:
         found = _places_of_labels(brain_mask, place, labels)
-    else:
+    elif image is not None and place not in ("brain_stem", "cerebellum"):
         found = _places_of_image(brain_mask, place, image)
+    else:
+        raise ValueError(f"A lesion {place!r} needs a label map, or an image for other places: give `labels`.")
     if not found.any():
         raise ValueError(f"No voxel for a lesion {place!r} in this brain: choose another place.")
     return found
@@ -159,7 +159,7 @@ def inflated(rng: np.random.Generator, mask: np.ndarray, volume_ml: float) -> np
     solid = np.abs(np.arange(-reach, reach + 1)) < height[..., None]
     depth = ndimage.distance_transform_edt(solid) - ndimage.distance_transform_edt(~solid)
     depth = ndimage.gaussian_filter(depth.astype(np.float32), 0.7).transpose(rng.permutation(3))
-    return _sized(np.flip(depth, axis=[axis for axis in range(3) if rng.uniform() < 0.5]), volume_ml)
+    return _sized(np.flip(depth, axis=tuple(axis for axis in range(3) if rng.uniform() < 0.5)), volume_ml)
 
 
 def _sized(depth: np.ndarray, volume_ml: float) -> np.ndarray:
@@ -259,7 +259,7 @@ def _check(
 
 def _shape(rng: np.random.Generator, volume_ml: float, shapes: Sequence[np.ndarray], flat: bool) -> np.ndarray:
     if len(shapes) and rng.uniform() < 0.5:
-        solid = inflated(rng, shapes[rng.integers(len(shapes))], volume_ml)
+        solid = inflated(rng, shapes[int(rng.integers(len(shapes)))], volume_ml)
     else:
         solid = blob(rng, volume_ml)
     return solid[..., solid.shape[2] // 2, None] if flat else solid

@@ -7,9 +7,12 @@ import logging
 import math
 import os
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.spatialimages import SpatialImage
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +34,24 @@ def case_name(path: Path) -> str:
     return next((path.name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if path.name.endswith(suffix)), path.stem)
 
 
-def content_size(image: nib.spatialimages.SpatialImage) -> int:
+def load_nifti(path: str | os.PathLike) -> SpatialImage:
+    """Open a file of voxels with an affine; they are not read yet.
+
+    Raises:
+        ValueError: When it is another kind of file.
+    """
+    image = nib.load(path)
+    if not isinstance(image, SpatialImage):
+        raise ValueError(f"{path} holds no voxels on a grid: give a NIfTI volume.")
+    return image
+
+
+def content_size(image: SpatialImage) -> int:
     """Bytes of a NIfTI file, uncompressed, that its header announces."""
-    return int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
+    return int(cast(ArrayProxy, image.dataobj).offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
 
 
-def _is_whole(path: str, image: nib.spatialimages.SpatialImage) -> bool:
+def _is_whole(path: str, image: SpatialImage) -> bool:
     """Whether a file holds all the voxels that its header announces."""
     expected = content_size(image)
     if not path.endswith(".gz"):
@@ -68,7 +83,7 @@ def read_header(path: str) -> tuple[tuple[int, int, int], np.ndarray]:
     if not str(path).endswith(NIFTI_SUFFIXES):
         raise ValueError(f"{path} has another ending than {' or '.join(NIFTI_SUFFIXES)}: give a NIfTI file.")
     try:
-        image = nib.load(path)
+        image = load_nifti(path)
         shape, affine = tuple(image.shape), np.asarray(image.affine, dtype=float)
         whole, kind = _is_whole(path, image), image.get_data_dtype()
     except Exception as error:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -78,7 +79,7 @@ def select_slices(
     return slices
 
 
-def _fingerprint(subject: Subject, settings: Mapping[str, object]) -> str:
+def _fingerprint(subject: Subject, settings: Mapping[str, Any]) -> str:
     """A hash of what fixes the slices of a subject: the settings, and its files' names, sizes and times."""
     files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
     stats = [(os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
@@ -99,7 +100,7 @@ class WriteSlices:
         self.temporary = Path(temporary)
         self.slice_range = slice_range
 
-    def __call__(self, data: Mapping[str, object]) -> str:
+    def __call__(self, data: Mapping[str, Any]) -> str:
         """Save ``image``, ``brain_mask`` and ``label``, (C, H, W, D), and the record; gives their folder.
 
         Raises:
@@ -191,7 +192,7 @@ def _foreign(folder: Path) -> Path | None:
     return None if recorded else files[0]
 
 
-def _check_places(output: Path, items: Sequence[Mapping[str, object]]) -> None:
+def _check_places(output: Path, items: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to begin where the slices of a subject would replace what preprocessing did not write."""
     for item in items:
         other = _foreign(output / item["split"] / item["case"])
@@ -210,18 +211,18 @@ def _put_in_place(finished: str, folder: Path, temporary: Path) -> None:
     os.replace(finished, folder)
 
 
-def _read_record(output_dir: Path, item: Mapping[str, object]) -> dict[str, object] | None:
-    """The record of a subject that is finished with the same settings and files."""
+def _read_record(output_dir: Path, item: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a subject that is finished with the same settings and files; empty where it is not."""
     record = read_record(output_dir / item["split"] / item["case"] / RECORD)
     if record.get("fingerprint") != item["fingerprint"]:
-        return None
+        return {}
     if not {"field_of_view", "positions"} <= record.keys():  # of an older version
-        return None
+        return {}
     files = [entry[key] for entry in _entries(item, record) for key in record["keys"]]
-    return record if all(not_empty(output_dir / file) for file in files) else None
+    return record if all(not_empty(output_dir / file) for file in files) else {}
 
 
-def _entries(item: Mapping[str, object], record: Mapping[str, object]) -> list[dict[str, object]]:
+def _entries(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the datalist says of a subject's slices."""
     folder = f"{item['split']}/{item['case']}"
     same = {"case": item["case"], "field_of_view": record["field_of_view"]}
@@ -234,7 +235,7 @@ def _entries(item: Mapping[str, object], record: Mapping[str, object]) -> list[d
 def plan(
     dataset_dir: str,
     modalities: Sequence[str],
-    splits: Mapping[str, object],
+    splits: Mapping[str, Any],
     slice_selection: Mapping[str, str],
     slice_range: Sequence[int] | None,
     label: str | None = "seg",
@@ -288,9 +289,9 @@ def preprocess(
     dataset_dir: str,
     output_dir: str,
     modalities: Sequence[str],
-    splits: Mapping[str, object],
+    splits: Mapping[str, Any],
     transform: Callable[[dict], dict[str, Tensor]],
-    settings: Mapping[str, object],
+    settings: Mapping[str, Any],
     slice_selection: Mapping[str, str],
     slice_range: Sequence[int] | None = (70, 90),
     label: str | None = "seg",
@@ -346,7 +347,7 @@ def write_slices(
     output_dir: str,
     modalities: Sequence[str],
     transform: Callable[[dict], dict[str, Tensor]],
-    settings: Mapping[str, object],
+    settings: Mapping[str, Any],
     slice_selection: Mapping[str, str],
     slice_range: Sequence[int] | None,
     num_workers: int | None,
@@ -366,7 +367,7 @@ def write_slices(
     unlabeled = sum("label" not in item for item in items if item["selection"] == "healthy")
     if unlabeled:
         logger.info(f"{unlabeled} subjects have no lesion mask: all their slices count as healthy.")
-    waiting = [item for item in items if _read_record(output, item) is None]
+    waiting = [item for item in items if not _read_record(output, item)]
     _check_places(output, waiting)
     check_writable(output)
     kept = _kept_splits(output, settings, subjects)
@@ -431,7 +432,7 @@ def _run(
                 _put_in_place(finished, output / item["split"] / item["case"], temporary)
     finally:
         if workers:  # left to the garbage collector after an error, each worker holds up the end for 5 seconds
-            results._shutdown_workers()
+            results._shutdown_workers()  # type: ignore[attr-defined]  # private, and only where there are workers
     return failed
 
 
@@ -443,7 +444,7 @@ def _start_worker(parent: int, worker: int) -> None:
 
 
 def _kept_splits(
-    output: Path, settings: Mapping[str, object], subjects: Mapping[str, list[Subject]]
+    output: Path, settings: Mapping[str, Any], subjects: Mapping[str, list[Subject]]
 ) -> dict[str, list[dict]]:
     """The splits of an earlier datalist that this run does not make; one of other settings is removed at once.
 
@@ -474,10 +475,10 @@ def _kept_splits(
 
 
 def _write_datalist(
-    output: Path, items: list[dict], settings: Mapping[str, object], kept: Mapping[str, list[dict]]
+    output: Path, items: list[dict], settings: Mapping[str, Any], kept: Mapping[str, list[dict]]
 ) -> dict[str, int]:
     """Write the datalist of all finished subjects and say what is in it."""
-    content: dict[str, object] = {**settings, **kept}
+    content: dict[str, Any] = {**settings, **kept}
     counts = {}
     for split in dict.fromkeys(item["split"] for item in items):
         members = [item for item in items if item["split"] == split]
@@ -502,13 +503,13 @@ def _write_datalist(
 
 
 def slices_of_scans(
-    scans: Sequence[Mapping[str, object]],
+    scans: Sequence[Mapping[str, Any]],
     split: str,
     output_dir: str,
     modalities: Sequence[str],
     least: int,
     slice_range: Sequence[int] | None = None,
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Write the lesion-free slices of whole scans, as ``configs/preprocess.json`` makes them, and list them.
 
     Slices of an earlier run are kept where neither a scan nor its label has changed.
@@ -548,11 +549,11 @@ def slices_of_scans(
 
 
 def slice_dataset(
-    data: Sequence[Mapping[str, object]],
+    data: Sequence[Mapping[str, Any]],
     transform: Callable[[dict], dict[str, Tensor]],
-    from_scans: Callable[[Sequence[Mapping[str, object]], str], list[dict[str, object]]],
+    from_scans: Callable[[Sequence[Mapping[str, Any]], str], list[dict[str, Any]]],
     split: str = "training",
-    **options: object,
+    **options: Any,
 ) -> CacheDataset:
     """Cache slices to train on, also when whole scans are given in their place, as MONAI Label does.
 

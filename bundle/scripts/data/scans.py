@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ..common.batch import shown_list
 from ..common.settings import LONGEST_NAME, is_name, is_path
 from .nifti import NIFTI_SUFFIXES, axial_slices, case_name, check_forms, find_nifti, is_nifti_name, read_header
 
-Subject = dict[str, object]
+Subject = dict[str, Any]  # case, image, and label, brain_mask or error where there are any
 RESULTS = ("anomaly_mask", "anomaly_map")  # what inference adds to a case's name
 MASKS = ("seg", "mask", "label", *RESULTS)  # endings of files that are no scans
 PLAIN = (".txt", ".json", ".csv", ".tsv", ".md")  # endings of files beside scans that need no word
@@ -111,6 +112,7 @@ def read_split(split: str | Sequence[str], what: str = "The split") -> list[str]
     """
     if isinstance(split, str):
         path = Path(split)
+        what = str(path)
         if not path.is_file():
             raise FileNotFoundError(f"No split file {path}: give a text file with one case name a line, or null.")
         try:
@@ -119,17 +121,17 @@ def read_split(split: str | Sequence[str], what: str = "The split") -> list[str]
             raise ValueError(f"The split file {path} is no text file: give one case name a line.") from None
         names = [name for line in lines if (name := line.partition("#")[0].strip())]
     elif isinstance(split, Sequence):
-        path, names = what, [str(name) if type(name) is int else name for name in split]
+        names = [str(name) if type(name) is int else name for name in split]
     else:
         raise ValueError(f"A split must be a file, a list of case names, or null, got {split!r}.")
     wrong = next((name for name in names if not is_path(name)), None)
     if wrong is not None:
-        raise ValueError(f"{path} names {shown(wrong)}, which is no case name: give names of folders.")
+        raise ValueError(f"{what} names {shown(wrong)}, which is no case name: give names of folders.")
     if not names:
-        raise ValueError(f"{path} names no case: put one case name on each line, or set the split to null.")
+        raise ValueError(f"{what} names no case: put one case name on each line, or set the split to null.")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        raise ValueError(f"{path} names {twice[0]} twice: list each case once.")
+        raise ValueError(f"{what} names {twice[0]} twice: list each case once.")
     return names
 
 
@@ -304,7 +306,7 @@ def without(subjects: list[Subject], exclude: str | Sequence[str] | None, source
 
 
 def scan_subjects(
-    scans: Sequence[Mapping[str, object]], modalities: Sequence[str], slice_range: Sequence[int] | None = None
+    scans: Sequence[Mapping[str, Any]], modalities: Sequence[str], slice_range: Sequence[int] | None = None
 ) -> list[Subject]:
     """Give scans that are listed by their files the form of `find_subjects`, and check their headers.
 
@@ -372,7 +374,7 @@ def _is_of_words(value: list) -> bool:
     return bool(value) and all(isinstance(item, str) and not is_nifti_name(os.path.basename(item)) for item in value)
 
 
-def _check_modalities(path: Path, content: Mapping[str, object], modalities: Sequence[str]) -> None:
+def _check_modalities(path: Path, content: Mapping[str, Any], modalities: Sequence[str]) -> None:
     """Refuse a datalist that tells other modalities, or another order, than the ids of the config."""
     told = content.get("channel_names", content.get("modality"))
     if not isinstance(told, dict) or not told:
@@ -386,7 +388,7 @@ def _check_modalities(path: Path, content: Mapping[str, object], modalities: Seq
         )
 
 
-def _check_slice_range(slice_range: object) -> None:
+def _check_slice_range(slice_range: Any) -> None:
     if slice_range is None:
         return
     pair = isinstance(slice_range, Sequence) and len(slice_range) == 2

@@ -7,6 +7,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -18,8 +19,8 @@ DATALIST = "datalist.json"
 SPLITS = ("training", "validation", "testing")
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 SLICE_ENTRIES = {  # what preprocessing notes of a slice; the last two it did not always note
@@ -38,7 +39,7 @@ SLICE_ENTRIES = {  # what preprocessing notes of a slice; the last two it did no
 
 def read_slices(
     dataset_dir: str | os.PathLike, split: str, modalities: Sequence[str] | None = None
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """List the slices that preprocessing wrote for one split.
 
     Args:
@@ -82,7 +83,7 @@ def read_slices(
     return slices
 
 
-def read_source(dataset_dir: str | os.PathLike, modalities: Sequence[str] | None = None) -> dict[str, object]:
+def read_source(dataset_dir: str | os.PathLike, modalities: Sequence[str] | None = None) -> dict[str, Any]:
     """Read from the datalist what a model of its slices must know of them.
 
     Args:
@@ -129,13 +130,13 @@ def _check_planes(files: Mapping[str, str], modalities: int | None) -> None:
         raise ValueError(f"{next(iter(sizes))} and its masks differ in size: run configs/preprocess.json again.")
 
 
-def common_field_of_view(slices: Sequence[Mapping[str, object]]) -> tuple[float, float]:
+def common_field_of_view(slices: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Height and width of the slices in mm, the median over them; zeros where no slice tells its own."""
     sizes = [item["field_of_view"] for item in slices if "field_of_view" in item]
     return tuple(map(statistics.median, zip(*sizes, strict=True))) if sizes else (0.0, 0.0)
 
 
-def covered_planes(slices: Sequence[Mapping[str, object]]) -> tuple[float, float]:
+def covered_planes(slices: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Lowest and highest position of the slices in mm; inf and -inf where no slice tells its own."""
     positions = [item["position"] for item in slices if "position" in item]
     return (min(positions), max(positions)) if positions else (math.inf, -math.inf)

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import nibabel as nib
 import numpy as np
 import torch
-from monai.config import KeysCollection
+from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor, NibabelReader, NumpyReader
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple
@@ -95,7 +95,7 @@ def _with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
     The affine too is that of the file: where qform, sform and voxel size disagree, MONAI has changed it.
     """
-    path = image.get_filename()
+    path = str(image.get_filename())
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
             content = file.read(content_size(image))
@@ -131,9 +131,9 @@ class ScanReader(NibabelReader):
 class SliceReader(NumpyReader):
     """Reads a slice that preprocessing wrote, and says what is wrong with it."""
 
-    def read(self, data: str | Sequence[str], **kwargs: object) -> list[str]:
+    def read(self, data: PathLike | Sequence[PathLike], **kwargs: object) -> list[str]:
         """Give the files' names: what fails here makes MONAI try another reader, so `get_data` opens them."""
-        return list(ensure_tuple(data))
+        return list(map(str, ensure_tuple(data)))
 
     def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict]:
         """Read the arrays (C, H, W); never unpickles.
@@ -194,18 +194,15 @@ class ScaleBrainIntensity(Transform):
 
     def __init__(self, upper_fraction: float = 0.9, lower_fraction: float = 0.02, lower_over_volume: bool = False):
         check_fractions(lower_fraction, upper_fraction)
-        self.options = {
-            "upper_fraction": upper_fraction,
-            "lower_fraction": lower_fraction,
-            "lower_over_volume": lower_over_volume,
-        }
+        self.upper_fraction, self.lower_fraction = upper_fraction, lower_fraction
+        self.lower_over_volume = lower_over_volume
 
-    def __call__(self, img: Tensor, brain_mask: Tensor) -> Tensor:
+    def __call__(self, img: Tensor, brain_mask: Tensor) -> Tensor:  # type: ignore[override]  # of two arrays
         """Give the scaled scan, (M, H, W[, D]), with the meta data of ``img``."""
         plain = img.as_tensor() if isinstance(img, MetaTensor) else img
         mask = brain_mask.as_tensor() if isinstance(brain_mask, MetaTensor) else brain_mask
         inside = mask if mask.dtype == torch.bool else mask > 0.5
-        scaled = scale_brain_intensity(plain, inside, **self.options)
+        scaled = scale_brain_intensity(plain, inside, self.upper_fraction, self.lower_fraction, self.lower_over_volume)
         return convert_to_dst_type(scaled, img, dtype=torch.float32)[0]
 
 
