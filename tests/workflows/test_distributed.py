@@ -159,7 +159,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def compare_batch_norm(rank, port):
+def compare_batch_norm(rank, port, device):
     """What one of two processes checks: outputs, gradients and statistics are those of the joint batch."""
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     for dtype, mean, tolerance in (
@@ -168,10 +168,10 @@ def compare_batch_norm(rank, port):
         (torch.bfloat16, 3.0, 0.02),
     ):
         generator = torch.Generator().manual_seed(0)
-        features, gradient = (torch.randn(6, 5, 7, 9, generator=generator) for _ in range(2))
-        alone, joint = torch.nn.BatchNorm2d(5), JointBatchNorm2d(5)
+        features, gradient = (torch.randn(6, 5, 7, 9, generator=generator).to(device) for _ in range(2))
+        alone, joint = torch.nn.BatchNorm2d(5).to(device), JointBatchNorm2d(5).to(device)
         for module in (alone, joint):
-            torch.nn.init.uniform_(module.weight, generator=torch.Generator().manual_seed(1))
+            module.weight.data = torch.rand(5, generator=torch.Generator().manual_seed(1)).to(device)
         whole = (mean + 2 * features).to(dtype)
         own = whole[rank::2].clone().requires_grad_()
         expected, found = alone(whole.requires_grad_()), joint(own)
@@ -186,8 +186,11 @@ def compare_batch_norm(rank, port):
     torch.distributed.destroy_process_group()
 
 
-def test_joint_batch_norm_is_that_of_the_joint_batch():
-    torch.multiprocessing.spawn(compare_batch_norm, (free_port(),), nprocs=2)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_joint_batch_norm_is_that_of_the_joint_batch(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.multiprocessing.spawn(compare_batch_norm, (free_port(), device), nprocs=2)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
@@ -16,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..common.files import read_tensors, save_tensors
 from ..method.description import from_description
 from ..method.refinement import Refinement
+from .handlers import validation_error
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ class TrainingCheckpoint:
         self.best_weights: dict[str, Tensor] = {}
         self.received: int = 0
         self.interrupted: signal.Signals | None = None
-        self.replaced: dict[int, object] = {}
+        self.replaced: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the averaging of weights and the validation."""
@@ -99,7 +101,7 @@ class TrainingCheckpoint:
 
     def _load(self, engine: Engine) -> None:
         try:
-            checkpoint = read_tensors(self.path)
+            checkpoint: Any = read_tensors(self.path)
             self._check_settings(checkpoint["settings"])
             max_epochs = engine.state.max_epochs
             for name, target in self.save_dict.items():
@@ -122,7 +124,7 @@ class TrainingCheckpoint:
             if self.settings.get(name) != before.get(name):
                 raise ValueError(f"`{name}` was {before.get(name)!r} and is {self.settings.get(name)!r}")
 
-    def _check(self, checkpoint: Mapping[str, object]) -> None:
+    def _check(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse what loads but could not be trained on: an optimizer of other shapes, numbers that are none."""
         optimizer = checkpoint["optimizer"]
         parameters = [parameter for group in self.save_dict["optimizer"].param_groups for parameter in group["params"]]
@@ -151,13 +153,14 @@ class TrainingCheckpoint:
 
     def _iteration(self, engine: Engine) -> None:
         self._agree()
-        if self.interrupted is not None and engine.state.iteration % engine.state.epoch_length:
+        state: Any = engine.state
+        if self.interrupted is not None and state.iteration % state.epoch_length:
             self._save(engine)
             engine.terminate()
 
     def _epoch(self, engine: Engine) -> None:
         self._agree()
-        metric = self.validator.state.metrics[self.validator.state.key_metric_name]
+        metric = validation_error(self.validator)
         if not math.isfinite(metric):
             raise RuntimeError(
                 f"The validation error became {metric} at iteration {engine.state.iteration}: look at the validation "
@@ -165,7 +168,7 @@ class TrainingCheckpoint:
                 "stays as it was."
             )
         if metric < self.best_metric:
-            self.best_metric = float(metric)
+            self.best_metric = metric
             self.best_weights = {
                 name: value.detach().cpu().clone() for name, value in self.ema.module.state_dict().items()
             }

@@ -71,7 +71,7 @@ class PrepareCorruptedBatch(PrepareBatch):
         self.networks = networks
         self.iteration = 0
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # the engine always gives a device
         self, batchdata: dict[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Give (N, 2 M, H, W) of corrupted and high-frequency image, and the targets (N, M per network, H, W).
@@ -114,7 +114,7 @@ class PrepareMaskedBatch(PrepareBatch):
         self.augment = augment
         self.iteration = 0
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # the engine always gives a device
         self, batchdata: dict[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Give (N, M + 1, H, W) of corrupted slice and spatial mask, and (N, M + 2, ...) of slice and both masks.

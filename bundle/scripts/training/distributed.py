@@ -6,6 +6,7 @@ What is called joint here is what one process with all the slices would have: it
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import ignite.distributed as idist
 import torch
@@ -17,7 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean of a tensor over the processes, without a gradient; collective."""
-    return idist.all_reduce(value.detach().clone()) / idist.get_world_size()
+    return cast(Tensor, idist.all_reduce(value.detach().clone())) / idist.get_world_size()
+
+
+def _gathered(value: Tensor) -> Tensor:
+    """The tensors of all processes, joined along the first axis in the order of their ranks; collective."""
+    return cast(Tensor, idist.all_gather(value))
 
 
 def joint_loss(prediction: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -45,14 +51,14 @@ class PrepareJointBatch(PrepareBatch):
     def __init__(self, prepare: PrepareBatch):
         self.prepare = prepare
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # the engine always gives a device
         self, batchdata: dict[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Give inputs and targets of this process's slices, every ``world_size``-th of the joint batch."""
         rank, ranks = idist.get_rank(), idist.get_world_size()
         joint = {}
         for key, value in batchdata.items():
-            gathered = idist.all_gather(value.to(device, non_blocking=non_blocking))
+            gathered = _gathered(value.to(device, non_blocking=non_blocking))
             joint[key] = gathered.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)
         inputs, target = self.prepare(joint, device, non_blocking, **kwargs)
         return inputs[rank::ranks], target[rank::ranks]
@@ -63,14 +69,14 @@ class _JointNormalization(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: object, features: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float
     ) -> Tensor:
         ctx.save_for_backward(features, weight, mean, variance)
         ctx.epsilon = epsilon
         return F.batch_norm(features, mean, variance, weight, bias, training=False, eps=epsilon)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, mean, variance = ctx.saved_tensors
         direct, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, features, weight, mean, variance, None, None, False, ctx.epsilon, [True, True, True]
@@ -83,7 +89,16 @@ class _JointNormalization(torch.autograd.Function):
 
 
 class JointBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, which are of the same size; torch's `SyncBatchNorm` needs a GPU."""
+    """Batch norm over the batches of all processes, which are of the same size, on GPUs and CPUs alike.
+
+    Torch's `SyncBatchNorm` does the same on GPUs alone, so what trains there could not be tested without several.
+    """
+
+    # Batch norm in general may go without statistics and momentum; that of the networks has both.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, features: Tensor) -> Tensor:
         ranks = idist.get_world_size()
@@ -93,7 +108,7 @@ class JointBatchNorm2d(nn.BatchNorm2d):
             affine = (self.weight, self.bias)  # float32, and with them the statistics of features in bfloat16
             _, own_mean, inverse = torch.native_batch_norm(features, *affine, None, None, True, 0.0, self.eps)
             own = torch.stack([own_mean, inverse.pow(-2) - self.eps])
-            means, variances = idist.all_gather(own[None]).unbind(1)
+            means, variances = _gathered(own[None]).unbind(1)
             mean = means.mean(dim=0)
             variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
             number = ranks * features.numel() / features.shape[1]
@@ -119,8 +134,5 @@ def replicate(network: nn.Module, device: torch.device) -> DistributedDataParall
     Returns:
         The module that a trainer calls; parameters and state dict stay those of ``network``.
     """
-    if device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    else:
-        _join_batch_norm(network)
+    _join_batch_norm(network)
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -120,9 +121,10 @@ def stop_on_non_finite_loss(engine: Engine) -> None:
     Raises:
         RuntimeError: When the loss is NaN or infinite.
     """
-    if not torch.isfinite(engine.state.output["loss"]):
+    output: Any = engine.state.output
+    if not torch.isfinite(output["loss"]):
         raise RuntimeError(
-            f"The loss became {engine.state.output['loss'].item()} at iteration {engine.state.iteration}: lower "
+            f"The loss became {output['loss'].item()} at iteration {engine.state.iteration}: lower "
             "`learning_rate`, look at the training slices for extreme intensities, and go on with --resume True."
         )
 
@@ -133,6 +135,12 @@ class FiniteLoss:
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, before anything that saves."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, stop_on_non_finite_loss)
+
+
+def validation_error(validator: Engine) -> float:
+    """The key metric of MONAI's evaluator after its last run."""
+    state: Any = validator.state
+    return float(state.metrics[state.key_metric_name])
 
 
 class WatchTraining:
@@ -159,15 +167,16 @@ class WatchTraining:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
 
     def _batch(self, engine: Engine) -> None:
+        batch: Any = engine.state.batch
         normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
-        if normalized and len(engine.state.batch["image"]) * idist.get_world_size() == 1:
+        if normalized and len(batch["image"]) * idist.get_world_size() == 1:
             logger.warning(
                 "The batches hold one slice, of which batch normalization takes its statistics; those of other slices "
                 "differ, and so will the validation: set `batch_size` to 2 or more (8 by default)."
             )
 
     def _validated(self, engine: Engine) -> None:
-        self.errors.append(float(self.validator.state.metrics[self.validator.state.key_metric_name]))
+        self.errors.append(validation_error(self.validator))
         best = min(self.errors)
         age = len(self.errors) - 1 - self.errors.index(best)
         risen = self.errors[-1] - best > self.largest_rise * (self.errors[0] - best)

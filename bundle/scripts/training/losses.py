@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..method.default import LARGEST_LOG_VARIANCE, LEAST_LOG_VARIANCE
+from .distributed import mean_over_ranks
 
 
 def masked_error(prediction: Tensor, target: Tensor, visible_weight: float = 0.1) -> Tensor:
@@ -30,7 +31,7 @@ def _hidden_and_visible(hidden_loss: Tensor, visible_loss: Tensor, target: Tenso
     In several processes the pixels are those of all, so that the mean over the processes is the loss of all slices.
     """
     hidden, brain = target[:, -2:-1], target[:, -1:]
-    pixels = idist.all_reduce(torch.stack([hidden.sum(), brain.sum()])).clamp(min=1) / idist.get_world_size()
+    pixels = mean_over_ranks(torch.stack([hidden.sum(), brain.sum()])).clamp(min=1 / idist.get_world_size())
     masked = (hidden_loss * hidden).sum() / pixels[0]
     visible = (visible_loss * (brain - hidden)).sum() / pixels[1]
     return (masked + visible_weight * visible) / hidden_loss.shape[1]
