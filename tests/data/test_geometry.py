@@ -9,6 +9,7 @@ from conftest import make_scan, run_bundle
 from monai.data import MetaTensor
 from scripts.data.preprocessing import select_slices
 from scripts.data.slices import covered_planes, read_slices
+from scripts.inference.geometry import with_room
 from scripts.inference.inferer import IterMaskInferer
 
 
@@ -73,14 +74,26 @@ def test_mask_and_anomaly_map_end_where_the_brain_of_the_input_does():
         assert not found[~brain].any() and (found[brain] == 1).float().mean() > 0.9
 
 
-def test_room_around_a_scan_is_filled_with_its_background():
+@pytest.mark.parametrize("background", [-3.0, 0.7])
+def test_room_around_a_scan_is_filled_with_its_background(background):
     volume = torch.zeros(1, 2, 20, 20, 3)
-    volume[:, 0] = -3
+    volume[:, 0] = background
     volume[:, :, 5:15, 5:15] = 1
+    volume[0, 0, 9, 9, 1] = -7  # a voxel of the brain that is darker than all around it
     network = Sees(40)
     network.field_of_view = torch.tensor([40.0, 40.0])
     infer = IterMaskInferer()
     found = infer(MetaTensor(volume, affine=torch.eye(4)), network)
     assert found.shape == (1, 1, 20, 20, 3) and torch.equal(found[0, 0] > 0, volume[0, 1] > 0)
     assert network.image.shape == (3, 1, 40, 40)
-    assert (network.image[~network.brain_mask] == -3).all() and (network.image[network.brain_mask] == 1).all()
+    assert torch.equal(network.brain_mask.sum((1, 2, 3)), torch.tensor([100] * 3))
+    assert (network.image[~network.brain_mask] == background).all()
+    assert network.image[network.brain_mask].unique(return_counts=True)[1].tolist() == [1, 299]
+
+
+def test_each_modality_of_a_scan_has_its_own_room():
+    volume = torch.stack([torch.full((20, 20, 3), value) for value in (-3.0, 5.0, 0.0)])
+    volume[:2, 5:15, 5:15], volume[2, 5:15, 5:15] = 9, 1
+    padded = with_room(volume, [1, 0, -2, 3])
+    assert padded.shape == (3, 21, 21, 3) and padded[:, -1, 0, 1].tolist() == [-3, 5, 0]
+    assert with_room(torch.ones(2, 4, 4, 1), [1, 1, 1, 1])[:, 0, 0, 0].tolist() == [1, 0]  # a brain without outside

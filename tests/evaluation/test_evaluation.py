@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import files_of
+from conftest import files_of, run_bundle
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
@@ -432,6 +432,25 @@ def test_evaluate_takes_a_slice_range_and_healthy_slices_from_elsewhere(trained)
     assert [int(row["lesion_pixels"]) for row in read_rows(trained / "range_out")] == [2 * 81]
     assert summary["cases"] == 1 and summary["healthy_slices"] == 4
     assert summary["baseline_threshold_source"] == "validation slices"
+
+
+@pytest.mark.parametrize("slice_range", [None, [2, 5]])
+def test_evaluate_scores_the_very_mask_that_inference_writes(trained, tmp_path, monkeypatch, slice_range):
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    weights["field_of_view"] = torch.tensor([30.0, 28.0])  # a window around the brain, smaller than the slices
+    torch.save(weights, tmp_path / "model.pt")
+    seen = {}
+    add_case = Evaluation.add_case
+    monkeypatch.setattr(Evaluation, "add_case", lambda self, one: (seen.update({one.name: one}), add_case(self, one)))
+    options = {"dataset_dir": str(trained / "volumes")}
+    run_config("evaluate", tmp_path, tmp_path / "scores", slice_range=slice_range, pictures=False, **options)
+    run_bundle("inference", model_file=str(tmp_path / "model.pt"), output_dir=str(tmp_path / "masks"), **options)
+    for case, sample in seen.items():
+        for name, found in (("mask", sample.pred_mask), ("map", sample.anomaly_map)):
+            written = nib.as_closest_canonical(nib.load(tmp_path / f"masks/{case}/{case}_anomaly_{name}.nii.gz"))
+            planes = np.moveaxis(written.get_fdata(dtype=np.float32), 2, 0)[slice(*(slice_range or [None]))]
+            assert planes.any()
+            np.testing.assert_array_equal(found[:, 0].numpy(), planes)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "evaluate_slices"])

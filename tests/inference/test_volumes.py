@@ -282,8 +282,8 @@ class TestInferer:
     ("field_of_view", "expected"),
     [
         ((0, 0), [0, 0, 0, 0]),  # unknown
-        ((40, 60), [0, 0, 0, 0]),  # the slice's own
-        ((39.5, 60.5), [0, 0, 0, 0]),  # nearly
+        ((40, 60), [-2, 2, 3, -3]),  # the slice's own: the brain still comes to the center
+        ((39.5, 60.5), [-2, 2, 3, -3]),  # nearly
         (
             (20, 30),
             [-7, -3, -2, -8],
@@ -306,6 +306,7 @@ def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_
     torch.save(weights, tmp_path / "model.pt")
     data = arrays["flair"]
     rows, columns = (np.flatnonzero((data > 0).any(axis=axis)) for axis in ((1, 2), (0, 2)))
+    write(tmp_path / "scans", "one_column_more", np.pad(data, ((0, 0), (1, 0), (0, 0))), affine)
     wide = np.pad(data, ((11, 19), (7, 30), (0, 0)))
     write(tmp_path / "scans", "wide", wide, affine)
     shift = [-((rows[0] + rows[-1] - 39) // 2), -((columns[0] + columns[-1] - 47) // 2)]
@@ -314,8 +315,9 @@ def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_
     mask = outputs(tmp_path / "out", "wide")[0].get_fdata()
     assert mask.shape == wide.shape and mask.any()
     inner = np.roll(mask[11:-19, 7:-30], shift, (0, 1))
-    difference = (inner != outputs(tmp_path / "out", "centered")[0].get_fdata()).mean()
-    assert difference == 0
+    np.testing.assert_array_equal(inner, outputs(tmp_path / "out", "centered")[0].get_fdata())
+    one_more = outputs(tmp_path / "out", "one_column_more")[0].get_fdata()
+    np.testing.assert_array_equal(np.roll(one_more[:, 1:], shift, (0, 1)), inner)
 
 
 def test_inferer_leaves_arrays_without_meta_data_as_they_are(model):

@@ -188,6 +188,11 @@ class Sample:
         return Sample(name=self.name, voxel_ml=self.voxel_ml, **parts)
 
 
+def processed_sample(item: Mapping, output: Mapping) -> Sample:
+    """One decollated item of an evaluator with its output, after postprocessing, which changes the output alone."""
+    return Sample.from_item({**item, **{key: value for key, value in output.items() if value is not None}})
+
+
 def healthy_ssim(sample: Sample, data_range: float) -> dict[str, float]:
     """SSIM of the reconstruction where there is no lesion, everything else set to 0 in both images.
 
@@ -399,4 +404,4 @@ class EvaluationHandler:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             if self.label_needed and "label" not in item:
                 raise ValueError(f"{item['case']} has no label: preprocess the testing split with its lesion masks.")
-            self.add(Sample.from_item({**item, "pred": output["pred"]}))
+            self.add(processed_sample(item, output))

@@ -13,7 +13,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from ..common.files import atomic, check_writable
-from .cases import Sample
+from .cases import Sample, processed_sample
 from .pictures import LABEL_COLOR, PRED_COLOR, brain_box, enlarge, gray, outline, tile, to_display
 from .summaries import STRIP_FILE
 
@@ -50,7 +50,7 @@ class IterationStrip:
 
     def _look(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            sample = Sample.from_item({**item, "pred": output["pred"]})
+            sample = processed_sample(item, output)
             slices = sample.passes.flatten(1).amax(dim=1) * sample.label.flatten(1).any(dim=1)
             index = int(slices.argmax())
             order = (-int(slices[index]), sample.name)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
-
-SAME_FIELD_OF_VIEW = 0.02  # part by which two may differ
 
 
 def largest_component(brain_mask: Tensor) -> Tensor:
@@ -32,16 +31,11 @@ def window(brain_mask: Tensor, spacing: Tensor, field_of_view: Tensor) -> list[i
         field_of_view: Height and width in mm, shape (2,); zeros: leave the slices as they are.
 
     Returns:
-        Columns at the left and right, rows at the top and bottom, as `torch.nn.functional.pad` takes them; zeros for
-        slices that have this field of view already, wherever the brain lies in them.
+        Columns at the left and right, rows at the top and bottom, as `torch.nn.functional.pad` takes them.
     """
     size, spacing = torch.tensor(brain_mask.shape[1:]), spacing.cpu()
     wanted = field_of_view.cpu()
-    if (
-        not brain_mask.any()
-        or not (wanted > 0).all()
-        or ((size * spacing / wanted - 1).abs() < SAME_FIELD_OF_VIEW).all()
-    ):
+    if not brain_mask.any() or not (wanted > 0).all():
         return [0, 0, 0, 0]
     padding: list[int] = []
     for axis in (1, 0):
@@ -50,6 +44,23 @@ def window(brain_mask: Tensor, spacing: Tensor, field_of_view: Tensor) -> list[i
         start = math.floor(int(on.min() + on.max() + 1 - length) / 2)
         padding += [-start, start + length - int(size[axis])]
     return padding
+
+
+def with_room(volume: Tensor, padding: list[int]) -> Tensor:
+    """Pad (negative: crop) the slices of a volume by what lies around its brain.
+
+    Args:
+        volume: Modalities and, last, the brain mask, (M + 1, H, W, D).
+        padding: As `window` gives it.
+
+    Returns:
+        The modalities padded by the lowest value outside the brain (by the lowest of all where there is no outside),
+        the brain mask by 0.
+    """
+    outside = volume[-1] <= 0.5
+    room = [float(modality[outside if outside.any() else ~outside].min()) for modality in volume[:-1]]
+    padded = [F.pad(one, [0, 0, *padding], value=value) for one, value in zip(volume, [*room, 0.0], strict=True)]
+    return torch.stack(padded)
 
 
 def part_cut_off(brain_mask: Tensor, padding: list[int]) -> float:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..method.precision import check_precision, in_precision
 from ..method.refinement import Refinement
-from .geometry import largest_component, part_cut_off, window
+from .geometry import largest_component, part_cut_off, window, with_room
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
 FAR_FROM_PLANES = 10.0  # mm
@@ -186,20 +186,20 @@ class IterMaskInferer(Inferer):
 
         The network sees them in the field of view that it was trained with, around the largest part of the brain.
         """
-        padding = [0, 0]
+        padding = [0, 0, 0, 0]
         if spacing is not None and bool((network.field_of_view > 0).all()):
             brain = largest_component(volume[-1] > 0.5)
-            padding += window(brain.any(dim=2)[None], spacing, network.field_of_view)
-            if (lost := part_cut_off(brain, padding[2:])) > 0:
+            padding = window(brain.any(dim=2)[None], spacing, network.field_of_view)
+            if (lost := part_cut_off(brain, padding)) > 0:
                 logger.warning(
                     f"{name}: the window of the network leaves out {lost:.1%} of the brain, where nothing is marked: "
                     f"it shows {' x '.join(f'{mm:.0f}' for mm in network.field_of_view.tolist())} mm, as in training."
                 )
-        shown = F.pad(volume, padding, value=min(0.0, float(volume[:-1].min())))
+        shown = with_room(volume, padding)
         slices = shown.flatten(0, 2).t().contiguous().view(-1, *shown.shape[:3])  # a matrix is turned fastest
         found = self._segment(slices, network)
         found = found.flatten(1).t().contiguous().view(*found.shape[1:], len(found))
-        return F.pad(found, [-n for n in padding])
+        return F.pad(found, [0, 0, *(-number for number in padding)])
 
     def _segment(self, slices: Tensor, network: Refinement) -> Tensor:
         with_brain = (slices[:, -1] > 0.5).flatten(1).any(dim=1).nonzero()[:, 0]
