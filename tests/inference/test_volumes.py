@@ -264,9 +264,9 @@ class TestInferer:
         [
             ({"outputs": ["masks"]}, "`outputs` must be some of mask, anomaly_map"),
             ({"stop_shrink": 10}, "did you pass a percentage"),
-            ({"max_passes": 0}, "`max_passes` must be at least 1"),
-            ({"batch_size": 0}, "`batch_size` must be at least 1"),
-            ({"threshold_scale": 0}, "`threshold_scale` must be above 0"),
+            ({"max_passes": 0}, "`max_passes` must be a whole number from 1"),
+            ({"batch_size": 0}, "`batch_size` must be a whole number from 1"),
+            ({"threshold_scale": 0}, "`threshold_scale` must be a number above 0"),
         ],
     )
     def test_bad_options(self, options, message):

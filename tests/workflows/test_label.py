@@ -284,7 +284,7 @@ def test_higher_threshold_scale_marks_less(server):
 def test_option_out_of_range_is_refused_and_the_next_request_works(server, segmented):
     with pytest.raises(urllib.error.HTTPError, match="500"):
         server.infer("anisotropic", stop_shrink=20)
-    assert server.logs("`stop_shrink` must be in [0, 1], got 20; did you pass a percentage?")
+    assert server.logs("`stop_shrink` must be in [0, 1], got 20.0; did you pass a percentage?")
     assert np.array_equal(server.mask("anisotropic"), segmented["anisotropic"])
 
 

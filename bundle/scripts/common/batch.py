@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
@@ -16,6 +17,8 @@ MOST_LINES = 10  # of a list that is shown
 PACKAGE = __name__.partition(".")[0]
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item", bound=Mapping[str, Any])
 
 
 def shown_list(lines: Sequence[str]) -> list[str]:
@@ -97,7 +100,7 @@ def warning_lines(records: Sequence[logging.LogRecord], number: int) -> list[str
     single = groups.pop("", [])
     lines = []
     for sentence, group in groups.items():
-        counts = [sum(column) for column in zip(*(record.counts for record in group), strict=True)]
+        counts = [sum(column) for column in zip(*(vars(record)["counts"] for record in group), strict=True)]
         together = f"{len(group)} of {number} cases: {sentence.format(*counts)}"
         lines.append(group[0].getMessage() if number == 1 else together)
     return lines + [line.strip() for line in shown_list([record.getMessage() for record in single])]
@@ -116,7 +119,7 @@ class Cases:
         self.warnings: dict[str, list[str]] = {}
         self.records: list[logging.LogRecord] = []  # of the case at work
 
-    def sound(self, items: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
+    def sound(self, items: Sequence[Item]) -> list[Item]:
         """The items without those that were found to be bad before; their sentences are noted."""
         self.failed |= {str(item["case"]): str(item["error"]) for item in items if "error" in item}
         return [item for item in items if "error" not in item]
@@ -132,7 +135,8 @@ class Cases:
         Raises:
             Exception: When nothing can be written any more.
         """
-        data = evaluator.data_loader.dataset.data
+        loader: Any = evaluator.data_loader
+        data = loader.dataset.data
         items = self.sound(data)
         errors: list[BaseException] = []
         evaluator.add_event_handler(Events.EXCEPTION_RAISED, _keep, errors)

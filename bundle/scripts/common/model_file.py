@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from ..method.published import IterMask
 from ..method.refinement import FORMAT, SCALING, Refinement
 from .files import read_tensors, save_tensors
 
-METHODS = {"ProbabilisticIterMask": ProbabilisticIterMask, "IterMask": IterMask}
+METHODS: dict[str, Callable[..., Refinement]] = {"ProbabilisticIterMask": ProbabilisticIterMask, "IterMask": IterMask}
 LARGEST_FIELD = 1000.0  # mm
 LARGEST_SIZE = 4096  # of anything that describes a network
 OTHER_NAMES = ("format", "method", "network")  # in a description, beside settings
@@ -28,7 +29,7 @@ OTHER_NAMES = ("format", "method", "network")  # in a description, beside settin
 FIRST_NETWORK = {"channels": 16, "channel_multipliers": [1, 2, 3, 4], "residual_blocks": 1, "attention_levels": []}
 FIRST_NETWORK |= {"dropout": 0.0, "patch_size": 2}
 FIRST_SETTINGS = {"modalities": ["flair"], "image_size": 128, **SCALING}
-FIRST_OF_METHOD = {
+FIRST_OF_METHOD: dict[str, dict[str, Any]] = {
     "ProbabilisticIterMask": {"sigma": 2.0, "sign": "bright", "mirror_weight": 0.5, "last_weight": 0.5}
     | {"predict_variance": True, "robust_scaling": True},
     "IterMask": {"radius": 15.0, "sigma": 0.0, "first_fraction": 0.6, "lower_over_volume": True},
@@ -58,7 +59,7 @@ def read_weights(model_file: str) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def read_settings(weights: Mapping[str, Tensor], source: object) -> dict[str, object]:
+def read_settings(weights: Mapping[str, Tensor], source: object) -> dict[str, Any]:
     """Read what a state dict says of its model; what older ones leave out is empty.
 
     Args:
@@ -140,7 +141,7 @@ def take_weights(model: Refinement, model_file: str) -> Refinement:
     return _put(model, {**weights, "description": model.description}, model_file)
 
 
-def _read(model_file: str, given: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str, object]]:
+def _read(model_file: str, given: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict of a file and its settings, which agree with what is given."""
     weights = read_weights(model_file)
     settings = read_settings(weights, model_file)
@@ -164,7 +165,7 @@ def _put(model: Refinement, weights: Mapping[str, Tensor], source: object) -> Re
     return model.eval()
 
 
-def build(settings: Mapping[str, object], network: Callable[..., nn.Module] | None = None) -> Refinement:
+def build(settings: Mapping[str, Any], network: Callable[..., nn.Module] | None = None) -> Refinement:
     """Make an untrained model from the settings of a description.
 
     Raises:
@@ -201,7 +202,7 @@ def check_given(settings: Mapping[str, object], given: Mapping[str, object], sou
 
 def describe_first(
     weights: dict[str, Tensor], given: Mapping[str, object], source: object
-) -> tuple[dict[str, Tensor], dict[str, object]]:
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Bring the state dict of a version without descriptions to today's form, and say what is assumed of it."""
     method = "IterMask" if any(name.startswith("first_iteration.") for name in weights) else "ProbabilisticIterMask"
     settings = {**FIRST_SETTINGS, **FIRST_OF_METHOD[method], **given}
@@ -232,7 +233,7 @@ def check_numbers(model: Refinement, weights: Mapping[str, Tensor], source: obje
     wrong += ["field_of_view"] * (not (size.isfinite() & (size >= 0) & (size <= LARGEST_FIELD)).all())
     wrong += ["planes"] * bool(model.planes.isnan().any())
     if "deviation" in own:
-        wrong += ["deviation"] * (not (math.isfinite(model.deviation) and model.deviation > 0))
+        wrong += ["deviation"] * (not 0 < float(own["deviation"]) < math.inf)
     measured = [math.isfinite(value) for value in model.threshold_values()]
     wrong += ["thresholds"] * (any(measured) and not all(measured))
     if wrong:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from monai.bundle import ConfigComponent, ConfigExpression, ConfigItem, ReferenceResolver
@@ -22,7 +22,7 @@ class Rule(NamedTuple):
     """What a value must be, in words, and whether one is."""
 
     words: str
-    fits: Callable[[object], bool]
+    fits: Callable[[Any], bool]
 
 
 def is_text(value: object) -> TypeGuard[str]:
@@ -51,7 +51,7 @@ def _is_real(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
+def _is_list(value: object, fits: Callable[[Any], bool]) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(fits, value))
 
 
@@ -72,14 +72,14 @@ def _either(rule: Rule) -> Rule:
     return Rule(f"{rule.words}, or null", lambda value: value is None or rule.fits(value))
 
 
-def _usable_device(value: object) -> bool:
+def _usable_device(value: Any) -> bool:
     try:
         return value is not None and not isinstance(value, int) and torch.ones(1, device=value).item() == 1
     except Exception:  # backends that are not there raise what they like
         return False
 
 
-def _ordered_pair(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+def _ordered_pair(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: _is_list(value, fits) and len(value) == 2 and 0 <= value[0] <= value[1]
 
 
@@ -94,7 +94,7 @@ CASES = Rule(
     lambda value: is_path(value) or _is_list(value, lambda name: type(name) is int or is_path(name)),
 )
 
-RULES = {
+RULES: dict[str, Rule] = {
     **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "model_file"), PATH),
     **dict.fromkeys(("brain_mask", "healthy_dir"), _either(PATH)),
     **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _either(CASES)),
@@ -167,7 +167,7 @@ def _hint(rule: Rule, value: object) -> str:
     return "."
 
 
-def check_settings(**settings: object) -> None:
+def check_settings(**settings: Any) -> None:
     """Refuse values that an id at the top of a config cannot have.
 
     Args:

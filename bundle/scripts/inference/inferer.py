@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,8 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor
 from tqdm import tqdm
 
-from ..method.precision import check_precision, in_precision
+from ..common.settings import check_settings
+from ..method.precision import in_precision
 from ..method.refinement import Refinement
 from .geometry import largest_component, part_cut_off, window, with_room
 
@@ -132,17 +134,9 @@ class IterMaskInferer(Inferer):
         unknown = [name for name in outputs if name not in OUTPUTS]
         if unknown or not outputs:
             raise ValueError(f"`outputs` must be some of {', '.join(OUTPUTS)}, got {list(outputs)}.")
-        if not 0 <= stop_shrink <= 1:
-            raise ValueError(f"`stop_shrink` must be in [0, 1], got {stop_shrink}; did you pass a percentage?")
-        for name, value in {"max_passes": max_passes, "batch_size": batch_size}.items():
-            if int(value) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if threshold_scale <= 0:
-            raise ValueError(f"`threshold_scale` must be above 0, got {threshold_scale}.")
-        check_precision(precision)
         self.precision = precision
         self.outputs = tuple(outputs)
-        self.options = {
+        self.options: dict[str, Any] = {
             "threshold_scale": float(threshold_scale),
             "stop_shrink": float(stop_shrink),
             "max_passes": int(max_passes),
@@ -150,13 +144,17 @@ class IterMaskInferer(Inferer):
             "seed": int(seed),
         }
         self.settings = {**self.options, "precision": precision, "least_pixels": least_pixels}
+        check_settings(**self.settings)
         del self.settings["batch_size"]  # changes rounding at most
         self.progress = progress
-        # half a pixel less: versions of skimage differ in what happens to areas of just this size
-        self.drop_small = RemoveSmallObjects(least_pixels - 0.5, connectivity=2) if least_pixels > 1 else None
+        # half a pixel less, where MONAI asks for whole ones: versions of skimage differ at just this size
+        least: Any = least_pixels - 0.5
+        self.drop_small = RemoveSmallObjects(least, connectivity=2) if least_pixels > 1 else None
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: Refinement, *args: object, **kwargs: object) -> Tensor:
+    def __call__(  # type: ignore[override]  # a model, not any function
+        self, inputs: Tensor, network: Refinement, *args: object, **kwargs: object
+    ) -> Tensor:
         """Give the channels named by ``outputs``, (N, K, H, W[, D]) float32, with the input's meta data."""
         expected = network.modalities + 1
         if inputs.ndim not in (4, 5) or inputs.shape[1] != expected:
@@ -219,7 +217,7 @@ class IterMaskInferer(Inferer):
         small_brain = F.interpolate(slices[:, -1:], working_size, mode="nearest-exact") > 0.5
         mask, anomaly_map, reconstruction, passes = network.refine(small, small_brain, **self.options)
         if self.drop_small is not None:
-            mask = torch.stack([self.drop_small(one) for one in mask.float()]) > 0
+            mask = torch.stack([torch.as_tensor(self.drop_small(plane)) for plane in mask.float()]) > 0
         enlarge = {
             "mask": lambda: F.interpolate(mask.float(), size, mode="nearest-exact") * brain_mask,
             "anomaly_map": lambda: F.interpolate(anomaly_map, size, mode="bilinear") * brain_mask,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ VOLUME_COLUMNS = (
 LESION_COLUMNS = ("case", "lesion", "ml", "x_mm", "y_mm", "z_mm", "mean_score")
 HASH_LENGTH = 12
 
-Numbers = dict[str, object]
+Numbers = dict[str, Any]
 
 
 def voxel_ml(affine: np.ndarray) -> float:
@@ -72,11 +73,11 @@ def measure_lesions(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarra
     scores = np.bincount(area, anomaly_map[mask]) / sizes
     return [
         {
-            "ml": float(sizes[one] * voxel_ml(affine)),
-            "center_mm": centers[one].tolist(),
-            "mean_score": float(scores[one]),
+            "ml": float(sizes[lesion] * voxel_ml(affine)),
+            "center_mm": centers[lesion].tolist(),
+            "mean_score": float(scores[lesion]),
         }
-        for one in np.argsort(-sizes, kind="stable")
+        for lesion in np.argsort(-sizes, kind="stable")
     ]
 
 
@@ -113,14 +114,14 @@ def measure_volume(
     }
 
 
-def volume_row(case: str, record: Mapping[str, object]) -> Numbers:
+def volume_row(case: str, record: Mapping[str, Any]) -> Numbers:
     """The row of a volume in ``volumes.csv``, of its record."""
     numbers = record["numbers"]
     own = {"case": case, "lesions": len(numbers["lesions"]), "model": record["model_sha256"][:HASH_LENGTH]}
     return {column: _short(({**numbers, **own})[column]) for column in VOLUME_COLUMNS}
 
 
-def lesion_rows(case: str, record: Mapping[str, object]) -> list[Numbers]:
+def lesion_rows(case: str, record: Mapping[str, Any]) -> list[Numbers]:
     """The rows of a volume in ``lesions.csv``, of its record."""
     rows = [
         (case, number, lesion["ml"], *lesion["center_mm"], lesion["mean_score"])
@@ -133,7 +134,7 @@ def _short(value: object) -> object:
     return format(value, ".6g") if isinstance(value, float) else value
 
 
-def write_tables(output_dir: str | os.PathLike, records: Mapping[str, Mapping[str, object]]) -> None:
+def write_tables(output_dir: str | os.PathLike, records: Mapping[str, Mapping[str, Any]]) -> None:
     """Write ``volumes.csv`` and ``lesions.csv``, atomically and only over own files.
 
     Args:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -142,7 +143,7 @@ class Volumes:
         check_claim(output_dir, STEP, (VOLUMES, LESIONS))
         check_writable(output_dir)
 
-    def _record(self, subject: Subject) -> dict[str, object]:
+    def _record(self, subject: Subject) -> dict[str, Any]:
         inputs = [[os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in _files(subject)]
         return json.loads(json.dumps({"product": PRODUCT, "inputs": inputs, **self.settings}))
 
@@ -152,7 +153,7 @@ class Volumes:
     def _results(self, case: str) -> list[Path]:
         return [self.output_dir / case / f"{case}_{name}.nii.gz" for name in RESULTS]
 
-    def _finished(self, case: str) -> dict[str, object]:
+    def _finished(self, case: str) -> dict[str, Any]:
         """The record of a finished volume; empty while it is not."""
         record = read_record(self._record_file(case))
         same = {key: value for key, value in record.items() if key not in OUTCOME} == self.records[case]
@@ -170,7 +171,7 @@ class Volumes:
                 )
             self._check_other_scan(subject, record)
             digests = record.get("results", {})
-            for result in filter(os.path.lexists, self._results(case)):
+            for result in [path for path in self._results(case) if os.path.lexists(path)]:
                 changed = digests and not_empty(result) and digests.get(result.name) != file_digest(result)
                 if not record or changed:
                     raise ValueError(
@@ -178,7 +179,7 @@ class Volumes:
                         "it, or set another `output_dir`."
                     )
 
-    def _check_other_scan(self, subject: Subject, record: Mapping[str, object]) -> None:
+    def _check_other_scan(self, subject: Subject, record: Mapping[str, Any]) -> None:
         """Refuse to replace the results of a scan by those of another one of the same name."""
         before = record.get("inputs")
         first = before[0][0] if isinstance(before, list) and before else None
@@ -198,13 +199,16 @@ class Volumes:
         self.started = time.monotonic()
 
     def _begin(self, engine: Engine) -> None:
-        for case in engine.state.batch["case"]:
+        batch: Any = engine.state.batch
+        for case in batch["case"]:
             write_json(self._record_file(case), self.records[case])
 
-    def _finish(self, engine: Engine) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+    def _finish(self, engine: SupervisedEvaluator) -> None:
+        state: Any = engine.state
+        network: Any = engine.network
+        for item, output in zip(state.batch, state.output, strict=True):
             case = item["case"]
-            numbers = _numbers(output["pred_mask"], output["pred_anomaly_map"], item["brain_mask"], engine.network)
+            numbers = _numbers(output["pred_mask"], output["pred_anomaly_map"], item["brain_mask"], network)
             outcome = {
                 "numbers": numbers | {"seconds": round(time.monotonic() - self.started, 2)},
                 "results": {result.name: file_digest(result) for result in self._results(case)},

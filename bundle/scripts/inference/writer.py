@@ -12,7 +12,7 @@ from monai.config import NdarrayOrTensor
 from monai.data import NibabelWriter
 
 from ..common.files import atomic
-from ..data.nifti import NIFTI_SUFFIXES
+from ..data.nifti import NIFTI_SUFFIXES, load_nifti
 
 
 class AtomicNibabelWriter(NibabelWriter):
@@ -24,9 +24,11 @@ class AtomicNibabelWriter(NibabelWriter):
 
     scan: str = ""
 
-    def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: Any) -> None:
-        """Take a volume (1, H, W, D); its last axes stay, of whatever length."""
-        super().set_data_array(data_array, channel_dim, **{**kwargs, "squeeze_end_dims": False})
+    def set_data_array(
+        self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, squeeze_end_dims: bool = False, **kwargs: Any
+    ) -> None:
+        """Take a volume (1, H, W, D); its last axes stay, of whatever length and whatever is asked for."""
+        super().set_data_array(data_array, channel_dim, squeeze_end_dims=False, **kwargs)
         self.data_obj = self.data_obj[..., 0]
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
@@ -54,7 +56,9 @@ def copy_forms(scan: str, image: nib.Nifti1Image) -> None:
     image.header.set_xyzt_units("mm")
     if not (scan.endswith(NIFTI_SUFFIXES) and os.path.isfile(scan)):
         return
-    source = nib.load(scan)
+    source = load_nifti(scan)
+    if not isinstance(source, nib.Nifti1Image):
+        return
     if source.shape[:3] != image.shape[:3] or not np.allclose(source.affine, image.affine, atol=1e-3):
         return
     for form in ("qform", "sform"):

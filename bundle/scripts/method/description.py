@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def to_description(settings: Mapping[str, object]) -> Tensor:
     return torch.tensor(list(text.ljust(DESCRIPTION_BYTES, b"\0")), dtype=torch.uint8)
 
 
-def from_description(description: Tensor) -> dict[str, object]:
+def from_description(description: Tensor) -> dict[str, Any]:
     """Read what `to_description` wrote.
 
     Raises:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 PRECISIONS = ("float32", "bfloat16", "auto")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -64,7 +66,7 @@ class Autocast(nn.Module):
             return self.network(image).float()
 
 
-def in_precision(model: nn.Module, precision: str) -> nn.Module:
+def in_precision(model: Model, precision: str) -> Model:
     """A twin of a model, with the same weights, whose networks compute in another precision; what is between does not.
 
     Args:
