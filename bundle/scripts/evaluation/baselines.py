@@ -68,7 +68,7 @@ class AtlasBaseline:
 
     def __init__(self, slices: Sequence[dict], transform: Callable[[dict], dict], sigma: float = 1.3):
         self.score = ZScoreBaseline(sigma)
-        number, total, square = 0.0, 0.0, 0.0
+        number = total = square = torch.zeros(())
         for item in slices:
             inputs = transform({key: value for key, value in item.items() if key != "label"})["image"][None]
             brain = inputs[:, -1:] > 0.5

@@ -8,9 +8,9 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ignite.distributed as idist
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..common.batch import Cases, raise_failed, shown_list
 from ..common.files import atomic, check_writable
 from ..common.ownership import claim
+from ..data.nifti import load_nifti
 from ..data.scans import Subject, find_subjects, mark_unusable
 from ..method.frequency import high_frequency
 from .metrics import overlap_from_counts, ssim_map, threshold_counts
@@ -114,7 +115,7 @@ def _labeled(subjects: Sequence[Subject], label: str, named: bool) -> list[Subje
     if len(lacking) == len(subjects):
         raise FileNotFoundError(next(iter(lacking.values())))
     if named:
-        return [{**one, "error": lacking[one["case"]]} if one["case"] in lacking else one for one in subjects]
+        return [{**case, "error": lacking[case["case"]]} if case["case"] in lacking else case for case in subjects]
     if lacking and os.environ.get("RANK", "0") == "0":
         print(f"Without a label, left out (`unlabeled_are_healthy` takes them as healthy): {len(lacking)}")
         print("\n".join(shown_list([*lacking])))
@@ -122,7 +123,7 @@ def _labeled(subjects: Sequence[Subject], label: str, named: bool) -> list[Subje
 
 
 def _voxel_ml(subject: Subject) -> float:
-    return float(abs(np.linalg.det(nib.load(subject["image"][0]).affine[:3, :3]))) / 1000
+    return float(abs(np.linalg.det(load_nifti(subject["image"][0]).affine[:3, :3]))) / 1000
 
 
 def as_slices(array: Tensor) -> Tensor:
@@ -214,7 +215,7 @@ def healthy_ssim(sample: Sample, data_range: float) -> dict[str, float]:
     return {"ssim_healthy": float(similarity.mean()), "ssim_healthy_brain": float(inside)}
 
 
-def case_row(sample: Sample, data_range: float) -> dict[str, object]:
+def case_row(sample: Sample, data_range: float) -> dict[str, Any]:
     """The columns of a case that need no threshold."""
     height, width = sample.image.shape[-2:]
     lesion_pixels = sample.label.flatten(1).sum(dim=1)
@@ -318,7 +319,7 @@ class Evaluation:
         mask_counts = np.array([int((marked & sample.label).sum()), int(marked.sum())])
         counts = {prefix: pair.astype(np.int32) for prefix, pair in self._counts(sample).items()}
         if self.pictures:
-            dice = float(overlap_from_counts(*mask_counts, row["lesion_pixels"])["dice"])
+            dice = float(overlap_from_counts(mask_counts[0], mask_counts[1], row["lesion_pixels"])["dice"])
             without = f"no lesion, {row['false_positive_pixels']} pixels marked"
             row["picture"] = self._draw(sample, without if math.isnan(dice) else f"Dice {dice:.3f}")
         self.cases.append(CaseScores(row, mask_counts, counts))
@@ -350,14 +351,15 @@ class Evaluation:
     def run(self, evaluator: SupervisedEvaluator) -> None:
         """Score all cases of an evaluator; volumes, which come one by one, go on after each that fails."""
         show = idist.get_rank() == 0
-        if evaluator.data_loader.batch_size == 1:
+        loader: Any = evaluator.data_loader
+        if loader.batch_size == 1:
             self.failures.run(evaluator, "volumes", show)
             return
         if show:
             ProgressBar(desc="cases").attach(evaluator)
         evaluator.run()
 
-    def finish(self) -> dict[str, object]:
+    def finish(self) -> dict[str, Any]:
         """Write ``cases.csv``, ``curves.csv`` and ``summary.json``, print a table, and return the summary.
 
         With several processes every one returns the summary of all cases, and the first writes it.
@@ -366,7 +368,7 @@ class Evaluation:
             RuntimeError: When no case was evaluated, or some failed; the others are written then.
         """
         own = {"cases": self.cases, "healthy": self.healthy, "failed": self.failures.failed}
-        shares = idist.all_gather(own)
+        shares: Any = idist.all_gather(own)
         failed = {case: sentence for share in shares for case, sentence in share["failed"].items()}
         cases = sorted((case for share in shares for case in share["cases"]), key=lambda case: str(case.row["case"]))
         if not cases:
@@ -401,7 +403,8 @@ class EvaluationHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+        state: Any = engine.state
+        for item, output in zip(state.batch, state.output, strict=True):
             if self.label_needed and "label" not in item:
                 raise ValueError(f"{item['case']} has no label: preprocess the testing split with its lesion masks.")
             self.add(processed_sample(item, output))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 WIDTH, HEIGHT = 620, 330
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 16, 46
@@ -24,8 +25,8 @@ class Axis:
     end: float
     logarithmic: bool = False
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        values = np.clip(np.asarray(values, float), self.low, self.high)
+    def __call__(self, given: ArrayLike) -> np.ndarray:
+        values = np.clip(np.asarray(given, float), self.low, self.high)
         low, high = self.low, self.high
         if self.logarithmic:
             values, low, high = np.log(values), math.log(low), math.log(high)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.inferers import Inferer
 from torch import Tensor
 
 from ..common.files import atomic, check_writable
+from ..inference.inferer import IterMaskInferer
+from ..method.refinement import Refinement
 from .cases import Sample, processed_sample
 from .pictures import LABEL_COLOR, PRED_COLOR, brain_box, enlarge, gray, outline, tile, to_display
 from .summaries import STRIP_FILE
@@ -32,7 +34,7 @@ class IterationStrip:
     """
 
     def __init__(
-        self, inferer: Inferer, network: torch.nn.Module, output_dir: str, panels: int = 8, enabled: bool = True
+        self, inferer: IterMaskInferer, network: Refinement, output_dir: str, panels: int = 8, enabled: bool = True
     ):
         self.inferer = copy.copy(inferer)
         self.inferer.progress = False
@@ -49,19 +51,20 @@ class IterationStrip:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
 
     def _look(self, engine: Engine) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+        state: Any = engine.state
+        for item, output in zip(state.batch, state.output, strict=True):
             sample = processed_sample(item, output)
             slices = sample.passes.flatten(1).amax(dim=1) * sample.label.flatten(1).any(dim=1)
             index = int(slices.argmax())
             order = (-int(slices[index]), sample.name)
             if order < self.order:
                 self.order = order
-                one = sample.select(torch.arange(len(slices)) == index)
-                self.found = one, torch.cat([one.image, one.brain_mask.float()], dim=1)
+                most = sample.select(torch.arange(len(slices)) == index)
+                self.found = most, torch.cat([most.image, most.brain_mask.float()], dim=1)
 
     def draw(self) -> None:
         """Draw the case of all processes, on the first of them."""
-        shares = idist.all_gather({"order": self.order, "found": self.found})
+        shares: Any = idist.all_gather({"order": self.order, "found": self.found})
         most = min(shares, key=lambda share: share["order"])
         if most["found"] is None or idist.get_rank() > 0:
             return

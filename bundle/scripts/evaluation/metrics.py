@@ -71,9 +71,9 @@ def ssim_map(image: Tensor, reconstruction: Tensor, data_range: float) -> Tensor
         (N, M, H, W); 1 where both agree.
     """
     border = [SSIM_WINDOW // 2] * 4
-    padded = [F.pad(slices, border, mode="reflect") for slices in (image, reconstruction)]
+    first, second = (F.pad(slices, border, mode="reflect") for slices in (image, reconstruction))
     window, sigma = [SSIM_WINDOW] * 2, [SSIM_SIGMA] * 2
-    return compute_ssim_and_cs(*padded, 2, window, sigma, data_range, KernelType.GAUSSIAN)[0]
+    return compute_ssim_and_cs(first, second, 2, window, sigma, data_range, KernelType.GAUSSIAN)[0]
 
 
 def threshold_counts(

@@ -35,7 +35,7 @@ def heat(plane: np.ndarray, high: float) -> np.ndarray:
 def outline(colors: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     """Draw the inner border of a mask (H, W) onto colors (H, W, 3)."""
     mask = mask > 0
-    return np.where((mask & ~binary_erosion(mask))[..., None], np.uint8(color), colors)
+    return np.where((mask & ~binary_erosion(mask))[..., None], np.array(color, np.uint8), colors)
 
 
 def enlarge(plane: np.ndarray, size: int) -> np.ndarray:

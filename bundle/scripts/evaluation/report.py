@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -78,8 +79,8 @@ CASE_COLUMNS = {
 }
 
 
-def _number(text: object) -> float:
-    return math.nan if text in (None, "") else float(text)
+def _number(value: Any) -> float:
+    return math.nan if value in (None, "") else float(value)
 
 
 def _shown(value: float, digits: int = 3) -> str:
@@ -100,8 +101,8 @@ def read_curves(path: Path) -> dict[str, dict[str, np.ndarray]]:
 
 def embedded(path: Path, longest: int = 1400) -> str:
     """An image file as a data URI, JPEG, at most ``longest`` pixels wide."""
-    with Image.open(path) as picture:
-        picture = picture.convert("RGB")
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
     picture.thumbnail((longest, longest))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=82)

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..common.files import write_csv, write_json
 from ..data.scans import read_split
@@ -36,7 +38,7 @@ class CaseScores:
     ``counts`` holds true positives and marked pixels per threshold, (2, T), for the method and each baseline.
     """
 
-    row: dict[str, object]
+    row: dict[str, Any]
     mask_counts: np.ndarray
     counts: dict[str, np.ndarray]
 
@@ -56,15 +58,15 @@ class HealthyScores:
             self.slices + other.slices,
             self.brain_pixels + other.brain_pixels,
             self.mask_pixels + other.mask_pixels,
-            {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names},
+            {name: np.add(self.counts.get(name, 0), other.counts.get(name, 0)) for name in names},
         )
 
 
-def mean(values: np.ndarray) -> float:
+def mean(values: ArrayLike) -> float:
     """Mean of the values that are not NaN; NaN when there is none."""
-    values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else math.nan
+    numbers = np.asarray(values, float)
+    numbers = numbers[~np.isnan(numbers)]
+    return float(numbers.mean()) if len(numbers) else math.nan
 
 
 def size_class_means(name: str, values: np.ndarray, lesion_pixels_128: np.ndarray) -> dict[str, float]:
@@ -109,7 +111,7 @@ def summarize_score(
     columns["dice_upper_bound"] = curves["dice"][:, best]
     columns["dice_per_image_best"] = curves["dice"].max(axis=1)
     columns["average_precision"] = np.array(
-        [average_precision(*case, size) for case, size in zip(counts, labeled, strict=True)]
+        [average_precision(hits, marked, size) for (hits, marked), size in zip(counts, labeled, strict=True)]
     )
     summary = {name: mean(values) for name, values in columns.items()}
     summary["dice_ci_low"], summary["dice_ci_high"] = bootstrap_interval(columns["dice"])
@@ -117,7 +119,9 @@ def summarize_score(
     summary["sensitivity_upper_bound"] = mean(curves["sensitivity"][:, best])
     summary["precision_upper_bound"] = mean(curves["precision"][:, best])
     summary["average_precision_per_image"] = summary["average_precision"]
-    summary["average_precision"] = average_precision(*counts.sum(axis=0), int(labeled.sum()))
+    summary["average_precision"] = average_precision(
+        counts[:, 0].sum(axis=0), counts[:, 1].sum(axis=0), int(labeled.sum())
+    )
     for name in ("dice", "dice_upper_bound"):
         summary |= size_class_means(name, columns[name], lesion_pixels_128)
     return columns, summary, curve
@@ -172,7 +176,7 @@ def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
     return names
 
 
-def subset_means(dice: Mapping[str, np.ndarray], members: np.ndarray, name: str) -> dict[str, object]:
+def subset_means(dice: Mapping[str, np.ndarray], members: np.ndarray, name: str) -> dict[str, Any]:
     """Mean Dice of each score over the cases of a subset, and how far the method is ahead of each baseline there.
 
     Args:
@@ -181,7 +185,7 @@ def subset_means(dice: Mapping[str, np.ndarray], members: np.ndarray, name: str)
         name: Of the subset; "" for all cases, whose mean Dice stands elsewhere.
     """
     suffix = f"_{name}" if name else ""
-    found: dict[str, object] = {f"cases{suffix}": int(members.sum())} if name else {}
+    found: dict[str, Any] = {f"cases{suffix}": int(members.sum())} if name else {}
     for prefix, values in dice.items():
         parts = {f"{prefix}dice{suffix}": values[members]} if name else {}
         if prefix != METHOD:  # paired, case by case
@@ -198,7 +202,7 @@ def summarize(
     thresholds: Mapping[str, np.ndarray],
     threshold: float,
     subsets: Mapping[str, set[str]] | None = None,
-) -> tuple[list[dict], dict[str, object], list[dict]]:
+) -> tuple[list[dict], dict[str, Any], list[dict]]:
     """Score the method and the baselines over all cases.
 
     Args:
@@ -214,7 +218,7 @@ def summarize(
     rows = [dict(case.row) for case in cases]
     labeled = np.array([row["lesion_pixels"] for row in rows])
     sizes = np.array([row["lesion_pixels_128"] for row in rows])
-    summary: dict[str, object] = {"cases": len(rows)}
+    summary: dict[str, Any] = {"cases": len(rows)}
     curves: list[dict] = []
     for prefix, grid in thresholds.items():
         label_free, operating_point = label_free_counts(prefix, cases, healthy, grid, threshold)
@@ -243,7 +247,7 @@ def summarize(
     return rows, summary, curves
 
 
-def without_lesion(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
+def without_lesion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How many cases have no lesion, and the means over them of what is marked there, all of it false."""
     healthy = [row for row in rows if row["lesion_pixels"] == 0]
     names = ("false_positive_ml", "false_positive_pixels", "false_positive_fraction")
@@ -252,17 +256,17 @@ def without_lesion(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
     return {"cases_without_lesion": len(healthy), **known}
 
 
-def _names(row: Mapping[str, object]) -> set[str]:
+def _names(row: Mapping[str, Any]) -> set[str]:
     """A case's own name, and for a slice that of its scan."""
     return {str(row["case"]), str(row["case"]).rpartition("_")[0]}
 
 
-def _no_nan(row: Mapping[str, object]) -> dict[str, object]:
+def _no_nan(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
 def write_tables(
-    output_dir: Path, rows: Sequence[Mapping], summary: Mapping[str, object], curves: Sequence[Mapping]
+    output_dir: Path, rows: Sequence[Mapping], summary: Mapping[str, Any], curves: Sequence[Mapping]
 ) -> None:
     """Write ``cases.csv``, ``curves.csv`` and ``summary.json``; what is undefined is empty there, or null."""
     for name, lines in (("cases.csv", rows), ("curves.csv", curves)):
@@ -270,7 +274,7 @@ def write_tables(
     write_json(output_dir / "summary.json", _no_nan(summary))
 
 
-def summary_table(summary: Mapping[str, object], prefixes: Sequence[str]) -> str:
+def summary_table(summary: Mapping[str, Any], prefixes: Sequence[str]) -> str:
     """The main numbers as text, a line for the method and each baseline."""
     lines = ["".join([f"{'':24}"] + [f"{title:>12}" for title in SUMMARY_COLUMNS])]
     for prefix in prefixes:
@@ -280,7 +284,7 @@ def summary_table(summary: Mapping[str, object], prefixes: Sequence[str]) -> str
     return "\n".join(lines)
 
 
-def healthy_words(summary: Mapping[str, object]) -> str:
+def healthy_words(summary: Mapping[str, Any]) -> str:
     """What is marked in the cases without lesion, as a sentence; empty where there is none."""
     number = int(summary.get("cases_without_lesion") or 0)
     if not number:
@@ -293,7 +297,7 @@ def healthy_words(summary: Mapping[str, object]) -> str:
     return f"{cases} without lesion: {size} marked in each on average, {fraction:.3%} of the brain, all of it false."
 
 
-def print_summary(summary: Mapping[str, object], prefixes: Sequence[str], output_dir: Path) -> None:
+def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_dir: Path) -> None:
     """Say what was found and where it lies."""
     if summary["cases"] > summary["cases_without_lesion"]:
         _print_scores(summary, prefixes)
@@ -303,7 +307,7 @@ def print_summary(summary: Mapping[str, object], prefixes: Sequence[str], output
         print(f"  {output_dir / name}")
 
 
-def _print_scores(summary: Mapping[str, object], prefixes: Sequence[str]) -> None:
+def _print_scores(summary: Mapping[str, Any], prefixes: Sequence[str]) -> None:
     """What says something where there are lesions alone."""
     print(summary_table(summary, prefixes))
     print(

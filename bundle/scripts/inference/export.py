@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,8 +31,11 @@ def network_inputs(model: Refinement) -> dict[str, Tensor]:
     """
     seen: dict[str, Tensor] = {}
 
-    def remember(name: str):
-        return lambda network, inputs: seen.setdefault(name, inputs[0].detach().clone())
+    def remember(name: str) -> Callable[[nn.Module, tuple], None]:
+        def hook(network: nn.Module, inputs: tuple) -> None:
+            seen.setdefault(name, inputs[0].detach().clone())
+
+        return hook
 
     handles = [getattr(model, name).register_forward_pre_hook(remember(name)) for name in model.networks]
     device = model.threshold.device

@@ -36,6 +36,7 @@ sys.path.insert(0, str(BUNDLE))
 from scripts.common.files import atomic  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
+from scripts.data.nifti import load_nifti  # noqa: E402
 from scripts.evaluation.metrics import overlap  # noqa: E402
 from scripts.inference.volumes import find_inputs  # noqa: E402
 from scripts.method.default import ProbabilisticIterMask, standardize  # noqa: E402
@@ -142,7 +143,9 @@ def plain_refine(
             hidden = torch.where(running[:, None, None, None], refined, hidden)
             running = running & (after > 0)
         found = plain_decide(model, first, last, brain)
-        masks.append(found[0]), maps.append(found[1]), passes.append(count)
+        masks.append(found[0])
+        maps.append(found[1])
+        passes.append(count)
     return torch.cat(masks), torch.cat(maps), torch.zeros_like(image), torch.cat(passes).to(image.device)
 
 
@@ -357,7 +360,7 @@ def benchmark_preprocessing(options: argparse.Namespace, device: torch.device) -
 
     def read() -> None:
         for file in files:
-            np.asarray(nib.load(file).dataobj)
+            np.asarray(load_nifti(file).dataobj)
 
     variants = {"unpacking the files": unpack, "reading with nibabel": read}
     variants["preprocessing"] = lambda: transform(dict(subject))
@@ -366,14 +369,15 @@ def benchmark_preprocessing(options: argparse.Namespace, device: torch.device) -
     times = fastest(variants, options.repeats, torch.device("cpu"))
     torch.set_num_threads(threads)
     rows = [[name, f"{t:.3f}", f"{times['unpacking the files'] / t:.0%}"] for name, t in times.items()]
-    shape = " x ".join(map(str, nib.load(files[0]).shape))
+    shape = " x ".join(map(str, load_nifti(files[0]).shape))
     table = markdown([f"{len(files)} files of {shape}, one core", "s", "unpacking"], rows)
     return f"{table}\n{_many_scans(options)}"
 
 
 def _many_scans(options: argparse.Namespace) -> str:
     """Time and memory of the command over links to the scan, and over many small scans."""
-    cores, root, rows = torch.get_num_threads(), Path(options.folder), []
+    cores, root = torch.get_num_threads(), Path(options.folder)
+    rows: list[list[object]] = []
     small = root / "small.nii.gz"
     voxels = np.pad(np.random.default_rng(0).integers(1, 900, (20, 20, 20)).astype(np.int16), 2)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), small)
@@ -390,7 +394,7 @@ def _many_scans(options: argparse.Namespace) -> str:
         command = [sys.executable, "-c", COMMAND, str(BUNDLE), str(scans), f"{scans}_slices", str(workers)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         elapsed, main_kb, worker_kb = json.loads(output.splitlines()[-1])
-        shape = " x ".join(map(str, nib.load(file).shape))
+        shape = " x ".join(map(str, load_nifti(file).shape))
         rows.append([f"{number} of {shape}", workers, f"{elapsed:.2f}", f"{number / elapsed:.1f}"])
         rows[-1] += [f"{kb / 1024:.0f}" for kb in (main_kb, worker_kb)]
     return markdown(["scans", "workers", "s", "scans/s", "MB of the main process", "MB of the largest worker"], rows)

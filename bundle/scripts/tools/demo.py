@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 BUNDLE = Path(__file__).resolve().parents[2]
@@ -20,6 +19,7 @@ from scripts.common.files import atomic, check_writable  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import claim  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
+from scripts.data.nifti import load_nifti  # noqa: E402
 from scripts.data.scans import RESULTS  # noqa: E402
 from scripts.evaluation.pictures import LABEL_COLOR, PRED_COLOR, enlarge, gray, heat, outline, tile, to_display  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
@@ -53,8 +53,8 @@ def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> None:
 
 def draw_volume(image_file: Path, label_file: Path, results: Path, case: str, picture: Path) -> None:
     """Draw every third slice of a volume: image, anomaly map, and mask (red) on label (green)."""
-    image, label = (nib.load(path).get_fdata() for path in (image_file, label_file))
-    mask, anomaly_map = (nib.load(results / case / f"{case}_{name}.nii.gz").get_fdata() for name in RESULTS)
+    image, label = (load_nifti(path).get_fdata() for path in (image_file, label_file))
+    mask, anomaly_map = (load_nifti(results / case / f"{case}_{name}.nii.gz").get_fdata() for name in RESULTS)
     high, peak = np.percentile(image[image > 0], 99.5), float(anomaly_map.max())
     rows = []
     for k in range(1, image.shape[2], 3):
@@ -109,11 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluation, segmentation = output / "evaluation", output / "segmentation"
 
     print(f"Phantoms: brains in FLAIR, T1 and T2, in {scans}", flush=True)
-    make_phantoms(scans, *options.subjects, seed=options.seed, num_workers=os.cpu_count() or 1)
+    training, validation, testing = options.subjects
+    make_phantoms(scans, training, validation, testing, seed=options.seed, num_workers=os.cpu_count() or 1)
     run_bundle("preprocess", "preprocess", dataset_dir=scans, output_dir=slices, slice_range=SLICES)
     length = {} if options.iterations is None else {"iterations": options.iterations}
-    training = {"output_dir": output / "training", "seed": options.seed, "resume": True, **length}
-    run_bundle("training", "train", "demo", dataset_dir=slices, model_file=model, **training)
+    settings = {"output_dir": output / "training", "seed": options.seed, "resume": True, **length}
+    run_bundle("training", "train", "demo", dataset_dir=slices, model_file=model, **settings)
     run_bundle("evaluate", "evaluate_slices", dataset_dir=slices, output_dir=evaluation, model_file=model)
     image = scans / SHOWN_CASE / f"{SHOWN_CASE}_flair.nii.gz"
     run_bundle("inference", "inference", image=image, output_dir=segmentation, model_file=model)

@@ -28,6 +28,7 @@ from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import claim  # noqa: E402
 from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
+from scripts.data.nifti import load_nifti  # noqa: E402
 
 GRAY_LEVELS = 500  # of white matter
 SMALLEST_ML, LARGEST_ML = 1.0, 100.0
@@ -86,9 +87,10 @@ def with_lesions(
 
 def write_case(case: Case, output_dir: Path, transform: RandLabelToImaged) -> dict[str, object]:
     """Write the files of one volume, ``NAME/NAME_<contrast>``, ``_seg`` and ``_brain``, and return its table row."""
-    source = nib.load(case.label_map)
+    source = load_nifti(case.label_map)
     label_map = MetaTensor(torch.from_numpy(np.asarray(source.dataobj).astype(np.int16))[None], affine=source.affine)
-    made = transform.set_random_state(case.seed)({"label_map": label_map, "case": case.label_map.name})
+    transform.set_random_state(case.seed)
+    made = transform({"label_map": label_map, "case": case.label_map.name})
     image, brain_mask, labels = (made[key][0].numpy() for key in ("image", "brain_mask", "label_map"))
     lesion, contrast, number = np.zeros(image.shape, bool), 0.0, 0
     if case.split == "testing":

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..common.files import atomic, check_writable
 from ..common.ownership import claim
+from ..data.nifti import load_nifti
 
 VERSION = 4  # of the drawing; raise it when the same seed gives other voxels
 MODALITIES = ("flair", "t1", "t2")
@@ -360,11 +361,11 @@ def _write_case(output_dir: Path, seed: int, shape: tuple[int, ...], case: tuple
     contrast = round(_random(subject_seed, 3).uniform(0.75, 1.0), 3)
     settings = f"phantom {VERSION}, seed {seed}, {'x'.join(map(str, shape))}"
     paths = {key: output_dir / name / f"{name}_{key}.nii.gz" for key in (*MODALITIES, "seg", "mask")}
-    if not _is_written(paths.values(), settings):
+    if not _is_written([*paths.values()], settings):
         volumes = phantom(subject_seed, shape, lesion, contrast)
         for key, path in paths.items():
             _save(path, volumes[key], settings)
-    voxels = int(np.count_nonzero(nib.load(paths["seg"]).dataobj))
+    voxels = int(np.count_nonzero(load_nifti(paths["seg"]).dataobj))
     return {
         "case": name,
         "split": split,
@@ -387,7 +388,7 @@ def _save(path: Path, volume: np.ndarray, settings: str) -> None:
 def _is_written(paths: Sequence[Path], settings: str) -> bool:
     """Whether all files of a subject are there, whole and of the same settings."""
     try:
-        images = [nib.load(path) for path in paths]
+        images = [nib.Nifti1Image.from_filename(path) for path in paths]
         for image in images:
             np.asarray(image.dataobj)  # fails where a file was cut short
     except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError):

@@ -110,7 +110,8 @@ def run_row(row: Row, dataset_dir: str, output: Path, iterations: int, subset: s
     training_changes = {**length, **row.model, **(row.training or {}), **row.calibration}
     for step, changes in (("train", training_changes), ("evaluate", {**row.model, **row.evaluation})):
         (folder / f"{step}.json").write_text(json.dumps(changes, indent=4))
-    model, training = folder / "model.pt", ["train", *row.overlays, folder / "train.json"]
+    model = folder / "model.pt"
+    training: list[str | Path] = ["train", *row.overlays, folder / "train.json"]
     if row.training is not None:
         run_bundle("training", *training, dataset_dir=dataset_dir, output_dir=folder, model_file=model, resume=True)
     else:
