@@ -112,7 +112,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("stop_shrink", "noise_fraction"), PART),
     **dict.fromkeys(("first_fraction", "exceed_fraction", "certain_fraction"), OPEN_PART),
     **dict.fromkeys(
-        ("allow_outside", "resume", "fast", "pictures", "native_grid", "unlabeled_are_healthy"),
+        ("allow_outside", "resume", "fast", "save_brain_mask", "pictures", "native_grid", "unlabeled_are_healthy"),
         SWITCH,
     ),
     **dict.fromkeys(("iterations", "validation_interval", "max_passes"), _whole(1, 10**9)),

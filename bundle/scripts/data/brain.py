@@ -21,6 +21,10 @@ LEAST_RING = 0.15  # of the range of intensities (2nd to 90th percentile); brain
 RING_SLICES = 24
 
 
+class NoBackground(ValueError):
+    """The sentence of a scan whose background is not constant, so that it tells no brain."""
+
+
 def all_finite(image: Tensor) -> bool:
     """Whether all voxels are finite numbers; a finite sum tells it 50 times faster than looking at each."""
     return bool(torch.isfinite(image.sum()) or torch.isfinite(image).all())
@@ -53,9 +57,9 @@ def _found(image: Tensor) -> Tensor:
     for channel, modality in enumerate(image):
         background = background_of(modality)
         if background is None:
-            raise ValueError(
+            raise NoBackground(
                 f"has no constant background in channel {channel}, so it still has its skull or noise around it: "
-                "extract the brain first, or give brain masks (`brain_mask`)."
+                "extract the brain first, give brain masks, or set `brain_mask` to auto."
             )
         found |= modality != background
     if not torch.count_nonzero(found):  # twice as fast as any()
@@ -76,8 +80,8 @@ def brain_mask_of(image: Tensor, brain_mask: Tensor | None = None) -> Tensor:
         Brain voxels (1, H, W[, D]), bool.
 
     Raises:
-        ValueError: When the scan has voxels that are no number or no constant background, the mask is empty or does
-            not fit.
+        NoBackground: When no mask is given and the background is not constant.
+        ValueError: When the scan has voxels that are no number or all of one value, the mask is empty or does not fit.
     """
     if not all_finite(image):
         raise ValueError("has NaN or infinite voxels: replace them, or exclude the case.")

@@ -33,7 +33,7 @@ from ..common.guard import innermost_message
 from ..common.ownership import read_record
 from ..common.paths import bundle_root
 from .brain import all_finite
-from .scans import Subject, find_subjects, mark_unusable, scan_subjects, without
+from .scans import AUTO, Subject, find_subjects, mark_unusable, scan_subjects, without
 from .slices import DATALIST, SPLITS, read_slices
 
 logger = logging.getLogger(__name__)
@@ -315,7 +315,8 @@ def preprocess(
         slice_selection: For each split one of "healthy", "largest_lesion", "all".
         slice_range: First axial slice and the one after the last; None: all.
         label: File name ending of lesion masks.
-        brain_mask: File name ending of brain masks, or None where voxels unlike the background are brain.
+        brain_mask: File name ending of brain masks; None or "auto" where there are none. None: voxels unlike the
+            background are brain; "auto": ``transform`` strips scans that still have their skull.
         allow_outside: As in `find_subjects`.
         exclude: Likewise.
         num_workers: Processes; None: one for each core, 0: this one.
@@ -338,7 +339,15 @@ def preprocess(
         dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask, allow_outside, exclude
     )
     return write_slices(
-        subjects, output_dir, modalities, transform, settings, slice_selection, slice_range, num_workers
+        subjects,
+        output_dir,
+        modalities,
+        transform,
+        settings,
+        slice_selection,
+        slice_range,
+        num_workers,
+        strip=brain_mask == AUTO,
     )
 
 
@@ -351,6 +360,7 @@ def write_slices(
     slice_selection: Mapping[str, str],
     slice_range: Sequence[int] | None,
     num_workers: int | None,
+    strip: bool = False,
 ) -> dict[str, int]:
     """What `preprocess` does with the subjects of each split, once they are found and checked."""
     output = Path(output_dir)
@@ -362,8 +372,9 @@ def write_slices(
     ]
     failed = {item["case"]: item["error"] for item in items if "error" in item}
     number, items = len(items), [item for item in items if "error" not in item]
+    noted = {**settings, "strip": True} if strip else settings
     for item in items:
-        item["fingerprint"] = _fingerprint(item, {**settings, "selection": item["selection"]})
+        item["fingerprint"] = _fingerprint(item, {**noted, "selection": item["selection"]})
     unlabeled = sum("label" not in item for item in items if item["selection"] == "healthy")
     if unlabeled:
         logger.info(f"{unlabeled} subjects have no lesion mask: all their slices count as healthy.")
@@ -533,11 +544,14 @@ def slices_of_scans(
     output_dir = os.path.join(output_dir, f"{split}_slices")
     if idist.get_rank() == 0:
         config = ConfigParser(ConfigParser.load_config_file(os.path.join(bundle_root(), "configs", "preprocess.json")))
+        config["brain_mask"] = AUTO
         settings = {key: config[key] for key in ("upper_fraction", "lower_fraction", "lower_over_volume")}
         transform = config.get_parsed_content("preprocessing")
         subjects = {split: scan_subjects(scans, modalities, slice_range)}
         selection = {split: "healthy"}
-        write_slices(subjects, output_dir, modalities, transform, settings, selection, slice_range, num_workers=0)
+        write_slices(
+            subjects, output_dir, modalities, transform, settings, selection, slice_range, num_workers=0, strip=True
+        )
     idist.barrier()
     slices = read_slices(output_dir, split, modalities)
     if len(slices) < least:

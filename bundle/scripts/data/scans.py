@@ -17,8 +17,10 @@ from ..common.settings import LONGEST_NAME, is_name, is_path
 from .nifti import NIFTI_SUFFIXES, axial_slices, case_name, check_forms, find_nifti, is_nifti_name, read_header
 
 Subject = dict[str, Any]  # case, image, and label, brain_mask or error where there are any
+AUTO = "auto"  # as `brain_mask`: none is given, and scans that still have their skull are stripped
 RESULTS = ("anomaly_mask", "anomaly_map")  # what inference adds to a case's name
-MASKS = ("seg", "mask", "label", *RESULTS)  # endings of files that are no scans
+FOUND_BRAIN = "found_brain_mask"  # and on request
+MASKS = ("seg", "mask", "label", *RESULTS, FOUND_BRAIN)  # endings of files that are no scans
 PLAIN = (".txt", ".json", ".csv", ".tsv", ".md")  # endings of files beside scans that need no word
 
 
@@ -192,7 +194,7 @@ def find_subjects(
         modalities: File name endings, in the order of the channels.
         split: Case names, a split file, a list's name in the datalist, or None for all there is.
         label: File name ending of lesion masks; a scan may have none.
-        brain_mask: File name ending of brain masks, or None where voxels unlike the background are brain.
+        brain_mask: File name ending of brain masks; None or `AUTO` where there are none.
         allow_outside: Let the datalist or the split name files outside the folder.
         exclude: Names of cases to leave out, a file with one a line, or None.
 
@@ -211,6 +213,7 @@ def find_subjects(
         tell_found(dataset_dir, found, {})
         return found
     root = existing_folder(dataset_dir)
+    brain_mask = None if brain_mask == AUTO else brain_mask
     if split is not None:
         source = split if isinstance(split, str) else "The split"
         names = read_split(split)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..common.settings import check_settings
 from .brain import brain_mask_of, warn_of_skull
 from .nifti import content_size
+from .stripping import brain_mask_or_strip
 
 LOWEST, HIGHEST = -3.0, 3.0
 LARGEST_SCALED = 1e9  # what the arithmetic of the method bears; a brain's own voxels are near -3 to 3
@@ -159,6 +160,7 @@ class BrainMaskd(MapTransform):
 
     Args:
         keys: The scan (M, H, W[, D]).
+        strip: Where no mask is given and the scan still has its skull, strip it, see `brain_mask_or_strip`.
         mask_key: Holds a given mask, or gets what `brain_mask_of` finds; bool, with the scan's meta data.
 
     Raises:
@@ -167,8 +169,15 @@ class BrainMaskd(MapTransform):
 
     backend = [TransformBackends.TORCH]
 
-    def __init__(self, keys: KeysCollection, mask_key: str = "brain_mask", allow_missing_keys: bool = False):
+    def __init__(
+        self,
+        keys: KeysCollection,
+        strip: bool = False,
+        mask_key: str = "brain_mask",
+        allow_missing_keys: bool = False,
+    ):
         super().__init__(keys, allow_missing_keys)
+        self.find = brain_mask_or_strip if strip else brain_mask_of
         self.mask_key = mask_key
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
@@ -177,7 +186,7 @@ class BrainMaskd(MapTransform):
         for key in self.key_iterator(result):
             image = result[key]
             try:
-                mask = brain_mask_of(image, result.get(self.mask_key))
+                mask = self.find(image, result.get(self.mask_key))
             except ValueError as error:
                 raise ValueError(f"{_named(result, image)} {error}") from None
             if isinstance(image, MetaTensor) and "case" in result:

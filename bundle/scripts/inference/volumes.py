@@ -22,9 +22,10 @@ from ..common.files import check_writable, not_empty, write_json
 from ..common.ownership import PRODUCT, check_claim, check_no_input, file_digest, is_same_file, read_record
 from ..common.share import share
 from ..data.nifti import NIFTI_SUFFIXES
-from ..data.scans import RESULTS, Subject, check_case_name, find_subjects, mark_unusable
+from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, check_case_name, find_subjects, mark_unusable
 from ..method.refinement import Refinement
 from .tables import LESIONS, STEP, VOLUMES, measure_volume, write_tables
+from .writer import write_brain_mask
 
 OUTCOME = ("results", "warnings", "numbers")  # what a record tells at the end only
 
@@ -73,7 +74,7 @@ def find_inputs(
             )
         check_case_name(case_of(files[0], modalities), "`image`")
         subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
-        subjects = [subject | ({"brain_mask": brain_mask} if brain_mask else {})]
+        subjects = [subject | ({"brain_mask": brain_mask} if brain_mask not in (None, "", AUTO) else {})]
     return mark_unusable(subjects)
 
 
@@ -110,6 +111,7 @@ class Volumes:
         settings: All other options that change a result.
         rank: This process.
         world_size: Number of processes; each segments its share of the volumes.
+        save_brain_mask: The brain mask of each volume is a result too.
 
     Attributes:
         pending: The volumes that are left to do.
@@ -126,7 +128,9 @@ class Volumes:
         settings: Mapping[str, object],
         rank: int = 0,
         world_size: int = 1,
+        save_brain_mask: bool = False,
     ) -> None:
+        self.names = (*RESULTS, FOUND_BRAIN) if save_brain_mask else RESULTS
         self.output_dir = Path(output_dir)
         weights = Path(model_file)
         self.settings = {"model_sha256": file_digest(weights) if weights.is_file() else None, **settings}
@@ -151,7 +155,7 @@ class Volumes:
         return self.output_dir / case / f"{case}_record.json"
 
     def _results(self, case: str) -> list[Path]:
-        return [self.output_dir / case / f"{case}_{name}.nii.gz" for name in RESULTS]
+        return [self.output_dir / case / f"{case}_{name}.nii.gz" for name in self.names]
 
     def _finished(self, case: str) -> dict[str, Any]:
         """The record of a finished volume; empty while it is not."""
@@ -208,6 +212,8 @@ class Volumes:
         network: Any = engine.network
         for item, output in zip(state.batch, state.output, strict=True):
             case = item["case"]
+            if FOUND_BRAIN in self.names:
+                write_brain_mask(self._results(case)[-1], item["brain_mask"], item["image"].meta["filename_or_obj"])
             numbers = _numbers(output["pred_mask"], output["pred_anomaly_map"], item["brain_mask"], network)
             outcome = {
                 "numbers": numbers | {"seconds": round(time.monotonic() - self.started, 2)},
@@ -244,7 +250,7 @@ class Volumes:
             self._forget_failed()
         self._write_tables()
         if len(self.cases.failed) < self.number:
-            names = ", ".join(f"<case>_{name}.nii.gz" for name in RESULTS)
+            names = ", ".join(f"<case>_{name}.nii.gz" for name in self.names)
             print(f"Masks and anomaly maps: {self.output_dir.resolve()}/<case>/{names}")
             print(f"Tables: {self.output_dir.resolve()}/{VOLUMES}, {LESIONS}")
         wait_for_others()

@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.config import NdarrayOrTensor
-from monai.data import NibabelWriter
+from monai.data import MetaTensor, NibabelWriter
 
 from ..common.files import atomic
 from ..data.nifti import NIFTI_SUFFIXES, load_nifti
@@ -42,6 +42,23 @@ class AtomicNibabelWriter(NibabelWriter):
         copy_forms(self.scan, image)
         with atomic(filename) as temporary:
             nib.save(image, temporary)
+
+
+def write_brain_mask(path: str | os.PathLike, brain_mask: MetaTensor, scan: str) -> None:
+    """Write the brain mask of a scan in the scan's own space.
+
+    Args:
+        path: Where it goes.
+        brain_mask: Brain voxels (1, H, W, D) in any order of the axes, with meta data.
+        scan: The scan's file, a NIfTI file.
+    """
+    affine = np.asarray(brain_mask.affine.cpu(), dtype=np.float64)
+    image = nib.Nifti1Image(brain_mask.as_tensor()[0].cpu().numpy().astype(np.uint8), affine)
+    own = nib.orientations.io_orientation(nib.load(scan).affine)
+    image = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), own))
+    copy_forms(scan, image)
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
 
 
 def copy_forms(scan: str, image: nib.Nifti1Image) -> None:
