@@ -16,6 +16,7 @@ from scripts.data import stripping
 from scripts.data.brain import brain_mask_of
 from scripts.data.stripping import brain_mask_or_strip, strip
 
+DATA = os.environ.get("ITERMASK_DATA")
 needs_deepbet = pytest.mark.skipif(
     importlib.util.find_spec("deepbet") is None, reason="deepbet is not installed (requirements-scans.txt)"
 )
@@ -101,7 +102,7 @@ def turned(degrees, axis):
 
 def label_map_head(number):
     """A FLAIR-like head (H, W, D) in RAS order of a label map, its brain with the fluid in it, and its affine."""
-    path = Path(os.environ["ITERMASK_DATA"]) / f"label_maps/training_seg_{number:02d}.nii.gz"
+    path = Path(DATA) / f"label_maps/training_seg_{number:02d}.nii.gz"
     source = nib.as_closest_canonical(nib.load(path))
     labels = np.asarray(source.dataobj).astype(int)
     intensity = np.full(1000, 90.0)
@@ -127,6 +128,7 @@ def seen(voxels, affine, spacing, turn, order=1):
 
 
 @pytest.mark.data
+@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
 @pytest.mark.slow
 @needs_deepbet
 @pytest.mark.parametrize(
