@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import importlib.util
 import json
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,9 @@ from scripts.method.networks import ReconstructionUNet
 from scripts.method.published import IterMask
 
 CONFIGS = Path(__file__).parent.parent / "bundle" / "configs"
+needs_deepbet = pytest.mark.skipif(
+    importlib.util.find_spec("deepbet") is None, reason="deepbet is not installed (requirements-scans.txt)"
+)
 
 
 @pytest.fixture
@@ -139,3 +143,18 @@ def scans_dir(tmp_path):
     for split, cases in (("training", "ab"), ("validation", "c"), ("testing", "de")):
         (root / f"split_{split}.txt").write_text("\n".join(cases) + "\n")
     return root
+
+
+def _ball(radius, shape=(56, 64, 52), spacing=4.0):
+    grids = np.meshgrid(*((np.arange(n) - n / 2) * spacing for n in shape), indexing="ij")
+    return grids[0] ** 2 * 1.2 + grids[1] ** 2 * 0.8 + grids[2] ** 2 < radius**2
+
+
+def round_head(noise=0.0):
+    """A head of 4 mm voxels, and its brain: shells of scalp, skull, fluid, cortex and white matter."""
+    voxels = np.zeros(_ball(1).shape)
+    for radius, value in ((92, 120), (84, 12), (76, 20), (70, 110), (62, 90)):
+        voxels[_ball(radius)] = value
+    random = np.random.default_rng(0).normal(0, 3, voxels.shape)
+    voxels = np.where(voxels > 0, voxels + random, np.abs(random) * noise)
+    return voxels.astype(np.float32), _ball(70)

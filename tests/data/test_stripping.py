@@ -1,6 +1,5 @@
 """Scans that still have their skull are stripped, the others are left as they are."""
 
-import importlib.util
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import run_bundle
+from conftest import needs_deepbet, round_head, run_bundle
 from monai.data import MetaTensor
 from scipy import ndimage
 from scripts.data import stripping
@@ -17,24 +16,6 @@ from scripts.data.brain import brain_mask_of
 from scripts.data.stripping import brain_mask_or_strip, strip
 
 DATA = os.environ.get("ITERMASK_DATA")
-needs_deepbet = pytest.mark.skipif(
-    importlib.util.find_spec("deepbet") is None, reason="deepbet is not installed (requirements-scans.txt)"
-)
-
-
-def ball(radius, shape=(56, 64, 52), spacing=4.0):
-    grids = np.meshgrid(*((np.arange(n) - n / 2) * spacing for n in shape), indexing="ij")
-    return grids[0] ** 2 * 1.2 + grids[1] ** 2 * 0.8 + grids[2] ** 2 < radius**2
-
-
-def round_head(noise=0.0):
-    """A head of 4 mm voxels, and its brain: shells of scalp, skull, fluid, cortex and white matter."""
-    voxels = np.zeros(ball(1).shape)
-    for radius, value in ((92, 120), (84, 12), (76, 20), (70, 110), (62, 90)):
-        voxels[ball(radius)] = value
-    random = np.random.default_rng(0).normal(0, 3, voxels.shape)
-    voxels = np.where(voxels > 0, voxels + random, np.abs(random) * noise)
-    return voxels.astype(np.float32), ball(70)
 
 
 def dice(one, other):
@@ -78,7 +59,7 @@ def test_without_deepbet_one_sentence_says_what_to_install(monkeypatch):
     stripping._deepbet.cache_clear()
     monkeypatch.setattr(stripping, "optional_import", lambda *args, **kwargs: (None, False))
     voxels, _ = round_head()
-    with pytest.raises(ValueError, match="deepbet.*is not installed: run pip install -r requirements-scans.txt"):
+    with pytest.raises(ValueError, match="deepbet.*is not installed: run pip install deepbet .requirements-scans.txt"):
         strip(scan_of(voxels, np.diag([4.0, 4, 4, 1])))
 
 

@@ -23,7 +23,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, write_nifti
+from conftest import CONFIGS, needs_deepbet, round_head, write_nifti
+from scipy import ndimage
 from scripts.tools.phantoms import phantom, phantom_affine
 from scripts.tools.release import NAME
 
@@ -228,12 +229,12 @@ def segmented(environment, server, scans, tmp_path_factory):
     return segment(environment, server.bundle, scans, tmp_path_factory.mktemp("segmented"))
 
 
-def segment(environment, bundle, scans, output):
+def segment(environment, bundle, scans, output, cases=CASES):
     config = str(bundle / "configs" / "inference.json")
     command = [PYTHON, "-m", "monai.bundle", "run", "inference", "--config_file", config]
     command += ["--dataset_dir", str(scans), "--output_dir", str(output)]
     subprocess.run(command, env=environment, cwd=output, check=True, capture_output=True)
-    return {case: np.asanyarray(nib.load(output / case / f"{case}_anomaly_mask.nii.gz").dataobj) for case in CASES}
+    return {case: np.asanyarray(nib.load(output / case / f"{case}_anomaly_mask.nii.gz").dataobj) for case in cases}
 
 
 def test_lists_of_the_viewer_show_the_model_its_label_and_its_options(server):
@@ -286,6 +287,18 @@ def test_option_out_of_range_is_refused_and_the_next_request_works(server, segme
         server.infer("anisotropic", stop_shrink=20)
     assert server.logs("`stop_shrink` must be in [0, 1], got 20.0; did you pass a percentage?")
     assert np.array_equal(server.mask("anisotropic"), segmented["anisotropic"])
+
+
+@needs_deepbet
+def test_scan_with_its_skull_is_stripped_as_by_the_command_line(environment, server, tmp_path):
+    voxels, brain = round_head(noise=1.0)
+    scan = write_nifti(tmp_path / "scans/head.nii.gz", voxels, np.diag([4.0, 4, 4, 1]))
+    server.call("PUT", "/datastore/image", {"image": "head"}, {"file": scan})
+    mask = server.mask("head")
+    (tmp_path / "output").mkdir()
+    expected = segment(environment, server.bundle, scan.parent, tmp_path / "output", ["head"])
+    assert np.array_equal(mask, expected["head"])
+    assert mask.any() and not mask[~ndimage.binary_dilation(brain, iterations=2)].any()
 
 
 class TestTraining:

@@ -30,8 +30,8 @@ def _deepbet() -> Any:
     brain_extraction, found = optional_import("deepbet", name="BrainExtraction")
     if not found:
         raise ValueError(
-            "still has its skull, and deepbet, which would strip it, is not installed: run pip install -r "
-            f"requirements-scans.txt, {OTHERWISE}"
+            "still has its skull, and deepbet, which would strip it, is not installed: run pip install deepbet "
+            f"(requirements-scans.txt names the versions tried), {OTHERWISE}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it loads its networks by torch.jit
