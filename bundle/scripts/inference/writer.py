@@ -54,7 +54,7 @@ def write_brain_mask(path: str | os.PathLike, brain_mask: MetaTensor, scan: str)
     """
     affine = np.asarray(brain_mask.affine.cpu(), dtype=np.float64)
     image = nib.Nifti1Image(brain_mask.as_tensor()[0].cpu().numpy().astype(np.uint8), affine)
-    own = nib.orientations.io_orientation(nib.load(scan).affine)
+    own = nib.orientations.io_orientation(load_nifti(scan).affine)
     image = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), own))
     copy_forms(scan, image)
     with atomic(path) as temporary:
