@@ -1,15 +1,18 @@
 """What is counted of one case, and how the counts of cases are joined: examples counted by hand."""
 
-import math
+from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from scripts.evaluation.baselines import AtlasBaseline, ZScoreBaseline, zscore
-from scripts.evaluation.cases import Evaluation, Sample, case_row, healthy_ssim
-from scripts.evaluation.metrics import average_precision, threshold_at_fraction
-from scripts.evaluation.summaries import size_class_means, summarize_score
-from scripts.method.scores import gaussian_smooth
+from scripts.evaluation.cases import (
+    Evaluation,
+    Sample,
+    anomaly_thresholds,
+    case_row,
+    healthy_ssim,
+    safe_file_name,
+)
 
 
 @pytest.fixture
@@ -49,49 +52,13 @@ def test_what_is_marked_outside_the_brain_does_not_count(sample, tmp_path):
     assert counted(sample.pred_mask) == counted(sample.pred_mask | ~sample.brain_mask) == ([8, 16], 16)
 
 
-def test_size_classes_share_no_case():
-    sizes = np.array([1, 199.9, 200, 799.9, 800, 5000])
-    dice = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    means = size_class_means("dice", dice, sizes)
-    assert means == pytest.approx({"dice_small": 0.1, "dice_medium": 0.5, "dice_large": 0.9})
-    assert math.isnan(size_class_means("dice", dice[:2], sizes[:2])["dice_large"])
+@pytest.mark.parametrize("name", ["../up", "a b/c", "ümlaut", ".hidden", "a\nb", ""])
+def test_odd_case_names_make_safe_file_names(name):
+    safe = safe_file_name(name)
+    assert set(safe) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    assert safe and not safe.startswith(".") and safe != safe_file_name(name + "!")
 
 
-def test_average_precision_of_all_is_that_of_their_pixels_together():
-    counts = np.array([[[4, 3, 1], [50, 10, 1]], [[9, 5, 0], [40, 8, 4]]])
-    labeled, sizes, thresholds = np.array([4, 9]), np.array([300.0, 300.0]), np.array([0.0, 1.0, 2.0])
-    summary = summarize_score(np.array([[3, 10], [5, 8]]), counts, labeled, sizes, thresholds)[1]
-    expected = average_precision(np.array([13, 8, 1]), np.array([90, 18, 5]), 13)
-    assert summary["average_precision"] == pytest.approx(expected)
-    each = [average_precision(*case, size) for case, size in zip(counts, labeled, strict=True)]
-    assert summary["average_precision_per_image"] == pytest.approx(np.mean(each))
-
-
-@pytest.mark.parametrize(("fraction", "threshold"), [(0.2, 0.0), (0.1, 1.0), (0.09, 2.0), (0.05, 2.0), (0.0, 3.0)])
-def test_threshold_of_a_fraction_is_the_lowest_that_marks_no_more(fraction, threshold):
-    marked, thresholds = np.array([20, 10, 5, 0, 0]), np.arange(5.0)
-    assert threshold_at_fraction(marked, 100, fraction, thresholds) == threshold
-
-
-@pytest.mark.parametrize(("size", "sigma"), [((128, 128), 2.0), ((256, 200), 4.0), ((64, 64), 1.0)])
-def test_smoothing_of_a_baseline_grows_with_the_grid(size, sigma):
-    image = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0))
-    brain_mask = torch.ones_like(image, dtype=torch.bool)
-    expected = gaussian_smooth(zscore(image, brain_mask), brain_mask, sigma)
-    torch.testing.assert_close(ZScoreBaseline(sigma=2.0)(image, brain_mask), expected)
-
-
-def test_atlas_measures_deviations_from_the_mean_of_each_place():
-    brain = torch.zeros(1, 24, 24)
-    brain[:, 4:20, 4:20] = 1
-    usual = torch.randn(1, 24, 24, generator=torch.Generator().manual_seed(0)) * 2
-    atlas = AtlasBaseline([{"image": torch.cat([usual, brain])}] * 3, dict, sigma=0)
-    image, brain_mask = usual[None], brain[None] > 0
-    scores = zscore(image, brain_mask)
-    variance = gaussian_smooth(scores.square(), torch.ones_like(brain_mask), 1.5)
-    mean = gaussian_smooth(scores, torch.ones_like(brain_mask), 1.5)
-    middle = (..., slice(10, 14), slice(10, 14))  # three slices count as one or more everywhere here
-    expected = (scores - mean) / (variance - mean.square() + 0.05).sqrt()
-    torch.testing.assert_close(atlas(image, brain_mask)[middle], expected[middle], rtol=1e-3, atol=1e-3)
-    other = torch.where(brain_mask, image, torch.tensor(99.0))
-    assert (atlas(other, brain_mask)[~brain_mask] == 0).all()
+def test_the_calibrated_threshold_is_looked_at_exactly():
+    thresholds = anomaly_thresholds(0.123456789)
+    assert np.float32(0.123456789) in thresholds and (np.diff(thresholds) > 0).all()

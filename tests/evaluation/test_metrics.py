@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import DiceMetric, compute_confusion_matrix_metric, get_confusion_matrix
-from scripts.evaluation.baselines import AtlasBaseline, ZScoreBaseline, zscore
 from scripts.evaluation.metrics import (
     average_precision,
     bootstrap_interval,
@@ -147,63 +146,7 @@ def test_undefined_counts_give_undefined_scores():
         assert np.isnan(score).all()
 
 
-def brain_and_image(rng: np.random.Generator, modalities: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    brain_mask = torch.zeros(3, 1, *SHAPE, dtype=torch.bool)
-    brain_mask[:, :, 5:30, 6:33] = True
-    image = torch.from_numpy(rng.normal(10, 4, size=(3, modalities, *SHAPE)).astype(np.float32))
-    return image, brain_mask
-
-
-def test_zscore_has_mean_zero_and_deviation_one_inside_each_brain(rng):
-    image, brain_mask = brain_and_image(rng)
-    scores = zscore(image, brain_mask)
-    inside = scores[brain_mask.expand_as(scores)].reshape(3, 2, -1)
-    torch.testing.assert_close(inside.mean(dim=-1), torch.zeros(3, 2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(inside.std(dim=-1, correction=0), torch.ones(3, 2))
-    assert (scores[~brain_mask.expand_as(scores)] == 0).all()
-
-
-def test_zscore_of_an_empty_or_constant_brain_is_zero(rng):
-    image, brain_mask = brain_and_image(rng)
-    brain_mask[0] = False
-    image[1] = 3.0
-    assert (zscore(image, brain_mask)[:2] == 0).all()
-
-
-@pytest.mark.parametrize("sigma", [0.0, 1.3])
-def test_baselines_ignore_scale_shift_and_what_lies_outside_the_brain(rng, sigma):
-    image, brain_mask = brain_and_image(rng)
-    baseline = ZScoreBaseline(sigma=sigma)
-    expected = baseline(image, brain_mask)
-    assert expected.shape == brain_mask.shape
-    other = torch.where(brain_mask, image * 5 - 2, torch.full_like(image, 77.0))
-    torch.testing.assert_close(baseline(other, brain_mask), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_only_the_absolute_baseline_finds_a_dark_lesion(rng):
-    image, brain_mask = brain_and_image(rng, modalities=1)
-    image[:, :, 10:16, 10:16] = -20
-    lesion = torch.zeros_like(brain_mask)
-    lesion[:, :, 10:16, 10:16] = True
-    bright, absolute = (ZScoreBaseline(absolute=absolute)(image, brain_mask) for absolute in (False, True))
-    rest = brain_mask & ~lesion
-    assert absolute[lesion].min() > absolute[rest].max()
-    assert bright[lesion].max() < bright[rest].min()
-
-
-def test_atlas_finds_what_is_bright_for_its_place_alone(rng):
-    brain = torch.ones(1, 32, 32)
-    usual = torch.zeros(1, 32, 32)
-    usual[:, 4:12, 4:12] = 5.0
-    training = [
-        torch.cat([usual + torch.as_tensor(rng.normal(size=(1, 32, 32)), dtype=torch.float32), brain])
-        for _ in range(30)
-    ]
-    atlas = AtlasBaseline([{"image": one} for one in training], dict, sigma=0)
-    lesion = usual[None].clone()
-    lesion[..., 20:26, 20:26] = 3.0
-    scores = atlas(lesion, brain[None] > 0)
-    assert scores[..., 21:25, 21:25].min() > 2
-    assert scores[..., 5:11, 5:11].max() < 1
-    with pytest.raises(ValueError, match="one grid, or leave out configs/atlas.json"):
-        atlas(lesion[..., :16], brain[None, :, :, :16] > 0)
+@pytest.mark.parametrize(("fraction", "threshold"), [(0.2, 0.0), (0.1, 1.0), (0.09, 2.0), (0.05, 2.0), (0.0, 3.0)])
+def test_threshold_of_a_fraction_is_the_lowest_that_marks_no_more(fraction, threshold):
+    marked, thresholds = np.array([20, 10, 5, 0, 0]), np.arange(5.0)
+    assert threshold_at_fraction(marked, 100, fraction, thresholds) == threshold

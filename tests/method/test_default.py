@@ -5,7 +5,6 @@ import pytest
 import torch
 from scipy import ndimage
 from scripts.method.default import ProbabilisticIterMask, StandardizeBraind, standardize
-from scripts.method.scores import hysteresis
 from scripts.training.augmentation import random_affine, random_intensity
 from scripts.training.calibration import calibrate_scores
 from scripts.training.corruption import PrepareMaskedBatch
@@ -116,15 +115,6 @@ def test_mirrored_score_is_taken_off(flat, brain_mask):
     with torch.no_grad():
         one, two = (model.refine(x, brain_mask)[1][0][square[0]].mean() for x in (image, both_sides))
     assert two < 0.75 * one
-
-
-def test_hysteresis_keeps_components_that_reach_the_upper_threshold():
-    score = torch.nn.functional.avg_pool2d(torch.randn(3, 1, 60, 50, generator=generator()), 3, 1, 1)
-    found = hysteresis(score, 0.2, 0.8)
-    for plane, marked in zip(score[:, 0].numpy(), found[:, 0].numpy(), strict=True):
-        labels, _ = ndimage.label(plane > 0.2, np.ones((3, 3)))
-        expected = np.isin(labels, np.unique(labels[plane > 0.8])) & (plane > 0.2)
-        assert marked.any() and np.array_equal(marked, expected)
 
 
 def test_first_iteration_hides_the_whole_brain_and_later_ones_what_is_suspicious(flat, brain_mask):

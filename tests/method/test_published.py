@@ -3,10 +3,8 @@ from functools import partial
 import pytest
 import torch
 from monai.networks.nets import BasicUNet
-from scripts.method.networks import ReconstructionUNet
 from scripts.method.published import IterMask
 from scripts.method.refinement import hide, pass_noise
-from scripts.method.scores import error_map, gaussian_smooth
 from torch import nn
 
 
@@ -126,31 +124,3 @@ def test_several_modalities_share_one_mask(small_network, image, brain_mask):
 def test_takes_a_monai_network(image, brain_mask):
     model = IterMask(partial(BasicUNet, spatial_dims=2, features=(4, 4, 8, 8, 8, 4)), threshold=0.5).eval()
     assert refined(model, image, brain_mask)[0].shape == image.shape
-
-
-def test_error_map_averages_modalities_and_is_zero_outside_the_brain(image, brain_mask):
-    two = torch.cat([image, image], dim=1)
-    reconstruction = two + torch.tensor([1.0, 3.0])[None, :, None, None]
-    found = error_map(two, reconstruction, brain_mask)
-    torch.testing.assert_close(found, 5.0 * brain_mask)
-
-
-def test_smoothing_keeps_a_constant_up_to_the_border_of_the_brain(brain_mask):
-    constant = torch.full(brain_mask.shape, 2.0)
-    torch.testing.assert_close(gaussian_smooth(constant, brain_mask, 1.5), 2.0 * brain_mask)
-
-
-def test_unet_says_which_size_it_needs(small_network):
-    with pytest.raises(ValueError, match="multiples of 2, got 9 x 8: set `image_size`"):
-        small_network(in_channels=1, out_channels=1)(torch.zeros(1, 1, 9, 8))
-
-
-def test_unet_of_the_paper_has_attention_at_32_16_and_8_of_128():
-    network = ReconstructionUNet(2, 1)
-    seen = []
-    for module in network.modules():
-        if type(module).__name__ == "AttentionBlock":
-            module.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[-1]))
-    with torch.no_grad():
-        assert network.eval()(torch.zeros(1, 2, 128, 128)).shape == (1, 1, 128, 128)
-    assert sorted(set(seen)) == [8, 16, 32]

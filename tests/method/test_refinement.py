@@ -1,7 +1,5 @@
 """The steps of a refinement one by one: what the networks see, and how their residuals become scores and masks."""
 
-from functools import partial
-
 import pytest
 import torch
 from scripts.method.default import ProbabilisticIterMask, standardize
@@ -110,9 +108,3 @@ def test_mirrored_pixel_is_the_one_of_the_other_side(constant):
     constant.mirror_weight = 0.5
     anomaly_map = constant.decide(brain, score, score, brain, 1.0)[1]
     assert anomaly_map[0, 0, 2, 2] < 0.8 and anomaly_map[0, 0, 2, 9] == pytest.approx(20.0, abs=0.1)
-
-
-def test_unet_of_patches_says_which_size_it_needs(small_network):
-    network = partial(small_network, patch_size=2)(in_channels=1, out_channels=1)
-    with pytest.raises(ValueError, match="multiples of 4, got 10 x 8: set `image_size`"):
-        network(torch.zeros(1, 1, 10, 8))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import CONFIGS, write_nifti
 from scripts.common.model_file import save_model
 from scripts.data.transforms import scale_brain_intensity
-from scripts.method.precision import autocast, computes_bfloat16, in_precision
+from scripts.method.precision import in_precision
 from scripts.tools.benchmark import plain_refine, read_config
 from scripts.tools.phantoms import make_phantoms, phantom, phantom_affine
 
@@ -82,14 +82,6 @@ def test_bfloat16_changes_the_networks_alone_and_little(shipped, slices, exact):
     assert not torch.equal(anomaly_map, exact[1]) and dice(mask, exact[0]) > 0.98
     assert shipped.masked.down[0][0].weight.dtype == torch.float32
     assert in_precision(shipped, "float32") is shipped
-
-
-def test_precision_auto_is_bfloat16_where_the_device_has_it():
-    device = torch.device("cpu")
-    assert autocast("auto", device)._enabled == computes_bfloat16(device)
-    assert not autocast("float32", device)._enabled and autocast("bfloat16", device)._enabled
-    with pytest.raises(ValueError, match="`precision` must be one of float32, bfloat16, auto, got 'half'"):
-        autocast("half", device)
 
 
 @pytest.mark.parametrize("name", ["inference", "evaluate", "evaluate_slices"])

@@ -20,7 +20,6 @@ import torch
 from conftest import SMALL_NETWORK, files_of, make_scan, run_bundle, write_nifti
 from monai.bundle import ConfigWorkflow
 from scripts.common.model_file import save_model
-from scripts.common.share import share
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 from scripts.training.distributed import JointBatchNorm2d
@@ -58,22 +57,6 @@ def wait_until(condition, process):
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
-
-
-@pytest.mark.parametrize("number", [0, 1, 5, 12, 13])
-@pytest.mark.parametrize("group", [1, 4])
-@pytest.mark.parametrize("processes", [1, 2, 3, 7])
-def test_every_item_is_in_one_share_and_groups_stay_together(number, group, processes):
-    items = list(range(number))
-    shares = [share(items, rank, processes, group) for rank in range(processes)]
-    assert sorted(sum(shares, [])) == items
-    groups = [items[k : k + group] for k in range(0, number, group)]
-    assert all(
-        [part[k : k + group] for k in range(0, len(part), group)] == groups[r::processes]
-        for r, part in enumerate(shares)
-    )
-    with pytest.raises(ValueError, match="number the processes from 0"):
-        share(items, processes, processes)
 
 
 # bfloat16 rounds away what is compared.

@@ -1,10 +1,8 @@
 """The release zip as a user of the Model Zoo meets it: built, verified, downloaded, loaded, exported."""
 
-import hashlib
 import http.server
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,10 +19,9 @@ from conftest import CONFIGS, files_of, make_scan, run_bundle
 from monai.bundle import ConfigWorkflow, download, verify_metadata
 from monai.bundle.utils import load_bundle_config
 from scripts.common.model_file import load_model
-from scripts.inference import export
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
-from scripts.tools.release import NAME, main, make_release
+from scripts.tools.release import NAME, make_release
 
 BUNDLE = CONFIGS.parent
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
@@ -65,37 +62,6 @@ def run_python(*arguments, cwd):
     result = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
-
-
-def test_same_files_give_the_same_bytes(release, tmp_path, capsys):
-    copy = tmp_path / "copy"
-    shutil.copytree(BUNDLE, copy)
-    for path in sorted(copy.rglob("*")):
-        os.utime(path, (1e9, 1e9))
-    (copy / "scripts" / "left_over.pyc").touch()
-    (copy / "models" / ".12.partial.model.pt").touch()
-    assert make_release(copy, tmp_path / "again").read_bytes() == release.read_bytes()
-    main(["--output_dir", str(tmp_path / "dist")])
-    digest, path = capsys.readouterr().out.split()
-    assert digest == hashlib.sha256(release.read_bytes()).hexdigest() and Path(path).name == release.name
-
-
-def test_zip_holds_one_folder_with_all_that_is_needed_and_nothing_else(release):
-    with zipfile.ZipFile(release) as archive:
-        names = archive.namelist()
-    assert release.name == f"{NAME}_v{METADATA['version']}.zip" and names == sorted(names)
-    assert {name.split("/")[0] for name in names} == {NAME}
-    tracked = {path.relative_to(BUNDLE).as_posix() for path in BUNDLE.rglob("*") if path.is_file()}
-    tracked = {name for name in tracked if "__pycache__" not in name and "/." not in f"/{name}"}
-    tools = {name for name in tracked if name.startswith("scripts/tools/")}
-    assert tools and {name.partition("/")[2] for name in names} == tracked - tools
-
-
-def test_release_without_weights_is_refused(tmp_path):
-    shutil.copytree(BUNDLE, tmp_path / "bundle", ignore=shutil.ignore_patterns("model.pt"))
-    with pytest.raises(FileNotFoundError, match="needs models/model.pt"):
-        make_release(tmp_path / "bundle", tmp_path / "dist")
-    assert not list(tmp_path.glob("dist/*"))
 
 
 def test_zip_that_leaves_its_folder_is_refused_by_the_download(tmp_path):
@@ -185,45 +151,6 @@ def test_metrics_of_the_metadata_are_those_of_the_model_card():
     card = (BUNDLE / "docs" / "README.md").read_text()
     for value in METADATA["eval_metrics"].values():
         assert f"{value:.3f}".lstrip("0") in card
-
-
-def test_networks_of_the_bundle_agree_with_onnxruntime(tmp_path, capsys):
-    run_bundle("inference", run_id="export_onnx", output_dir=str(tmp_path), dataset_dir=str(tmp_path))
-    assert [path.name for path in tmp_path.glob("*.onnx")] == ["masked.onnx"]
-    assert "N x 2 x 128 x 128" in capsys.readouterr().out
-
-
-def test_both_networks_of_the_published_method_agree_with_onnxruntime(tmp_path, model):
-    files = export.export_networks(model, str(tmp_path))
-    assert [path.name for path in files] == ["first_iteration.onnx", "masked.onnx"]
-    assert sorted(path.name for path in tmp_path.glob("*.onnx")) == ["first_iteration.onnx", "masked.onnx"]
-
-
-def test_network_that_onnx_changes_is_not_written(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(RuntimeError, match="differs from PyTorch"):
-        export.export_networks(model, str(tmp_path))
-    assert not list(tmp_path.glob("*.onnx"))
-
-
-def test_network_whose_output_is_no_number_is_not_written(tmp_path, model, monkeypatch):
-    model.first_iteration.head[-1].bias.data.fill_(float("nan"))
-    inputs = {name: torch.ones(1, channels, 16, 16) for name, channels in (("first_iteration", 1), ("masked", 2))}
-    monkeypatch.setattr(export, "network_inputs", lambda model: inputs)
-    with pytest.raises(RuntimeError, match="differs from PyTorch's by nan: it was not written"):
-        export.export_networks(model, str(tmp_path))
-    assert not list(tmp_path.glob("*.onnx"))
-
-
-def test_onnx_without_its_packages_says_what_to_install(tmp_path, model, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install onnx onnxscript onnxruntime"):
-        export.export_networks(model, str(tmp_path))
-
-
-def test_whole_method_is_refused_by_onnx_and_says_what_to_do(model):
-    with pytest.raises(Exception, match="run export_onnx"):
-        torch.onnx.export(model, (torch.ones(2, 2, 16, 16),), verbose=False)
 
 
 def test_torchscript_of_the_bundle_gives_the_same_masks(downloaded, tmp_path):

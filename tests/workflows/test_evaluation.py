@@ -26,13 +26,10 @@ from scripts.evaluation.cases import (
     Evaluation,
     EvaluationHandler,
     Sample,
-    anomaly_thresholds,
     find_labeled,
-    safe_file_name,
 )
 from scripts.evaluation.metrics import overlap
 from scripts.evaluation.report import write_report
-from scripts.evaluation.summaries import read_subsets
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 
@@ -294,12 +291,6 @@ def test_a_bad_case_does_not_stop_the_evaluation(tmp_path, capsys):
     assert "  B has NaN voxels: repair it." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["A\r\nB C\r\n", "\ufeffA  \n\nB C # two\n"])
-def test_subset_files_of_every_editor(tmp_path, content):
-    (tmp_path / "subset.txt").write_bytes(content.encode())
-    assert read_subsets({"some": str(tmp_path / "subset.txt")}) == {"some": {"A", "B C"}}
-
-
 def test_files_that_no_evaluation_wrote_stay(tmp_path):
     (tmp_path / "summary.json").write_text("another's")
     with pytest.raises(ValueError, match="summary.json is in the way, which `evaluate` did not write"):
@@ -311,18 +302,6 @@ def test_an_inferer_without_the_four_outputs_is_an_error():
     case = item("A", 0)
     with pytest.raises(ValueError, match="mask, anomaly_map, reconstruction and passes, 4 channels"):
         Sample.from_item(case | {"pred": case["image"]})
-
-
-@pytest.mark.parametrize("name", ["../up", "a b/c", "ümlaut", ".hidden", "a\nb", ""])
-def test_odd_case_names_make_safe_file_names(name):
-    safe = safe_file_name(name)
-    assert set(safe) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-    assert safe and not safe.startswith(".") and safe != safe_file_name(name + "!")
-
-
-def test_the_calibrated_threshold_is_looked_at_exactly():
-    thresholds = anomaly_thresholds(0.123456789)
-    assert np.float32(0.123456789) in thresholds and (np.diff(thresholds) > 0).all()
 
 
 SMALL = {"image_size": 32}

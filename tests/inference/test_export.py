@@ -1,0 +1,47 @@
+"""The networks of a model as ONNX."""
+
+import sys
+
+import pytest
+import torch
+from conftest import run_bundle
+from scripts.inference import export
+
+
+def test_networks_of_the_bundle_agree_with_onnxruntime(tmp_path, capsys):
+    run_bundle("inference", run_id="export_onnx", output_dir=str(tmp_path), dataset_dir=str(tmp_path))
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["masked.onnx"]
+    assert "N x 2 x 128 x 128" in capsys.readouterr().out
+
+
+def test_both_networks_of_the_published_method_agree_with_onnxruntime(tmp_path, model):
+    files = export.export_networks(model, str(tmp_path))
+    assert [path.name for path in files] == ["first_iteration.onnx", "masked.onnx"]
+    assert sorted(path.name for path in tmp_path.glob("*.onnx")) == ["first_iteration.onnx", "masked.onnx"]
+
+
+def test_network_that_onnx_changes_is_not_written(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="differs from PyTorch"):
+        export.export_networks(model, str(tmp_path))
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_network_whose_output_is_no_number_is_not_written(tmp_path, model, monkeypatch):
+    model.first_iteration.head[-1].bias.data.fill_(float("nan"))
+    inputs = {name: torch.ones(1, channels, 16, 16) for name, channels in (("first_iteration", 1), ("masked", 2))}
+    monkeypatch.setattr(export, "network_inputs", lambda model: inputs)
+    with pytest.raises(RuntimeError, match="differs from PyTorch's by nan: it was not written"):
+        export.export_networks(model, str(tmp_path))
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install onnx onnxscript onnxruntime"):
+        export.export_networks(model, str(tmp_path))
+
+
+def test_whole_method_is_refused_by_onnx_and_says_what_to_do(model):
+    with pytest.raises(Exception, match="run export_onnx"):
+        torch.onnx.export(model, (torch.ones(2, 2, 16, 16),), verbose=False)
