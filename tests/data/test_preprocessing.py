@@ -686,3 +686,9 @@ def test_extracted_brains_raise_no_warning_of_a_skull(tmp_path, caplog):
         datalist = preprocess(Path(DATA, "open_ms"), tmp_path / "open_ms", **options)
         assert len(datalist["testing"]) == 2
     assert "skull" not in caplog.text
+
+
+def test_slice_with_just_enough_brain_is_kept():
+    brain = np.zeros((10, 10, 3), bool)
+    brain[0, :2, 1], brain[0, :1, 2] = True, True
+    assert select_slices(brain, None, "all", smallest_brain_fraction=0.02) == [1]

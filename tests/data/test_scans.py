@@ -1,16 +1,12 @@
 """Scans and slices are found in every layout, and refused with one sentence that says what is wrong."""
 
-import gzip
 import json
-import os
 
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import make_scan, write_nifti
-from scripts.data.nifti import read_header
 from scripts.data.scans import check_subjects, find_subjects, mark_unusable, read_split
-from scripts.data.slices import read_slices
 
 
 def cases(subjects):
@@ -273,71 +269,6 @@ def test_modalities_are_a_list(scans_dir, modalities):
         find_subjects(scans_dir, modalities)
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_header_gives_shape_and_affine(tmp_path, suffix):
-    affine = np.diag([2.0, 3, 4, 1])
-    for shape in ((5, 6, 7), (5, 6, 7, 1), (5, 6, 1)):
-        path = write_nifti(tmp_path / f"scan{suffix}", np.zeros(shape, np.float32), affine)
-        found, found_affine = read_header(str(path))
-        assert found == shape[:3]
-        np.testing.assert_array_equal(found_affine, affine)
-
-
-def test_gzip_of_several_members_is_whole(tmp_path):
-    path = write_nifti(tmp_path / "scan.nii", np.zeros((5, 6, 7), np.float32))
-    content = path.read_bytes()
-    (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]))
-    assert read_header(str(tmp_path / "scan.nii.gz"))[0] == (5, 6, 7)
-
-
-def cut(path, keep):
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("keep", [0.97, 0.5])
-def test_file_that_is_cut_short(tmp_path, suffix, keep):
-    voxels = np.random.default_rng(0).integers(0, 999, (20, 20, 20)).astype(np.int16)
-    path = write_nifti(tmp_path / f"scan{suffix}", voxels)
-    cut(path, keep)
-    with pytest.raises(ValueError, match=r"scan.nii(.gz)? is cut short"):
-        read_header(str(path))
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("content", [b"", b"this is no image" * 100, gzip.compress(b"nor is this" * 100)])
-def test_file_that_is_no_nifti(tmp_path, suffix, content):
-    path = tmp_path / f"scan{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="is not a NIfTI file that can be read"):
-        read_header(str(path))
-
-
-@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 7, 2), (5, 6, 7, 1, 3)])
-def test_file_that_is_no_volume(tmp_path, shape):
-    path = write_nifti(tmp_path / "scan.nii", np.zeros(shape, np.uint8))
-    with pytest.raises(ValueError, match=r"has shape \(5, 6.*expected a volume \(H, W, D\)"):
-        read_header(str(path))
-
-
-@pytest.mark.parametrize("kind", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])])
-def test_voxels_that_are_no_real_numbers(tmp_path, kind):
-    path = write_nifti(tmp_path / "scan.nii", np.zeros((3, 4, 5), kind))
-    with pytest.raises(ValueError, match="expected one real number a voxel"):
-        read_header(str(path))
-
-
-def test_affine_that_fixes_no_space(tmp_path):
-    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
-    image.header["srow_x"] = 0
-    image.header["sform_code"], image.header["qform_code"] = 1, 0
-    image.header.set_data_shape((3, 4, 5))
-    path = tmp_path / "scan.nii"
-    path.write_bytes(image.header.binaryblock + bytes(4) + bytes(60))
-    with pytest.raises(ValueError, match="affine that maps voxels to no space"):
-        read_header(str(path))
-
-
 def subject_of(tmp_path, **other):
     image = write_nifti(tmp_path / "image.nii", np.zeros((5, 6, 7), np.uint8))
     label = write_nifti(tmp_path / "label.nii", np.zeros(other.get("shape", (5, 6, 7)), np.uint8), other.get("affine"))
@@ -368,39 +299,3 @@ def test_slice_range_is_counted_along_the_axial_axis(tmp_path):
     with pytest.raises(ValueError, match=r"has 6 axial slices, so `slice_range` \[0, 7\] leaves it"):
         check_subjects([subject], [0, 7])
     check_subjects([subject])
-
-
-def test_slices_of_a_split_are_read_with_absolute_paths(slices_dir, monkeypatch):
-    found = read_slices(slices_dir, "testing", ["flair", "t1"])
-    assert [item["case"] for item in found] == ["testing0", "testing1"]
-    assert all(os.path.isfile(item[key]) for item in found for key in ("image", "brain_mask", "label"))
-    monkeypatch.chdir(slices_dir)
-    assert len(read_slices(".", "training")) == 6
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"training": []}, "has no slice for training: run configs/preprocess.json with `split_training` set"),
-        ({"modalities": ["t2"]}, r"holds the modalities \['t2'\], but `modalities` is \['flair'\]"),
-        ({"training": [{"case": "a", "slice": 1, "image": "x.npy", "brain_mask": "gone.npy"}]}, "gone.npy, which is"),
-        ({"training": [{"case": "a", "slice": 1, "image": "../x.npy", "brain_mask": "x.npy"}]}, "which is outside"),
-        ({"training": [{"case": "a", "image": "x.npy"}]}, "is no datalist of slices"),
-        ({"training": ["x.npy"]}, "is no datalist of slices"),
-        (None, "datalist.json is no JSON"),
-    ],
-)
-def test_bad_datalist_of_slices(tmp_path, change, message):
-    np.save(tmp_path / "x.npy", np.zeros((1, 4, 4)))
-    good = {"case": "a/b", "slice": 1, "image": "x.npy", "brain_mask": "x.npy"}
-    content = {"modalities": ["flair"], "training": [good]}
-    (tmp_path / "datalist.json").write_text(json.dumps(content))
-    assert len(read_slices(tmp_path, "training", ["flair"])) == 1
-    (tmp_path / "datalist.json").write_text(json.dumps(content | change) if change else "[")
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        read_slices(tmp_path, "training", ["flair"])
-
-
-def test_folder_without_a_datalist_of_slices(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No datalist.json in .*make it with configs/preprocess.json"):
-        read_slices(tmp_path, "training")

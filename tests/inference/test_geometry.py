@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from scripts.inference.geometry import largest_component, part_cut_off, window
+from scripts.inference.geometry import largest_component, part_cut_off, window, with_room
 from scripts.inference.inferer import IterMaskInferer
 
 FIELD = torch.tensor([30.0, 24.0])
@@ -68,3 +68,32 @@ def test_largest_component_and_what_a_window_cuts_of_it():
     assert padding == [-3, -3, -3, -3]
     assert part_cut_off(found, padding) == pytest.approx(1 - 4 / 6)
     assert part_cut_off(found, [5, 5, 5, 5]) == 0
+
+
+@pytest.mark.parametrize(
+    ("field_of_view", "expected"),
+    [
+        ((0, 0), [0, 0, 0, 0]),  # unknown
+        ((40, 60), [-2, 2, 3, -3]),  # the slice's own: the brain still comes to the center
+        ((39.5, 60.5), [-2, 2, 3, -3]),  # nearly
+        (
+            (20, 30),
+            [-7, -3, -2, -8],
+        ),  # rows 2 to 11 and columns 7 to 16 around a brain in rows 4 to 9, columns 10 to 13
+        ((40, 90), [3, 7, 3, -3]),
+    ],
+)
+def test_window_is_the_field_of_view_around_the_brain(field_of_view, expected):
+    brain = torch.zeros(5, 20, 20, dtype=torch.bool)
+    brain[2, 4:10, 10:14] = True
+    spacing = torch.tensor([2.0, 3.0])
+    assert window(brain, spacing, torch.tensor(field_of_view, dtype=torch.float32)) == expected
+    assert window(torch.zeros_like(brain), spacing, torch.tensor([10.0, 10.0])) == [0, 0, 0, 0]
+
+
+def test_each_modality_of_a_scan_has_its_own_room():
+    volume = torch.stack([torch.full((20, 20, 3), value) for value in (-3.0, 5.0, 0.0)])
+    volume[:2, 5:15, 5:15], volume[2, 5:15, 5:15] = 9, 1
+    padded = with_room(volume, [1, 0, -2, 3])
+    assert padded.shape == (3, 21, 21, 3) and padded[:, -1, 0, 1].tolist() == [-3, 5, 0]
+    assert with_room(torch.ones(2, 4, 4, 1), [1, 1, 1, 1])[:, 0, 0, 0].tolist() == [1, 0]  # a brain without outside

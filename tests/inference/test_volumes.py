@@ -1,6 +1,4 @@
-import math
 import os
-import re
 import subprocess
 import sys
 from functools import partial
@@ -12,8 +10,6 @@ import torch
 from conftest import CONFIGS, run_bundle
 from scripts.common.guard import innermost_message
 from scripts.common.model_file import save_model
-from scripts.inference.geometry import window
-from scripts.inference.inferer import IterMaskInferer, warn_of_planes, warn_of_spacing
 from scripts.inference.volumes import case_of, find_inputs
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
@@ -222,83 +218,6 @@ def test_image_needs_a_file_for_each_modality(volume, tmp_path):
         find_inputs("", ["flair", "t1"], image=str(path))
 
 
-class TestInferer:
-    @pytest.fixture
-    def network(self, model_file, small_network):
-        from scripts.common.model_file import load_model
-
-        return load_model(model_file)
-
-    @pytest.fixture
-    def scan(self):
-        arrays = phantom(5, shape=(40, 48, 7), lesion="bright")
-        return torch.from_numpy(np.stack([arrays["flair"].astype(np.float32) / 100, arrays["mask"]]))[None]
-
-    def test_volume_is_its_slices(self, network, scan):
-        infer = IterMaskInferer(outputs=("mask", "anomaly_map"), batch_size=3)
-        whole = infer(scan, network)
-        slices = torch.cat([infer(scan[..., k], network) for k in range(7)])
-        torch.testing.assert_close(whole[0].movedim(-1, 0), slices, rtol=0, atol=1e-5)
-
-    def test_outputs_come_in_the_asked_order(self, network, scan):
-        names = ("passes", "reconstruction", "anomaly_map", "mask")
-        found = IterMaskInferer(outputs=names)(scan, network)
-        assert found.shape == (1, 4, 40, 48, 7)
-        for channel, name in enumerate(names):
-            alone = IterMaskInferer(outputs=[name])(scan, network)
-            torch.testing.assert_close(found[:, channel : channel + 1], alone, rtol=0, atol=1e-5)
-
-    def test_empty_slices_are_skipped(self, network, scan):
-        scan[..., 2] = 0
-        found = IterMaskInferer(outputs=("mask", "passes"))(scan, network)
-        assert not found[..., 2].any() and (found[:, 1, :, :, 3] > 0).all()
-
-    def test_options_reach_the_refinement(self, network, scan):
-        sizes = [float(IterMaskInferer(threshold_scale=s)(scan, network).sum()) for s in (0.5, 1, 2)]
-        assert sizes[0] > sizes[1] > sizes[2]
-        passes = [float(IterMaskInferer(["passes"], max_passes=n, stop_shrink=0)(scan, network).max()) for n in (1, 3)]
-        assert passes[0] < passes[1]
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"outputs": ["masks"]}, "`outputs` must be some of mask, anomaly_map"),
-            ({"stop_shrink": 10}, "did you pass a percentage"),
-            ({"max_passes": 0}, "`max_passes` must be a whole number from 1"),
-            ({"batch_size": 0}, "`batch_size` must be a whole number from 1"),
-            ({"threshold_scale": 0}, "`threshold_scale` must be a number above 0"),
-        ],
-    )
-    def test_bad_options(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            IterMaskInferer(**options)
-
-    def test_wrong_channels(self, network):
-        with pytest.raises(ValueError, match="check `modalities`"):
-            IterMaskInferer()(torch.zeros(1, 3, 16, 16), network)
-
-
-@pytest.mark.parametrize(
-    ("field_of_view", "expected"),
-    [
-        ((0, 0), [0, 0, 0, 0]),  # unknown
-        ((40, 60), [-2, 2, 3, -3]),  # the slice's own: the brain still comes to the center
-        ((39.5, 60.5), [-2, 2, 3, -3]),  # nearly
-        (
-            (20, 30),
-            [-7, -3, -2, -8],
-        ),  # rows 2 to 11 and columns 7 to 16 around a brain in rows 4 to 9, columns 10 to 13
-        ((40, 90), [3, 7, 3, -3]),
-    ],
-)
-def test_window_is_the_field_of_view_around_the_brain(field_of_view, expected):
-    brain = torch.zeros(5, 20, 20, dtype=torch.bool)
-    brain[2, 4:10, 10:14] = True
-    spacing = torch.tensor([2.0, 3.0])
-    assert window(brain, spacing, torch.tensor(field_of_view, dtype=torch.float32)) == expected
-    assert window(torch.zeros_like(brain), spacing, torch.tensor([10.0, 10.0])) == [0, 0, 0, 0]
-
-
 def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_path):
     arrays, affine = volume
     weights = torch.load(model_file, weights_only=True)
@@ -318,63 +237,3 @@ def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_
     np.testing.assert_array_equal(inner, outputs(tmp_path / "out", "centered")[0].get_fdata())
     one_more = outputs(tmp_path / "out", "one_column_more")[0].get_fdata()
     np.testing.assert_array_equal(np.roll(one_more[:, 1:], shift, (0, 1)), inner)
-
-
-def test_inferer_leaves_arrays_without_meta_data_as_they_are(model):
-    volume = torch.randn(1, 2, 32, 48, 3, generator=torch.Generator().manual_seed(0))
-    volume[:, 1] = 1
-    model.field_of_view.fill_(10.0)
-    model.image_size = 32
-    result = IterMaskInferer()(volume, model)
-    assert result.shape == (1, 1, 32, 48, 3) and result.any()
-
-
-@pytest.mark.parametrize(
-    ("planes", "message"),
-    [
-        ([0.0, 20.0], None),
-        ([-30.0, -12.0], "scan.nii.gz: 2 of 4 axial slices lie more than 10 mm from those .*z = -30 to -12 mm"),
-        ([math.inf, -math.inf], None),
-    ],
-)
-def test_slices_far_from_those_of_training_are_told(planes, message, caplog):
-    affine = torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0]))
-    affine[2, 3] = -10
-    with_brain = torch.tensor([False, True, True, True, True, False])  # at -7, -4, -1 and 2 mm
-    warn_of_planes(with_brain, affine, torch.tensor(planes), "scan.nii.gz")
-    assert bool(caplog.records) == bool(message)
-    if message:
-        assert re.search(message, caplog.text)
-
-
-def test_small_areas_are_dropped_on_request():
-    class Marks(torch.nn.Module):
-        modalities, image_size = 1, 16
-
-        def refine(self, image, brain_mask, **options):
-            mask = torch.zeros_like(brain_mask)
-            mask[..., 2:5, 2:5] = mask[..., 10, 10] = mask[..., 11, 11] = True
-            return mask, image, image, torch.ones(len(image), dtype=torch.int64)
-
-    slices = torch.ones(2, 2, 16, 16)
-    sizes = {
-        least: IterMaskInferer(least_pixels=least)(slices, Marks()).sum(dim=(1, 2, 3)).tolist()
-        for least in (0, 2, 3, 9, 10)
-    }
-    assert sizes == {0: [11, 11], 2: [11, 11], 3: [9, 9], 9: [9, 9], 10: [0, 0]}
-
-
-@pytest.mark.parametrize(
-    ("spacing", "field_of_view", "told"),
-    [
-        ((1, 1, 1), (157, 189), False),
-        ((0.5, 0.5, 3), (157, 189), False),
-        ((2, 2, 2), (157, 189), True),
-        ((1, 1, 5), (157, 189), True),
-        ((2, 2, 2), (0, 0), False),
-        ((1, 1, 5), (0, 0), True),
-    ],
-)
-def test_voxels_coarser_than_the_network_s_pixels_are_told(spacing, field_of_view, told, caplog):
-    warn_of_spacing(torch.tensor(spacing).float(), torch.tensor(field_of_view).float(), 128, "scan.nii.gz")
-    assert ("scan.nii.gz: voxels of" in caplog.text and "do not trust the mask" in caplog.text) is told

@@ -1,0 +1,105 @@
+"""What the header and the size of a NIfTI file tell."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import write_nifti
+from scripts.data.nifti import axial_slices, check_forms, content_size, load_nifti, read_header
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_header_gives_shape_and_affine(tmp_path, suffix):
+    affine = np.diag([2.0, 3, 4, 1])
+    for shape in ((5, 6, 7), (5, 6, 7, 1), (5, 6, 1)):
+        path = write_nifti(tmp_path / f"scan{suffix}", np.zeros(shape, np.float32), affine)
+        found, found_affine = read_header(str(path))
+        assert found == shape[:3]
+        np.testing.assert_array_equal(found_affine, affine)
+
+
+def test_gzip_of_several_members_is_whole(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", np.zeros((5, 6, 7), np.float32))
+    content = path.read_bytes()
+    (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]))
+    assert read_header(str(tmp_path / "scan.nii.gz"))[0] == (5, 6, 7)
+
+
+def cut(path, keep):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("keep", [0.97, 0.5])
+def test_file_that_is_cut_short(tmp_path, suffix, keep):
+    voxels = np.random.default_rng(0).integers(0, 999, (20, 20, 20)).astype(np.int16)
+    path = write_nifti(tmp_path / f"scan{suffix}", voxels)
+    cut(path, keep)
+    with pytest.raises(ValueError, match=r"scan.nii(.gz)? is cut short"):
+        read_header(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("content", [b"", b"this is no image" * 100, gzip.compress(b"nor is this" * 100)])
+def test_file_that_is_no_nifti(tmp_path, suffix, content):
+    path = tmp_path / f"scan{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a NIfTI file that can be read"):
+        read_header(str(path))
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 7, 2), (5, 6, 7, 1, 3)])
+def test_file_that_is_no_volume(tmp_path, shape):
+    path = write_nifti(tmp_path / "scan.nii", np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"has shape \(5, 6.*expected a volume \(H, W, D\)"):
+        read_header(str(path))
+
+
+@pytest.mark.parametrize("kind", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])])
+def test_voxels_that_are_no_real_numbers(tmp_path, kind):
+    path = write_nifti(tmp_path / "scan.nii", np.zeros((3, 4, 5), kind))
+    with pytest.raises(ValueError, match="expected one real number a voxel"):
+        read_header(str(path))
+
+
+def test_affine_that_fixes_no_space(tmp_path):
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
+    image.header["srow_x"] = 0
+    image.header["sform_code"], image.header["qform_code"] = 1, 0
+    image.header.set_data_shape((3, 4, 5))
+    path = tmp_path / "scan.nii"
+    path.write_bytes(image.header.binaryblock + bytes(4) + bytes(60))
+    with pytest.raises(ValueError, match="affine that maps voxels to no space"):
+        read_header(str(path))
+
+
+@pytest.mark.parametrize(("order", "slices"), [((0, 1, 2), 5), ((2, 0, 1), 4), ((1, 2, 0), 3)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_axial_slices_are_counted_along_the_axis_from_foot_to_head(order, slices, sign):
+    affine = np.eye(4)
+    affine[:3, :3] = sign * np.eye(3)[list(order)]  # row 2 of an affine is the position from foot to head
+    assert axial_slices((3, 4, 5), affine) == slices
+
+
+@pytest.mark.parametrize(("moved", "told"), [(0.0, False), (0.05, False), (2.0, True)])
+def test_qform_that_lies_elsewhere_than_the_sform_is_told(tmp_path, caplog, moved, told):
+    image = nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4))
+    affine = np.eye(4)
+    affine[0, 3] = moved
+    image.set_sform(np.eye(4), 1), image.set_qform(affine, 1)
+    nib.save(image, tmp_path / "scan.nii")
+    check_forms(str(tmp_path / "scan.nii"), "one")
+    assert ("lie up to 2 mm apart" in caplog.text) == told
+
+
+def test_content_is_what_the_header_announces(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", np.zeros((4, 5, 6), np.int16))
+    assert content_size(load_nifti(path)) == path.stat().st_size == 352 + 4 * 5 * 6 * 2
+
+
+def test_file_of_another_kind_is_no_scan(tmp_path):
+    surface = nib.GiftiImage()
+    nib.save(surface, tmp_path / "surface.gii")
+    with pytest.raises(ValueError, match="surface.gii holds no voxels on a grid"):
+        load_nifti(tmp_path / "surface.gii")

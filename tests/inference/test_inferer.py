@@ -1,0 +1,181 @@
+"""Slices and volumes in, named channels out; and what is said of scans unlike the training's."""
+
+import math
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scripts.inference.inferer import IterMaskInferer, warn_of_planes, warn_of_spacing
+from scripts.method.default import ProbabilisticIterMask
+from scripts.tools.phantoms import phantom
+
+
+class TestInferer:
+    @pytest.fixture
+    def network(self, small_network):
+        """Random parameters, and a threshold that part of the brain exceeds."""
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return ProbabilisticIterMask(partial(small_network, patch_size=2), image_size=16, threshold=0.4).eval()
+
+    @pytest.fixture
+    def scan(self):
+        arrays = phantom(5, shape=(40, 48, 7), lesion="bright")
+        return torch.from_numpy(np.stack([arrays["flair"].astype(np.float32) / 100, arrays["mask"]]))[None]
+
+    def test_volume_is_its_slices(self, network, scan):
+        infer = IterMaskInferer(outputs=("mask", "anomaly_map"), batch_size=3)
+        whole = infer(scan, network)
+        slices = torch.cat([infer(scan[..., k], network) for k in range(7)])
+        torch.testing.assert_close(whole[0].movedim(-1, 0), slices, rtol=0, atol=1e-5)
+
+    def test_outputs_come_in_the_asked_order(self, network, scan):
+        names = ("passes", "reconstruction", "anomaly_map", "mask")
+        found = IterMaskInferer(outputs=names)(scan, network)
+        assert found.shape == (1, 4, 40, 48, 7)
+        for channel, name in enumerate(names):
+            alone = IterMaskInferer(outputs=[name])(scan, network)
+            torch.testing.assert_close(found[:, channel : channel + 1], alone, rtol=0, atol=1e-5)
+
+    def test_empty_slices_are_skipped(self, network, scan):
+        scan[..., 2] = 0
+        found = IterMaskInferer(outputs=("mask", "passes"))(scan, network)
+        assert not found[..., 2].any() and (found[:, 1, :, :, 3] > 0).all()
+
+    def test_options_reach_the_refinement(self, network, scan):
+        sizes = [float(IterMaskInferer(threshold_scale=s)(scan, network).sum()) for s in (0.5, 1, 2)]
+        assert sizes[0] > sizes[1] > sizes[2]
+        passes = [float(IterMaskInferer(["passes"], max_passes=n, stop_shrink=0)(scan, network).max()) for n in (1, 3)]
+        assert passes[0] < passes[1]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"outputs": ["masks"]}, "`outputs` must be some of mask, anomaly_map"),
+            ({"stop_shrink": 10}, "did you pass a percentage"),
+            ({"max_passes": 0}, "`max_passes` must be a whole number from 1"),
+            ({"batch_size": 0}, "`batch_size` must be a whole number from 1"),
+            ({"threshold_scale": 0}, "`threshold_scale` must be a number above 0"),
+        ],
+    )
+    def test_bad_options(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            IterMaskInferer(**options)
+
+    def test_wrong_channels(self, network):
+        with pytest.raises(ValueError, match="check `modalities`"):
+            IterMaskInferer()(torch.zeros(1, 3, 16, 16), network)
+
+
+def test_inferer_leaves_arrays_without_meta_data_as_they_are(model):
+    volume = torch.randn(1, 2, 32, 48, 3, generator=torch.Generator().manual_seed(0))
+    volume[:, 1] = 1
+    model.field_of_view.fill_(10.0)
+    model.image_size = 32
+    result = IterMaskInferer()(volume, model)
+    assert result.shape == (1, 1, 32, 48, 3) and result.any()
+
+
+@pytest.mark.parametrize(
+    ("planes", "message"),
+    [
+        ([0.0, 20.0], None),
+        ([-30.0, -12.0], "scan.nii.gz: 2 of 4 axial slices lie more than 10 mm from those .*z = -30 to -12 mm"),
+        ([math.inf, -math.inf], None),
+    ],
+)
+def test_slices_far_from_those_of_training_are_told(planes, message, caplog):
+    affine = torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0]))
+    affine[2, 3] = -10
+    with_brain = torch.tensor([False, True, True, True, True, False])  # at -7, -4, -1 and 2 mm
+    warn_of_planes(with_brain, affine, torch.tensor(planes), "scan.nii.gz")
+    assert bool(caplog.records) == bool(message)
+    if message:
+        assert re.search(message, caplog.text)
+
+
+def test_small_areas_are_dropped_on_request():
+    class Marks(torch.nn.Module):
+        modalities, image_size = 1, 16
+
+        def refine(self, image, brain_mask, **options):
+            mask = torch.zeros_like(brain_mask)
+            mask[..., 2:5, 2:5] = mask[..., 10, 10] = mask[..., 11, 11] = True
+            return mask, image, image, torch.ones(len(image), dtype=torch.int64)
+
+    slices = torch.ones(2, 2, 16, 16)
+    sizes = {
+        least: IterMaskInferer(least_pixels=least)(slices, Marks()).sum(dim=(1, 2, 3)).tolist()
+        for least in (0, 2, 3, 9, 10)
+    }
+    assert sizes == {0: [11, 11], 2: [11, 11], 3: [9, 9], 9: [9, 9], 10: [0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("spacing", "field_of_view", "told"),
+    [
+        ((1, 1, 1), (157, 189), False),
+        ((0.5, 0.5, 3), (157, 189), False),
+        ((2, 2, 2), (157, 189), True),
+        ((1, 1, 5), (157, 189), True),
+        ((2, 2, 2), (0, 0), False),
+        ((1, 1, 5), (0, 0), True),
+    ],
+)
+def test_voxels_coarser_than_the_network_s_pixels_are_told(spacing, field_of_view, told, caplog):
+    warn_of_spacing(torch.tensor(spacing).float(), torch.tensor(field_of_view).float(), 128, "scan.nii.gz")
+    assert ("scan.nii.gz: voxels of" in caplog.text and "do not trust the mask" in caplog.text) is told
+
+
+class Sees(torch.nn.Module):
+    """Stands for the method: remembers what it sees, and marks all of the brain."""
+
+    modalities = 1
+    field_of_view = torch.zeros(2)
+    planes = torch.tensor([float("inf"), -float("inf")])
+
+    def __init__(self, image_size):
+        super().__init__()
+        self.image_size = image_size
+
+    def refine(self, image, brain_mask, **options):
+        self.image, self.brain_mask = image, brain_mask
+        return brain_mask, image, image, torch.ones(len(image), dtype=torch.int64)
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_mirrored_brain_is_mirrored_on_the_grid_of_the_network(axis):
+    image = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))  # 40 / 24: no center on a border
+    slices, infer, network = torch.cat([image, (image > 0.5).float()], dim=1), IterMaskInferer(), Sees(24)
+    mask, brain = infer(slices, network), network.brain_mask
+    mirrored = infer(slices.flip(axis), network)
+    assert torch.equal(network.brain_mask, brain.flip(axis)) and torch.equal(mirrored, mask.flip(axis))
+
+
+def test_mask_and_anomaly_map_end_where_the_brain_of_the_input_does():
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 50), torch.linspace(-1, 1, 40), indexing="ij")
+    brain = (rows**2 + columns**2 < 0.7)[None, None]
+    slices = torch.cat([torch.ones_like(brain, dtype=torch.float32), brain.float()], dim=1)
+    mask, anomaly_map = IterMaskInferer(["mask", "anomaly_map"])(slices, Sees(16))[:, :, None].unbind(dim=1)
+    for found in (mask, anomaly_map):
+        assert not found[~brain].any() and (found[brain] == 1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("background", [-3.0, 0.7])
+def test_room_around_a_scan_is_filled_with_its_background(background):
+    volume = torch.zeros(1, 2, 20, 20, 3)
+    volume[:, 0] = background
+    volume[:, :, 5:15, 5:15] = 1
+    volume[0, 0, 9, 9, 1] = -7  # a voxel of the brain that is darker than all around it
+    network = Sees(40)
+    network.field_of_view = torch.tensor([40.0, 40.0])
+    infer = IterMaskInferer()
+    found = infer(MetaTensor(volume, affine=torch.eye(4)), network)
+    assert found.shape == (1, 1, 20, 20, 3) and torch.equal(found[0, 0] > 0, volume[0, 1] > 0)
+    assert network.image.shape == (3, 1, 40, 40)
+    assert torch.equal(network.brain_mask.sum((1, 2, 3)), torch.tensor([100] * 3))
+    assert (network.image[~network.brain_mask] == background).all()
+    assert network.image[network.brain_mask].unique(return_counts=True)[1].tolist() == [1, 299]
