@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from scripts.common.files import atomic
+from scripts.common.files import atomic, write_json
 from scripts.common.model_file import save_model
 from scripts.inference.writer import AtomicNibabelWriter
 from scripts.training.checkpoint import TrainingCheckpoint
@@ -78,3 +78,11 @@ def test_writer_that_fails_half_way_leaves_the_file_as_it_was(write, model, tmp_
     with pytest.raises(OSError, match="no space left"):
         write(path, model)
     assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+
+
+def test_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/target").write_text("before"), (tmp_path / "link").symlink_to("far/target")
+    write_json(tmp_path / "link", {})
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "far/target").read_text() == "{}\n"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["far", "link", "target"]

@@ -1,12 +1,24 @@
 """Only what this product wrote, by its own records, is replaced."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import run_bundle
+from conftest import CONFIGS, run_bundle
 from scripts.common.guard import innermost_message
-from scripts.common.ownership import PRODUCT, check_no_input, check_replaceable, claim, is_same_file
+from scripts.common.ownership import (
+    PRODUCT,
+    check_no_input,
+    check_replaceable,
+    claim,
+    is_same_file,
+    lock_folder,
+    written,
+)
 
 
 def test_what_is_claimed_before_it_is_written_may_be_replaced(tmp_path):
@@ -14,7 +26,93 @@ def test_what_is_claimed_before_it_is_written_may_be_replaced(tmp_path):
     (tmp_path / "cases.csv").write_text("ours")
     claim(tmp_path, "evaluate", ["cases.csv", "pictures"])
     record = json.loads((tmp_path / "evaluate_record.json").read_text())
-    assert record == {"product": PRODUCT, "step": "evaluate", "files": ["cases.csv", "pictures"]}
+    assert record == {"product": PRODUCT, "step": "evaluate", "files": {"cases.csv": None, "pictures": None}}
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A folder with a table and a folder of two pictures, and what writes them."""
+
+    def write(content="ours"):
+        with written(tmp_path, "evaluate", ["cases.csv", "pictures"]):
+            (tmp_path / "pictures").mkdir(exist_ok=True)
+            for name in ("cases.csv", "pictures/a.png", "pictures/b.png"):
+                (tmp_path / name).write_text(content)
+
+    write()
+    return write
+
+
+def test_what_is_as_it_was_written_may_be_replaced(tmp_path, tables):
+    tables("anew")
+    (tmp_path / "cases.csv").write_text(""), (tmp_path / "pictures/a.png").unlink()  # after a power failure
+    tables("again")
+    assert (tmp_path / "cases.csv").read_text() == (tmp_path / "pictures/a.png").read_text() == "again"
+
+
+@pytest.mark.parametrize("name", ["cases.csv", "pictures/b.png", "pictures/own.png"])
+def test_what_a_person_changed_is_not_replaced(tmp_path, tables, name):
+    (tmp_path / name).write_text("by hand")
+    with pytest.raises(ValueError, match=rf"{name} was changed since `evaluate` wrote it, .* delete it, or set"):
+        tables("anew")
+    assert (tmp_path / name).read_text() == "by hand"
+    (tmp_path / name).unlink()
+    tables("anew")
+
+
+def test_read_only_file_is_not_replaced(tmp_path, tables):
+    (tmp_path / "cases.csv").chmod(0o444)
+    with pytest.raises(OSError, match="cases.csv is read-only: make it writable, or set another `output_dir`"):
+        tables("anew")
+
+
+def test_what_a_killed_run_was_writing_may_be_replaced(tmp_path, tables):
+    with pytest.raises(KeyboardInterrupt), written(tmp_path, "evaluate", ["cases.csv"]):
+        (tmp_path / "cases.csv").write_text("half")
+        raise KeyboardInterrupt
+    tables("anew")
+
+
+def test_record_of_an_earlier_version_allows_what_it_names(tmp_path):
+    for name in ("cases.csv", "curves.csv"):
+        (tmp_path / name).touch()
+    record = {"product": PRODUCT, "step": "evaluate", "files": ["cases.csv"]}
+    (tmp_path / "evaluate_record.json").write_text(json.dumps(record))
+    claim(tmp_path, "evaluate", ["cases.csv"])
+    with pytest.raises(ValueError, match="curves.csv is in the way"):
+        claim(tmp_path, "evaluate", ["curves.csv"])
+
+
+HOLD = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from scripts.common.ownership import lock_folder
+lock_folder(sys.argv[2]), lock_folder(sys.argv[2] + "/.")
+if os.fork() == 0:
+    time.sleep(60)  # a worker that outlives its run
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_folder_is_one_run_s_until_it_ends_however_it_ends(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    command = [sys.executable, "-c", HOLD, str(CONFIGS.parent), str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            assert process.stdout.readline() == b"locked\n"
+            with pytest.raises(RuntimeError, match="Another run is writing in .*: wait until it ends, or set"):
+                lock_folder(tmp_path)
+            lock_folder(tmp_path / "other")
+            monkeypatch.setenv("RANK", "1")
+            lock_folder(tmp_path)  # the other processes of that run
+            monkeypatch.setenv("RANK", "0")
+            process.kill(), process.wait()
+            lock_folder(tmp_path)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link to nothing"])

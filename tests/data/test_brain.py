@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
-from scripts.data.brain import background_of, brain_mask_of, largest_component, sign_of_skull
+from scripts.data.brain import background_of, brain_mask_of, largest_component, lesion_of, sign_of_skull
 from scripts.data.transforms import BrainMaskd
 from scripts.tools.phantoms import phantom
 
@@ -122,6 +122,20 @@ def test_no_alarm_on_phantoms(shape, spacing, modality):
     for seed in range(3):
         image = scan_of(phantom(seed, shape=shape, lesion="bright")[modality], (spacing, spacing, 5.0))
         assert sign_of_skull(image, brain_mask_of(image)) is None
+
+
+def test_lesion_is_what_is_above_0_whatever_its_class():
+    label = torch.tensor([[0.0, 1, 4], [255, 0.9999999, 0]])
+    assert lesion_of(label, "one").tolist() == [[False, True, True], [True, True, False]]
+    assert not lesion_of(torch.zeros(2, 3), "one").any()
+
+
+@pytest.mark.parametrize("value", [0.4, 0.6, -1.0, 1.5])
+def test_lesion_mask_that_nobody_can_read_is_refused(value):
+    label = torch.zeros(2, 3)
+    label[1, 1] = value
+    with pytest.raises(ValueError, match=f"one has a lesion mask with voxels of {value:g}, expected whole numbers"):
+        lesion_of(label, "one")
 
 
 @pytest.mark.data

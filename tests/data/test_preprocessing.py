@@ -1,6 +1,7 @@
 """Preprocessing: the slices are the right ones, an interrupted run goes on, and bad input ends with one sentence."""
 
 import errno
+import fcntl
 import gzip
 import json
 import logging
@@ -240,6 +241,8 @@ def test_splits_that_are_not_asked_for_are_kept(scans_dir, tmp_path, capsys):
     whole = preprocess(scans_dir, output)
     only_testing = {"split_training": "null", "split_validation": "null"}
     assert preprocess(scans_dir, output, split_testing=["d"], **only_testing) == whole
+    told = capsys.readouterr().out
+    assert f"training: 12 slices of 2 subjects stay in {output}/datalist.json; without them, delete it first." in told
     alone = preprocess(scans_dir, output, upper_fraction=0.8, **only_testing)
     assert set(whole) - set(alone) == {"training", "validation"}
     assert "was made with other settings" in capsys.readouterr().out
@@ -349,6 +352,28 @@ def test_file_that_a_person_put_beside_slices_stays(scans_dir, tmp_path, name):
         scans_dir, tmp_path / "out", upper_fraction=0.8
     )
     assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["training/a/003_image.npy", "testing/d/006_label.npy", "datalist.json"])
+def test_what_a_person_changed_stays(scans_dir, tmp_path, name):
+    preprocess(scans_dir, tmp_path / "out")
+    place = tmp_path / "out" / name
+    place.write_bytes(place.read_bytes() + b" ")
+    before = tree(tmp_path / "out")
+    assert f"{name} was changed since `preprocess` wrote it" in failure(scans_dir, tmp_path / "out", upper_fraction=0.8)
+    assert tree(tmp_path / "out") == before
+    place.unlink()
+    preprocess(scans_dir, tmp_path / "out", upper_fraction=0.8)
+
+
+def test_folder_in_which_another_run_writes_is_left_alone(scans_dir, tmp_path):
+    (tmp_path / "out").mkdir()
+    other = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert "Another run is writing in" in failure(scans_dir, tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
+    os.close(other)
+    preprocess(scans_dir, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", ['{"training": []}', "[]", "no JSON"])

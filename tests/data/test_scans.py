@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import make_scan, write_nifti
 from scripts.data.scans import check_subjects, find_subjects, mark_unusable, read_split
+from scripts.inference.volumes import find_inputs
 
 
 def cases(subjects):
@@ -60,7 +61,7 @@ def test_flat_folder_is_one_scan_a_file(tmp_path):
 def test_what_is_left_out_of_a_folder_is_told_with_its_reason(tmp_path, capsys):
     make_scan(tmp_path, "A", modalities=["flair"])
     make_scan(tmp_path, "B", modalities=["t1"])
-    for name in ("D/flair.nii.gz", "E.nii.gz", "a.nii.gz", "E_seg.nii.gz", ".hidden.nii.gz"):
+    for name in ("D/flair.nii.gz", "E.nii.gz", "a.nii.gz", "F_seg.nii.gz", ".hidden.nii.gz"):
         write_nifti(tmp_path / name, np.ones((3, 4, 5), np.uint8))
     for name in ("notes.docx", "split_training.txt"):
         (tmp_path / name).touch()
@@ -71,10 +72,50 @@ def test_what_is_left_out_of_a_folder_is_told_with_its_reason(tmp_path, capsys):
         ".hidden.nii.gz": "hidden",
         "B has no flair": f"expected B_flair.nii.gz in {tmp_path}/B",
         "D has no flair": f"expected D_flair.nii.gz in {tmp_path}/D",
-        "E_seg.nii.gz": "_seg is the ending of masks",
+        "F_seg.nii.gz": "_seg is the ending of masks",
         "a.nii.gz": "a folder of this name holds a scan",
         "notes.docx": "no NIfTI file",
     }
+
+
+@pytest.mark.parametrize("role", ["flair", "seg", "mask"])
+def test_two_files_for_one_thing_are_named(tmp_path, role):
+    for case in "ab":
+        folder = make_scan(tmp_path, case, lesion={}, modalities=["flair"])
+        write_nifti(folder / f"{case}_mask.nii.gz", np.ones((14, 18, 12), np.uint8))
+    (tmp_path / f"a/a_{role}.nii").write_bytes((tmp_path / "a/a_flair.nii.gz").read_bytes())
+    options = {"modalities": ["flair"], "brain_mask": "mask"}
+    first, second = mark_unusable(find_subjects(tmp_path, **options))
+    assert "error" not in second
+    assert first["error"] == (
+        f"{tmp_path}/a/a_{role}.nii.gz and {tmp_path}/a/a_{role}.nii are there for the same thing: keep one of them."
+    )
+    with pytest.raises(ValueError, match="are there for the same thing"):
+        find_subjects(tmp_path, split=["a"], **options)
+
+
+@pytest.mark.parametrize("label", ["P_seg.nii.gz", "P_flair_seg.nii", None])
+def test_loose_scan_is_named_and_labeled_as_one_in_a_folder(tmp_path, capsys, label):
+    scan = write_nifti(tmp_path / "P_flair.nii.gz", np.ones((3, 4, 5), np.uint8))
+    expected = {"case": "P", "image": [str(scan)]}
+    if label:
+        expected["label"] = str(write_nifti(tmp_path / label, np.ones((3, 4, 5), np.uint8)))
+    write_nifti(tmp_path / "Q_seg.nii.gz", np.ones((3, 4, 5), np.uint8))
+    assert find_subjects(tmp_path, ["flair"]) == [expected]
+    assert "1 scan found, 1 left out:\n  Q_seg.nii.gz: _seg is the ending of masks" in capsys.readouterr().out
+    assert find_inputs(str(tmp_path / "nowhere"), ["flair"], image=str(scan))[0]["case"] == "P"
+    (tmp_path / "list.json").write_text(json.dumps({"training": [{"image": "P_flair.nii.gz"}]}))
+    assert cases(find_subjects(tmp_path / "list.json", ["flair"])) == ["P"]
+
+
+def test_loose_scan_with_two_labels_is_refused_by_name(tmp_path):
+    for name in ("P_flair", "P_seg", "P_flair_seg"):
+        write_nifti(tmp_path / f"{name}.nii.gz", np.ones((3, 4, 5), np.uint8))
+    (found,) = find_subjects(tmp_path, ["flair"])
+    assert found["error"].startswith(f"{tmp_path}/P_flair_seg.nii.gz and {tmp_path}/P_seg.nii.gz are there for the")
+    write_nifti(tmp_path / "P.nii.gz", np.ones((3, 4, 5), np.uint8))
+    with pytest.raises(ValueError, match="holds P twice"):
+        find_subjects(tmp_path, ["flair"])
 
 
 def test_long_lists_of_what_is_left_out_are_cut(tmp_path, capsys):
@@ -149,7 +190,7 @@ def test_datalist_lists_scans_relative_to_itself(scans_dir):
         "image": [str(scans_dir / name) for name in entry["image"]],
         "label": str(scans_dir / "a/a_seg.nii.gz"),
     }
-    assert cases(find_subjects(path, ["flair", "t1"])) == ["first", "b_flair"]
+    assert cases(find_subjects(path, ["flair", "t1"])) == ["first", "b"]
 
 
 def test_datalist_of_the_decathlon(tmp_path):

@@ -10,7 +10,8 @@ import torch
 from conftest import CONFIGS, run_bundle
 from scripts.common.guard import innermost_message
 from scripts.common.model_file import save_model
-from scripts.inference.volumes import case_of, find_inputs
+from scripts.data.nifti import case_of
+from scripts.inference.volumes import find_inputs
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 from scripts.tools.phantoms import phantom

@@ -1,7 +1,9 @@
 """Trainings and calibrations that go wrong stop, or warn, with what to do, and what was good stays."""
 
+import fcntl
 import logging
 import math
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import torch
 from conftest import run_bundle
 from ignite.engine import Engine
 from scripts.common.guard import innermost_message
+from scripts.common.model_file import load_model
 from scripts.method.default import ProbabilisticIterMask
 from scripts.training import corruption, losses
 from scripts.training.calibration import check_thresholds, warn_of_heavy_tail
@@ -18,14 +21,13 @@ from scripts.training.handlers import WatchTraining
 
 
 def train(folder, slices, **options):
-    defaults = {"iterations": 8, "validation_interval": 2, "batch_size": 2, **slices}
+    defaults = {"iterations": 8, "validation_interval": 2, "batch_size": 2, "model_file": str(folder / "model.pt")}
     return run_bundle(
         "train",
         options.pop("overlay", None),
         run_id="training",
         output_dir=str(folder),
-        model_file=str(folder / "model.pt"),
-        **(defaults | options),
+        **(defaults | slices | options),
     )
 
 
@@ -240,3 +242,86 @@ def test_calibration_on_slices_that_are_not_healthy_is_told(trained, tmp_path, t
         np.save(path, np.where(lesion, image + 6, image).astype(np.float32))
     calibrate(trained, tmp_path, two_modality_slices, dataset_dir=str(tmp_path / "slices"))
     assert any("explains the validation slices badly" in text for text in warnings(caplog))
+
+
+def sentence(folder, slices, **options):
+    """What a training says that must not begin; the folder is as it was."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
+        train(folder, slices, **options)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
+    return innermost_message(error.value)
+
+
+@pytest.fixture
+def finished(tmp_path, two_modality_slices):
+    """A folder with a finished training of two iterations."""
+    train(tmp_path / "run", two_modality_slices, iterations=2)
+    return tmp_path / "run"
+
+
+def test_folder_that_holds_a_training_is_not_trained_in_anew(finished, two_modality_slices):
+    message = sentence(finished, two_modality_slices, seed=1)
+    assert message.startswith(f"{finished}/checkpoint.pt holds a training already: add --resume True to go on with it")
+    train(finished, two_modality_slices, iterations=2, resume=True)  # the same command again
+    (finished / "checkpoint.pt").unlink()
+    train(finished, two_modality_slices, iterations=2, seed=1)
+
+
+def test_model_of_another_training_is_not_replaced(finished, tmp_path, two_modality_slices):
+    for resume in (False, True):
+        options = {"model_file": str(finished / "model.pt"), "resume": resume}
+        message = sentence(tmp_path / "other", two_modality_slices, **options)
+        assert message.startswith(f"{finished}/model.pt is in the way, which `training` did not write: move it, or set")
+        assert message.endswith("`model_file`.")
+
+
+def test_model_that_was_calibrated_since_is_not_replaced(finished, two_modality_slices):
+    run_bundle(
+        "train",
+        run_id="calibrate",
+        model_file=str(finished / "model.pt"),
+        **{**two_modality_slices, "exceed_fraction": 0.01},
+    )
+    message = sentence(finished, two_modality_slices, iterations=4, resume=True)
+    assert message.startswith(f"{finished}/model.pt was changed since `training` wrote it")
+
+
+@pytest.mark.parametrize("run_id", ["training", "calibrate"])
+def test_read_only_model_file_stops_before_any_work(finished, two_modality_slices, run_id):
+    (finished / "model.pt").chmod(0o444)
+    before = (finished / "model.pt").read_bytes()
+    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
+        options = {"model_file": str(finished / "model.pt"), "output_dir": str(finished), "resume": True}
+        run_bundle("train", run_id=run_id, **options, **{**two_modality_slices, "exceed_fraction": 0.01})
+    assert f"{finished}/model.pt is read-only: make it writable, or set another `model_file`." in innermost_message(
+        error.value
+    )
+    assert (finished / "model.pt").read_bytes() == before
+
+
+def test_link_to_a_model_file_stays_a_link(finished, tmp_path, two_modality_slices):
+    (tmp_path / "models").mkdir()
+    (finished / "model.pt").rename(tmp_path / "models/target.pt")
+    (finished / "model.pt").symlink_to(tmp_path / "models/target.pt")
+    before = torch.load(tmp_path / "models/target.pt", weights_only=True)
+    options = {"model_file": str(finished / "model.pt"), **two_modality_slices, "exceed_fraction": 0.01}
+    run_bundle("train", run_id="calibrate", **options)
+    assert (finished / "model.pt").is_symlink()
+    assert torch.load(tmp_path / "models/target.pt", weights_only=True)["threshold"] > before["threshold"]
+
+
+def test_checkpoint_is_no_model_file(finished, two_modality_slices):
+    checkpoint = str(finished / "checkpoint.pt")
+    message = sentence(finished, two_modality_slices, model_file=checkpoint, resume=True)
+    assert message.startswith(f"`model_file` is {checkpoint}, the checkpoint of this training: set another")
+    with pytest.raises(ValueError, match="checkpoint.pt is the checkpoint of a training and no model: set"):
+        load_model(checkpoint)
+
+
+def test_two_trainings_in_one_folder_at_once_are_refused(tmp_path, two_modality_slices, monkeypatch):
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert sentence(tmp_path, two_modality_slices).startswith(f"Another run is writing in {tmp_path}: wait until it")
+    os.close(other)

@@ -20,6 +20,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from PIL import Image
+from scripts.common.guard import innermost_message
 from scripts.common.model_file import save_model
 from scripts.evaluation.baselines import ZScoreBaseline
 from scripts.evaluation.cases import (
@@ -448,9 +449,31 @@ def test_a_volume_without_label_is_named(trained, tmp_path, capsys):
     assert "left out (`unlabeled_are_healthy` takes them as healthy): 1\n  SMALL\n" in capsys.readouterr().out
     named = find_labeled(str(tmp_path), ["flair"], ["LARGE", "SMALL"])
     assert "error" not in named[0] and named[1]["error"].startswith("SMALL has no label: expected SMALL_seg.nii.gz")
+    capsys.readouterr()
     assert len(find_labeled(str(tmp_path), ["flair"], unlabeled_are_healthy=True)) == 2
+    assert "Without a label (CASE_seg.nii.gz), taken as healthy: 1\n  SMALL\n" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="SMALL has no label: expected SMALL_seg.nii.gz"):
         find_labeled(str(tmp_path), ["flair"], ["SMALL"])
+
+
+def test_loose_scan_is_scored_with_the_label_beside_it(trained, tmp_path):
+    save_volumes(tmp_path / "folders")
+    for path in (tmp_path / "folders/LARGE").iterdir():
+        path.rename(tmp_path / path.name)
+    (tmp_path / "folders").rename(tmp_path.parent / f"{tmp_path.name}_rest")
+    run_config("evaluate", trained, tmp_path / "out", dataset_dir=str(tmp_path), unlabeled_are_healthy=True)
+    assert [(row["case"], int(row["lesion_pixels"])) for row in read_rows(tmp_path / "out")] == [("LARGE", 3 * 81)]
+
+
+def test_label_of_other_than_whole_numbers_is_refused(trained, tmp_path):
+    save_volumes(tmp_path)
+    path = tmp_path / "SMALL/SMALL_seg.nii.gz"
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * np.float32(0.4), image.affine), path)
+    with pytest.raises(RuntimeError) as error:
+        run_config("evaluate", trained, tmp_path / "out", dataset_dir=str(tmp_path), pictures=False)
+    assert "SMALL has a lesion mask with voxels of 0.4, expected whole numbers" in innermost_message(error.value)
+    assert [row["case"] for row in read_rows(tmp_path / "out")] == ["LARGE"]
 
 
 def test_a_testing_slice_without_label_is_named():

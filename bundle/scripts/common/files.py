@@ -20,6 +20,8 @@ import torch
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to, and put it in place when the block ends well.
 
+    A symbolic link stays, and what it leads to is replaced.
+
     The temporary file carries the whole name of ``path`` at its end, so that writers which go by the suffix
     (``.nii.gz``, ``.png``) do the right thing. It is removed when the block fails, and ``path`` then is as it was.
     What runs that were killed have left of ``path`` is removed. The content reaches the disk before the name does, so
@@ -31,7 +33,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         OSError: When the folder cannot be made or written, or the disk is full.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

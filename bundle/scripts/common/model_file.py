@@ -52,6 +52,11 @@ def read_weights(model_file: str) -> dict[str, Tensor]:
         weights = read_tensors(path)
     except ValueError as error:
         raise ValueError(f"{error}: set `model_file` to a model.pt that configs/train.json wrote.") from None
+    if isinstance(weights, Mapping) and {"trainer", "best_weights"} <= weights.keys():
+        raise ValueError(
+            f"{path} is the checkpoint of a training and no model: set `model_file` to the file that this training "
+            "wrote as its own `model_file`, such as model.pt."
+        )
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(
             f"{path} is no file of network weights: set `model_file` to a model.pt that configs/train.json wrote."

@@ -13,6 +13,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+WHOLE = 1e-3  # what scaled integers may differ from whole numbers
 LEAST_BACKGROUND = 0.5  # part of a scan's edges that has the background value, where that is constant
 LARGEST_BRAIN_ML = 2200.0
 LARGEST_COVER = 0.9
@@ -97,6 +98,31 @@ def brain_mask_of(image: Tensor, brain_mask: Tensor | None = None) -> Tensor:
     if not torch.count_nonzero(found):
         raise ValueError("has an empty brain mask: make it again, or set `brain_mask` to null.")
     return found
+
+
+def lesion_of(label: Tensor, name: str) -> Tensor:
+    """The lesion voxels of a lesion mask: all above 0, of whatever class.
+
+    Args:
+        label: Whole numbers from 0, of any shape.
+        name: The case's name.
+
+    Returns:
+        Bool, of the same shape.
+
+    Raises:
+        ValueError: When a voxel is no number, no whole one, or below 0: nobody knows then what is meant.
+    """
+    voxels = label.as_tensor() if isinstance(label, MetaTensor) else label
+    if not all_finite(voxels):
+        raise ValueError(f"{name} has a lesion mask with NaN or infinite voxels: make it again, or exclude the case.")
+    odd = ((voxels - voxels.round()).abs() > WHOLE) | (voxels < -WHOLE)
+    if odd.any():
+        raise ValueError(
+            f"{name} has a lesion mask with voxels of {float(voxels[odd][0]):.3g}, expected whole numbers from 0 (0 is "
+            "no lesion): threshold it, or exclude the case."
+        )
+    return voxels > 0.5
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:

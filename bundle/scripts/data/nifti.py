@@ -6,6 +6,7 @@ import gzip
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -26,12 +27,29 @@ def is_nifti_name(name: str) -> bool:
     return name.endswith(NIFTI_SUFFIXES) and not name.startswith(".")
 
 
-def find_nifti(stem: Path) -> Path | None:
-    return next((path for suffix in NIFTI_SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()), None)
+def find_nifti(*stems: Path) -> Path | None:
+    """The one NIfTI file that has one of these paths without its suffix, or None.
+
+    Raises:
+        ValueError: When there are two, naming them.
+    """
+    found = [path for stem in stems for suffix in NIFTI_SUFFIXES if (path := Path(f"{stem}{suffix}")).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{found[0]} and {found[1]} are there for the same thing: keep one of them.")
+    return found[0] if found else None
 
 
-def case_name(path: Path) -> str:
-    return next((path.name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if path.name.endswith(suffix)), path.stem)
+def file_stem(path: str | os.PathLike) -> str:
+    """The name of a file without its NIfTI suffix, or without that of another format."""
+    name = Path(path).name
+    return next((name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if name.endswith(suffix)), Path(path).stem)
+
+
+def case_of(path: str | os.PathLike, modalities: Sequence[str]) -> str:
+    """The case that a file belongs to: its name without suffix and modality."""
+    name = file_stem(path)
+    ending = next((f"_{modality}" for modality in modalities if name.endswith(f"_{modality}")), "")
+    return name.removesuffix(ending) or name
 
 
 def load_nifti(path: str | os.PathLike) -> SpatialImage:

@@ -30,9 +30,9 @@ from tqdm import tqdm
 from ..common.batch import ends_all, raise_failed
 from ..common.files import check_writable, has_ended, not_empty, write_json
 from ..common.guard import innermost_message
-from ..common.ownership import read_record
+from ..common.ownership import begin, check_claim, check_unchanged, content_digest, lock_folder, read_record, settle
 from ..common.paths import bundle_root
-from .brain import all_finite
+from .brain import lesion_of
 from .scans import AUTO, Subject, find_subjects, mark_unusable, scan_subjects, without
 from .slices import DATALIST, SPLITS, read_slices
 
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 SELECTIONS = ("healthy", "largest_lesion", "all")
 RECORD = "subject.json"
 PARTIAL = ".partial."
+STEP = "preprocess"
 
 
 def select_slices(
@@ -107,18 +108,14 @@ class WriteSlices:
             ValueError: When the label has voxels that are no number, or does not fit.
             OSError: When nothing can be written any more.
         """
-        if "label" in data and not all_finite(data["label"]):
-            raise ValueError(
-                f"{data['case']} has a lesion mask with NaN or infinite voxels: make it again, or exclude the case."
-            )
         if "label" in data and data["label"].shape[1:] != data["image"].shape[1:]:
             raise ValueError(
                 f"{data['case']} has a lesion mask of shape {list(data['label'].shape[1:])}, but voxels "
                 f"{list(data['image'].shape[1:])}: resample it."
             )
         volumes = {key: np.asarray(data[key]) for key in ("image", "brain_mask", "label") if key in data}
-        if "label" in volumes:
-            volumes["label"] = volumes["label"] > 0.5
+        if "label" in data:
+            volumes["label"] = lesion_of(data["label"], data["case"]).numpy()
         affine = data["image"].affine
         spacing = affine_to_spacing(affine)[:2]
         field_of_view = [round(float(n * mm), 3) for n, mm in zip(volumes["image"].shape[1:3], spacing, strict=True)]
@@ -131,8 +128,10 @@ class WriteSlices:
                 for key, volume in volumes.items():
                     plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8, order="C")
                     _save_array(folder / f"{k:03d}_{key}.npy", plane)
+            digests = content_digest(folder)
             record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
             record["field_of_view"] = field_of_view
+            record["files"] = digests
             record["positions"] = [round(float(affine[2, 2] * k + affine[2, 3]), 3) for k in chosen]
             (folder / RECORD).write_text(json.dumps(record))
         return str(folder)
@@ -193,13 +192,16 @@ def _foreign(folder: Path) -> Path | None:
 
 
 def _check_places(output: Path, items: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to begin where the slices of a subject would replace what preprocessing did not write."""
+    """Refuse to begin where the slices of a subject would replace what preprocessing did not write, or was changed."""
     for item in items:
-        other = _foreign(output / item["split"] / item["case"])
+        folder = output / item["split"] / item["case"]
+        other = _foreign(folder)
         if other is not None:
             raise ValueError(
                 f"{other} is in the way, which preprocessing did not write: move it, or set another `output_dir`."
             )
+        for name, digest in read_record(folder / RECORD).get("files", {}).items():
+            check_unchanged(folder / name, digest, STEP)
 
 
 def _put_in_place(finished: str, folder: Path, temporary: Path) -> None:
@@ -273,7 +275,7 @@ def plan(
             if case in owner:
                 raise ValueError(f"{case} is in the splits {owner[case]} and {split}: a case belongs to one split.")
             owner[case] = split
-            if slice_selection[split] == "largest_lesion" and "label" not in subject:
+            if slice_selection[split] == "largest_lesion" and not {"label", "error"} & subject.keys():
                 raise FileNotFoundError(
                     f"{case} has no lesion mask NAME_{label}.nii.gz, which {split} needs to choose the slice with the "
                     "largest lesion: add it, or set `slice_selection`."
@@ -380,7 +382,7 @@ def write_slices(
         logger.info(f"{unlabeled} subjects have no lesion mask: all their slices count as healthy.")
     waiting = [item for item in items if not _read_record(output, item)]
     _check_places(output, waiting)
-    check_writable(output)
+    lock_folder(check_writable(output))
     kept = _kept_splits(output, settings, subjects)
     if len(waiting) < len(items):
         print(f"{len(items) - len(waiting)} of {len(items)} subjects are finished already.")
@@ -462,6 +464,7 @@ def _kept_splits(
     It must go before its slices are made anew: a run that ends early would leave it with slices of both settings.
     """
     path = output / DATALIST
+    noted = check_claim(output, STEP, []).get(DATALIST)
     if not os.path.lexists(path):
         return {}
     before = read_record(path)
@@ -469,6 +472,7 @@ def _kept_splits(
         raise ValueError(
             f"{path} is in the way, which preprocessing did not write: move it, or set another `output_dir`."
         )
+    check_unchanged(path, noted, STEP)
     if any(before.get(key) != value for key, value in settings.items()):
         print(f"{path} was made with other settings: it is made anew, with the splits of this run only.")
         path.unlink()
@@ -482,6 +486,9 @@ def _kept_splits(
                     f"{subject['case']} is in {split} now and in {owner[subject['case']]} of {path}: a case belongs to "
                     "one split; make both anew, or set another `output_dir`."
                 )
+    for split, entries in kept.items():
+        cases = len({entry["case"] for entry in entries})
+        print(f"{split}: {len(entries)} slices of {cases} subjects stay in {path}; without them, delete it first.")
     return kept
 
 
@@ -508,7 +515,9 @@ def _write_datalist(
                 f"`slice_range` {settings['slice_range'] or 'null'}: widen it, or choose other subjects."
             )
         print(f"{split}: {counts[split]} slices of {len(members) - len(left_out)} subjects")
+    begin(output, STEP, [DATALIST])
     write_json(output / DATALIST, content)
+    settle(output, STEP, [DATALIST])
     print(f"Slices: {output / DATALIST}")
     return counts
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..common.batch import shown_list
 from ..common.settings import LONGEST_NAME, is_name, is_path
-from .nifti import NIFTI_SUFFIXES, axial_slices, case_name, check_forms, find_nifti, is_nifti_name, read_header
+from .nifti import NIFTI_SUFFIXES, axial_slices, case_of, check_forms, file_stem, find_nifti, is_nifti_name, read_header
 
 Subject = dict[str, Any]  # case, image, and label, brain_mask or error where there are any
 AUTO = "auto"  # as `brain_mask`: none is given, and scans that still have their skull are stripped
@@ -239,23 +239,38 @@ def _look_through(
             found.append(_subject(root, folder.name, modalities, label, brain_mask, root))
         except FileNotFoundError as error:
             left_out[folder.name] = str(error).partition(";")[0]
+        except ValueError as error:
+            found.append({"case": folder.name, "image": [], "error": str(error)})
     taken = {subject["case"].casefold() for subject in found}
     for path in (path for path in files if path.name not in left_out):
         reason = _why_no_scan(path, len(modalities), label, brain_mask)
-        if reason is None and case_name(path).casefold() in taken:
+        if reason is None and case_of(path, modalities).casefold() in taken:
             reason = "a folder of this name holds a scan"
         if reason is None:
-            found.append({"case": case_name(path), "image": [str(path)]})
+            found.append(_loose_subject(path, modalities, label))
         else:
             left_out[path.name] = reason
-    return found, left_out
+    labels = {Path(subject["label"]).name for subject in found if "label" in subject and subject["case"] not in taken}
+    return found, {name: reason for name, reason in left_out.items() if name not in labels}
+
+
+def _loose_subject(path: Path, modalities: Sequence[str], label: str | None) -> Subject:
+    """A scan that lies beside the folders, with the label that lies beside it under the name of its case or its own."""
+    case = case_of(path, modalities)
+    subject: Subject = {"case": case, "image": [str(path)]}
+    try:
+        stems = sorted({f"{name}_{label}" for name in (case, file_stem(path))})
+        found = find_nifti(*(path.with_name(stem) for stem in stems)) if label else None
+    except ValueError as error:
+        return {**subject, "error": str(error)}
+    return subject if found is None else {**subject, "label": str(found)}
 
 
 def _why_no_scan(path: Path, modalities: int, label: str | None, brain_mask: str | None) -> str | None:
     """Why a file beside the folders of scans is not taken as one, or None where it is."""
     if not is_nifti_name(path.name):
         return "no NIfTI file"
-    ending = next((name for name in (*MASKS, label) if name and case_name(path).endswith(f"_{name}")), None)
+    ending = next((name for name in (*MASKS, label) if name and file_stem(path).endswith(f"_{name}")), None)
     if ending is not None:
         return f"_{ending} is the ending of masks"
     if modalities > 1 or brain_mask is not None:
@@ -328,7 +343,7 @@ def scan_subjects(
         if len(files) != len(modalities):
             raise ValueError(f"{files[0]} is one of {len(files)} files, but `modalities` has {len(modalities)}.")
         label = {"label": scan["label"]} if scan.get("label") else {}
-        subjects.append({"case": case_name(Path(files[0])), "image": files, **label})
+        subjects.append({"case": case_of(files[0], modalities), "image": files, **label})
     _check_slice_range(slice_range)
     files_of = [[*subject["image"], subject.get("label", ".nii")] for subject in subjects]
     nifti = [all(file.endswith(NIFTI_SUFFIXES) for file in files) for files in files_of]
@@ -365,7 +380,7 @@ def _datalist_subjects(
         for key in ("label", "brain_mask"):
             if item.get(key):
                 subject[key] = str(inside(path.parent, item[key], path, allow_outside))
-        case = item.get("case") or case_name(Path(files[0]))
+        case = item.get("case") or case_of(files[0], modalities)
         subjects.append({"case": str(case) if type(case) is int else case, **subject})
     if not subjects:
         raise ValueError(f"{path} lists no case: give lists of objects with image and, if any, label.")

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..common.batch import Cases, raise_failed, shown_list
 from ..common.files import atomic, check_writable
-from ..common.ownership import claim
+from ..common.ownership import begin, claim, lock_folder, settle
+from ..data.brain import lesion_of
 from ..data.nifti import load_nifti
 from ..data.scans import Subject, find_subjects, mark_unusable
 from ..method.frequency import high_frequency
@@ -40,7 +41,9 @@ from .summaries import (
 
 REFERENCE_SIZE = 128
 BELOW_EVERY_SCORE = -1000.0
-FILES = ("cases.csv", "curves.csv", "summary.json", "pictures", STRIP_FILE)
+STEP = "evaluate"
+PICTURES = ("pictures", STRIP_FILE)  # written case by case
+FILES = ("cases.csv", "curves.csv", "summary.json", *PICTURES)
 
 
 def anomaly_thresholds(threshold: float) -> np.ndarray:
@@ -99,7 +102,9 @@ def find_labeled(
         ValueError: When no scan can be used.
     """
     subjects = find_subjects(dataset_dir, modalities, split, label, brain_mask, allow_outside, exclude)
-    if not unlabeled_are_healthy:
+    if unlabeled_are_healthy:
+        _tell_healthy([subject["case"] for subject in subjects if not {"label", "error"} & subject.keys()], label)
+    else:
         subjects = _labeled(subjects, label, named=split is not None)
     usable = mark_unusable(subjects, slice_range)
     return [subject if "error" in subject else {**subject, "voxel_ml": _voxel_ml(subject)} for subject in usable]
@@ -110,16 +115,23 @@ def _labeled(subjects: Sequence[Subject], label: str, named: bool) -> list[Subje
     lacking = {
         case: f"{case} has no label: expected {case}_{label}.nii.gz beside its images; exclude the case, change "
         "`label`, or set `unlabeled_are_healthy`."
-        for case in (subject["case"] for subject in subjects if "label" not in subject)
+        for case in (subject["case"] for subject in subjects if not {"label", "error"} & subject.keys())
     }
-    if len(lacking) == len(subjects):
+    if lacking and len(lacking) == len(subjects):
         raise FileNotFoundError(next(iter(lacking.values())))
     if named:
         return [{**case, "error": lacking[case["case"]]} if case["case"] in lacking else case for case in subjects]
     if lacking and os.environ.get("RANK", "0") == "0":
         print(f"Without a label, left out (`unlabeled_are_healthy` takes them as healthy): {len(lacking)}")
         print("\n".join(shown_list([*lacking])))
-    return [subject for subject in subjects if "label" in subject]
+    return [subject for subject in subjects if subject["case"] not in lacking]
+
+
+def _tell_healthy(cases: Sequence[str], label: str) -> None:
+    """Print which cases count as healthy for want of a label."""
+    if cases and os.environ.get("RANK", "0") == "0":
+        print(f"Without a label (CASE_{label}.nii.gz), taken as healthy: {len(cases)}")
+        print("\n".join(shown_list(cases)))
 
 
 def _voxel_ml(subject: Subject) -> float:
@@ -164,6 +176,7 @@ class Sample:
         """
         inputs, pred = as_slices(item["image"]), as_slices(item["pred"])
         label = as_slices(item["label"]) if "label" in item else torch.zeros_like(inputs[:, :1])
+        lesion = lesion_of(label, str(item["case"]))
         channels = inputs.shape[1] + 2
         if pred.shape[1] != channels:
             raise ValueError(
@@ -175,7 +188,7 @@ class Sample:
             name=name,
             image=inputs[:, :-1],
             brain_mask=inputs[:, -1:] > 0.5,
-            label=label > 0.5,
+            label=lesion,
             pred_mask=pred[:, :1] > 0.5,
             anomaly_map=pred[:, 1:2],
             reconstruction=pred[:, 2:-1],
@@ -277,8 +290,11 @@ class Evaluation:
     ):
         self.subsets = read_subsets(subsets or {})
         self.output_dir = check_writable(output_dir)
+        lock_folder(self.output_dir)
+        self.files = [name for name in FILES if pictures or name not in PICTURES]
         if idist.get_rank() == 0:
-            claim(output_dir, "evaluate", FILES)
+            claim(output_dir, STEP, self.files)
+            begin(output_dir, STEP, [name for name in self.files if name in PICTURES])
         self.failures = Cases()
         self.threshold = float(threshold)
         self.modalities = list(modalities)
@@ -379,7 +395,9 @@ class Evaluation:
         source = "lesion-free slices of the scored volumes" if self.healthy_from_cases else "validation slices"
         summary["baseline_threshold_source"] = source
         if idist.get_rank() == 0:
+            begin(self.output_dir, STEP, self.files)
             write_tables(self.output_dir, rows, summary, curves)
+            settle(self.output_dir, STEP, self.files)
             print_summary(summary, list(self.thresholds), self.output_dir)
         raise_failed(failed, len(failed) + len(cases))
         return summary

@@ -12,11 +12,12 @@ from monai.networks import convert_to_onnx
 from torch import Tensor, nn
 
 from ..common.files import atomic, check_writable
-from ..common.ownership import claim
+from ..common.ownership import begin, claim, settle
 from ..method.refinement import Refinement
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3
+STEP = "export_onnx"
 
 
 @torch.no_grad()
@@ -69,7 +70,8 @@ def export_networks(model: Refinement, output_dir: str) -> list[Path]:
     """
     _check_packages(PACKAGES)
     folder = check_writable(output_dir)
-    claim(folder, "export_onnx", [f"{name}.onnx" for name in model.networks])
+    names = [f"{name}.onnx" for name in model.networks]
+    claim(folder, STEP, names)
     model = model.cpu().eval()
     inputs, files = network_inputs(model), []
     for name in model.networks:
@@ -77,8 +79,10 @@ def export_networks(model: Refinement, output_dir: str) -> list[Path]:
         with atomic(path) as temporary:
             _export_network(network, inputs[name], temporary)
             difference = _largest_difference(network, inputs[name], temporary)
+            begin(folder, STEP, [path.name])
         channels = " x ".join(["N", *(str(length) for length in inputs[name].shape[1:])])
         print(f"{path}: input {channels}, differs from PyTorch by at most {difference:.1e}")
+        settle(folder, STEP, [path.name])
         files.append(path)
     return files
 

@@ -24,7 +24,7 @@ import torch
 from scipy import ndimage
 
 from ..common.files import write_csv
-from ..common.ownership import claim
+from ..common.ownership import begin, settle
 from .inferer import outside_planes
 
 STEP = "inference"
@@ -135,19 +135,17 @@ def _short(value: object) -> object:
 
 
 def write_tables(output_dir: str | os.PathLike, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write ``volumes.csv`` and ``lesions.csv``, atomically and only over own files.
+    """Write ``volumes.csv`` and ``lesions.csv``, atomically; `check_claim` must have allowed it.
 
     Args:
         output_dir: It exists.
         records: The record of each finished case; without any an earlier table becomes empty, and none is made.
-
-    Raises:
-        ValueError: When one of them is there already and is another's.
     """
     folder = Path(output_dir)
     if not records and not os.path.lexists(folder / VOLUMES):
         return
-    claim(folder, STEP, (VOLUMES, LESIONS))
+    begin(folder, STEP, (VOLUMES, LESIONS))
     lesions = [row for case, record in records.items() for row in lesion_rows(case, record)]
     write_csv(folder / LESIONS, LESION_COLUMNS, lesions)
     write_csv(folder / VOLUMES, VOLUME_COLUMNS, [volume_row(*item) for item in records.items()])
+    settle(folder, STEP, (VOLUMES, LESIONS))

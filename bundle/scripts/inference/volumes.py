@@ -19,9 +19,18 @@ from monai.engines import SupervisedEvaluator
 
 from ..common.batch import Cases, raise_failed
 from ..common.files import check_writable, not_empty, write_json
-from ..common.ownership import PRODUCT, check_claim, check_no_input, file_digest, is_same_file, read_record
+from ..common.ownership import (
+    PRODUCT,
+    check_claim,
+    check_no_input,
+    check_unchanged,
+    file_digest,
+    is_same_file,
+    lock_folder,
+    read_record,
+)
 from ..common.share import share
-from ..data.nifti import NIFTI_SUFFIXES
+from ..data.nifti import case_of
 from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, check_case_name, find_subjects, mark_unusable
 from ..method.refinement import Refinement
 from .tables import LESIONS, STEP, VOLUMES, measure_volume, write_tables
@@ -76,14 +85,6 @@ def find_inputs(
         subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
         subjects = [subject | ({"brain_mask": brain_mask} if brain_mask not in (None, "", AUTO) else {})]
     return mark_unusable(subjects)
-
-
-def case_of(path: str | os.PathLike, modalities: Sequence[str]) -> str:
-    """The case that a file belongs to: its name without suffix and modality."""
-    name = Path(path).name
-    name = next((name[: -len(suffix)] for suffix in NIFTI_SUFFIXES if name.endswith(suffix)), Path(name).stem)
-    ending = next((f"_{modality}" for modality in modalities if name.endswith(f"_{modality}")), "")
-    return name.removesuffix(ending) or name
 
 
 def output_name(meta: Mapping[str, object], transform: object, modalities: Sequence[str]) -> dict[str, object]:
@@ -145,7 +146,7 @@ class Volumes:
         self.finished = len(sound) - len(self.pending)
         self._check_places(sound)
         check_claim(output_dir, STEP, (VOLUMES, LESIONS))
-        check_writable(output_dir)
+        lock_folder(check_writable(output_dir))
 
     def _record(self, subject: Subject) -> dict[str, Any]:
         inputs = [[os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in _files(subject)]
@@ -176,12 +177,12 @@ class Volumes:
             self._check_other_scan(subject, record)
             digests = record.get("results", {})
             for result in [path for path in self._results(case) if os.path.lexists(path)]:
-                changed = digests and not_empty(result) and digests.get(result.name) != file_digest(result)
-                if not record or changed:
+                if not record:
                     raise ValueError(
-                        f"{result} is in the way, which this product did not write or which was changed since: move "
-                        "it, or set another `output_dir`."
+                        f"{result} is in the way, which this product did not write: move it, or set another "
+                        "`output_dir`."
                     )
+                check_unchanged(result, digests.get(result.name), STEP)
 
     def _check_other_scan(self, subject: Subject, record: Mapping[str, Any]) -> None:
         """Refuse to replace the results of a scan by those of another one of the same name."""

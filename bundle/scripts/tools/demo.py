@@ -17,7 +17,7 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
-from scripts.common.ownership import claim  # noqa: E402
+from scripts.common.ownership import claim, lock_folder, written  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
 from scripts.data.nifti import load_nifti  # noqa: E402
 from scripts.data.scans import RESULTS  # noqa: E402
@@ -103,8 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
     report_errors()
+    lock_folder(output)
     picture = output / f"{SHOWN_CASE}.png"
-    claim(output, "demo", [picture.name])
+    claim(output, "demo", [picture.name, "scans"])
     scans, slices, model = output / "scans", output / "slices", output / "model.pt"
     evaluation, segmentation = output / "evaluation", output / "segmentation"
 
@@ -118,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_bundle("evaluate", "evaluate_slices", dataset_dir=slices, output_dir=evaluation, model_file=model)
     image = scans / SHOWN_CASE / f"{SHOWN_CASE}_flair.nii.gz"
     run_bundle("inference", "inference", image=image, output_dir=segmentation, model_file=model)
-    draw_volume(image, scans / SHOWN_CASE / f"{SHOWN_CASE}_seg.nii.gz", segmentation, SHOWN_CASE, picture)
+    with written(output, "demo", [picture.name]):
+        draw_volume(image, scans / SHOWN_CASE / f"{SHOWN_CASE}_seg.nii.gz", segmentation, SHOWN_CASE, picture)
 
     print_results(evaluation / "cases.csv", scans / "phantoms.csv")
     print(f"Table: {evaluation / 'cases.csv'}\nPictures: {evaluation / 'pictures'}\nModel: {model}")

@@ -25,7 +25,7 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
-from scripts.common.ownership import claim  # noqa: E402
+from scripts.common.ownership import written  # noqa: E402
 from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
 from scripts.data.nifti import load_nifti  # noqa: E402
@@ -143,10 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for draw in range(options.volumes)
     ]
     tables = ["made_heads.csv", *(f"split_{split}.txt" for split in heads)]
-    claim(output, "made_heads", [*tables, *(case.name for case in cases)])
     transform = RandLabelToImaged(contrast=options.contrast, skull=options.skull)
-    rows = [write_case(case, output, transform) for case in tqdm(cases, desc="made heads", unit="volume")]
-    write_tables(output, rows, list(heads))
+    with written(output, "made_heads", [*tables, *(case.name for case in cases)]):
+        rows = [write_case(case, output, transform) for case in tqdm(cases, desc="made heads", unit="volume")]
+        write_tables(output, rows, list(heads))
     print(f"Scans, brain masks (ending brain) and split files: {output}")
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
-from scripts.common.ownership import claim  # noqa: E402
+from scripts.common.ownership import claim, written  # noqa: E402
 from scripts.tools.demo import SLICES, run_bundle  # noqa: E402
 from scripts.tools.phantoms import phantom, phantom_affine  # noqa: E402
 
@@ -130,12 +130,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from None
     report_errors()
     claim(output, "phantom_grid", ["scans", "grid.png", "grid.md"])
-    cells = write_volumes(output / "scans", options.repeats, options.seed)
+    with written(output, "phantom_grid", ["scans"]):
+        cells = write_volumes(output / "scans", options.repeats, options.seed)
     evaluation = {"output_dir": output / "evaluation", "model_file": model, "healthy_dir": slices, "pictures": False}
     run_bundle("evaluate", "evaluate", dataset_dir=output / "scans", slice_range=SLICES, **evaluation)
     grids = mean_dice(output / "evaluation" / "cases.csv", cells)
-    draw(grids, output / "grid.png")
-    (output / "grid.md").write_text(table(grids))
+    with written(output, "phantom_grid", ["grid.png", "grid.md"]):
+        draw(grids, output / "grid.png")
+        (output / "grid.md").write_text(table(grids))
     print(f"\n{table(grids)}\nIn each cell {' / '.join(SCORES.values())}. Picture: {output / 'grid.png'}")
 
 

@@ -20,7 +20,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ..common.files import atomic, check_writable
-from ..common.ownership import claim
+from ..common.ownership import begin, claim, settle
 from ..data.nifti import load_nifti
 
 VERSION = 4  # of the drawing; raise it when the same seed gives other voxels
@@ -141,7 +141,9 @@ def make_phantoms(
     output_dir = check_writable(output_dir)
     cases = [(split, index) for split in SPLITS for index in range(numbers[split])]
     tables = ["phantoms.csv", *(f"split_{split}.txt" for split in SPLITS)]
-    claim(output_dir, "phantoms", [*tables, *(_name(*case) for case in cases)])
+    names = [*tables, *(_name(*case) for case in cases)]
+    claim(output_dir, "phantoms", names)
+    begin(output_dir, "phantoms", names)
     write = partial(_write_case, output_dir, seed, tuple(shape))
     bar = partial(tqdm, total=len(cases), desc="phantoms", unit="subject")
     if num_workers:
@@ -150,6 +152,7 @@ def make_phantoms(
     else:
         rows = list(bar(map(write, cases)))
     _write_tables(output_dir, rows)
+    settle(output_dir, "phantoms", names)
     return output_dir
 
 

@@ -17,7 +17,7 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
-from scripts.common.ownership import claim  # noqa: E402
+from scripts.common.ownership import written  # noqa: E402
 from scripts.evaluation.metrics import bootstrap_interval  # noqa: E402
 from scripts.tools.demo import run_bundle  # noqa: E402
 
@@ -105,11 +105,12 @@ def run_row(row: Row, dataset_dir: str, output: Path, iterations: int, subset: s
     if (folder / "evaluation" / "summary.json").is_file():
         return
     folder.mkdir(exist_ok=True)
-    claim(folder, "recipes", ["train.json", "evaluate.json"])
     length = {"iterations": iterations, "validation_interval": 100, "batch_size": 8, "learning_rate": 0.0015}
     training_changes = {**length, **row.model, **(row.training or {}), **row.calibration}
-    for step, changes in (("train", training_changes), ("evaluate", {**row.model, **row.evaluation})):
-        (folder / f"{step}.json").write_text(json.dumps(changes, indent=4))
+    overlays = {"train.json": training_changes, "evaluate.json": {**row.model, **row.evaluation}}
+    with written(folder, "recipes", overlays):
+        for name, changes in overlays.items():
+            (folder / name).write_text(json.dumps(changes, indent=4))
     model = folder / "model.pt"
     training: list[str | Path] = ["train", *row.overlays, folder / "train.json"]
     if row.training is not None:
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, row in enumerate(rows):
         print(f"\n[{number + 1}/{len(rows)}] {row.name}", flush=True)
         run_row(row, options.dataset_dir, output, options.iterations, options.subset)
-        with atomic(output / "table.md") as temporary:
+        with written(output, "recipes", ["table.md"]), atomic(output / "table.md") as temporary:
             temporary.write_text(table(output, [done.name for done in rows[: number + 1]]))
     print(f"\n{(output / 'table.md').read_text()}\nTable: {output / 'table.md'}")
 

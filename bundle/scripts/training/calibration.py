@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..common.files import check_writable
 from ..common.model_file import save_model, take_weights
+from ..common.ownership import TRAINING, begin, check_not_read_only, model_name, settle
 from ..method.default import ProbabilisticIterMask
 from ..method.published import IterMask
 from ..method.refinement import Refinement, pass_noise
@@ -205,7 +207,8 @@ def recalibrate(
         The new threshold.
     """
     take_weights(model, model_file)
-    check_writable(Path(output_file or model_file).parent)
+    check_not_read_only(output_file or model_file, "model_file")
+    check_writable(Path(os.path.realpath(output_file or model_file)).parent)
     before = float(model.threshold)
     threshold = calibration(model, batches)
     check_thresholds(model)
@@ -265,5 +268,8 @@ def finish_training(
         other = next(name for name in model.networks if name not in trained)
         model.threshold.fill_(float("nan"))
         print(f"Only {trained[0]} is trained: train {other} with the same `model_file` to get a threshold.")
+    folder, names = checkpoint.path.absolute().parent, [model_name(model_file, checkpoint.path)]
+    begin(folder, TRAINING, names)
     save_model(model, model_file)
+    settle(folder, TRAINING, names)
     print(f"Model: {model_file}")
