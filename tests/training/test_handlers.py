@@ -130,7 +130,7 @@ def test_loss_that_is_no_finite_number_ends_the_training(loss):
 
 def test_finished_model_holds_what_its_slices_were(model, tmp_path, capsys):
     best = {name: value + 1 for name, value in model.state_dict().items() if name.endswith("conv1.bias")}
-    checkpoint = SimpleNamespace(interrupted=None, best_weights=best, best_metric=0.5)
+    checkpoint = SimpleNamespace(path=tmp_path / "c.pt", interrupted=None, best_weights=best, best_metric=0.5)
     path = str(tmp_path / "model.pt")
 
     def calibration(model, batches):
