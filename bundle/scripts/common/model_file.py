@@ -126,6 +126,32 @@ def load_model(
     return model
 
 
+def with_lesions(model_file: str, **given: object) -> ProbabilisticIterMask:
+    """Load a model file of the default method with a network for whole volumes, untrained where it has none.
+
+    Args:
+        model_file: A calibrated model.
+        given: As in `load_model`.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is no model of the default method, or contradicts a setting.
+        RuntimeError: When it lacks a threshold.
+    """
+    model = load_model(model_file, **given)
+    settings = from_description(model.description)
+    if settings["method"] != "ProbabilisticIterMask" or settings["network"] is None:
+        raise ValueError(
+            f"{model_file} holds a model of method {settings['method']}: expected the default method of "
+            "configs/train.json, which alone takes a network for whole volumes; set `model_file`."
+        )
+    if settings.get("lesions"):
+        return model
+    larger = build({**settings, "lesions": True})
+    larger.load_state_dict({**model.state_dict(), "description": larger.description}, strict=False)
+    return larger.eval()
+
+
 def take_weights(model: Refinement, model_file: str) -> Refinement:
     """Load a model file, calibrated or not, into a model that a config describes.
 

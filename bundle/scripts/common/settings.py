@@ -89,13 +89,15 @@ SWITCH = Rule("True or False", lambda value: isinstance(value, bool))
 NAME = Rule("a name without slashes", is_name)
 PATH = Rule("the path of a file or folder, as text", is_path)
 FILES = Rule("a file, or a list of files", lambda value: is_path(value) or _is_list(value, is_path))
+FOLDERS = Rule("the path of a folder or file, or a list of folders", FILES.fits)
 CASES = Rule(
     "a file, a list of case names",
     lambda value: is_path(value) or _is_list(value, lambda name: type(name) is int or is_path(name)),
 )
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "model_file"), PATH),
+    **dict.fromkeys(("bundle_root", "output_dir", "model_file"), PATH),
+    "dataset_dir": FOLDERS,
     **dict.fromkeys(("brain_mask", "healthy_dir"), _either(PATH)),
     **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _either(CASES)),
     "image": _either(FILES),
@@ -109,10 +111,14 @@ RULES: dict[str, Rule] = {
         ),
     ),
     **dict.fromkeys(("upper_fraction", "lower_fraction", "mirror_weight"), _either(PART)),
-    **dict.fromkeys(("stop_shrink", "noise_fraction"), PART),
+    **dict.fromkeys(("stop_shrink", "noise_fraction", "lesion_fraction"), PART),
     **dict.fromkeys(("first_fraction", "exceed_fraction", "certain_fraction"), OPEN_PART),
     **dict.fromkeys(
-        ("allow_outside", "resume", "fast", "save_brain_mask", "pictures", "native_grid", "unlabeled_are_healthy"),
+        ("allow_outside", "resume", "fast", "save_brain_mask", "pictures", "native_grid"),
+        SWITCH,
+    ),
+    **dict.fromkeys(
+        ("unlabeled_are_healthy", "certainly_healthy"),
         SWITCH,
     ),
     **dict.fromkeys(("iterations", "validation_interval", "max_passes"), _whole(1, 10**9)),
@@ -121,6 +127,16 @@ RULES: dict[str, Rule] = {
     "lower_over_volume": _either(SWITCH),
     "image_size": _either(_whole(1, 2048)),
     "least_pixels": _whole(0, 10**9),
+    "slice_step": _whole(1, 10**6),
+    "planes": Rule(
+        "a list of axial, coronal, sagittal",
+        lambda value: _is_list(value, lambda name: name in ("axial", "coronal", "sagittal")),
+    ),
+    "crop_size": Rule(
+        "[height, width] of whole numbers from 1 to 2048",
+        lambda value: _is_list(value, _whole(1, 2048).fits) and len(value) == 2,
+    ),
+    "doubt": _positive(math.inf),
     "num_workers": _either(_whole(0, 256)),
     "rank": _whole(0, 10**6),
     "seed": _whole(0, 2**32 - 1),
@@ -162,7 +178,7 @@ ORDERED = ("certain_fraction", "exceed_fraction", "first_fraction")
 def _hint(rule: Rule, value: object) -> str:
     if rule.words.startswith((PART.words, OPEN_PART.words)) and _is_real(value) and 1 < value <= 100:
         return "; did you pass a percentage?"
-    if rule in (PATH, RULES["brain_mask"], NAME) and _is_real(value):
+    if rule in (PATH, FOLDERS, RULES["brain_mask"], NAME) and _is_real(value):
         return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."
     return "."
 

@@ -153,6 +153,9 @@ def check_forms(path: str, case: str) -> None:
         )
 
 
-def axial_slices(shape: tuple[int, int, int], affine: np.ndarray) -> int:
+ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of the scanner that the slices of a plane follow
+
+
+def number_of_slices(shape: tuple[int, int, int], affine: np.ndarray, plane: str) -> int:
     orientation = nib.orientations.io_orientation(affine)
-    return shape[int(np.flatnonzero(orientation[:, 0] == 2)[0])]
+    return shape[int(np.flatnonzero(orientation[:, 0] == ACROSS[plane])[0])]

@@ -34,7 +34,7 @@ from ..common.ownership import begin, check_claim, check_unchanged, content_dige
 from ..common.paths import bundle_root
 from .brain import lesion_of
 from .scans import AUTO, Subject, find_subjects, mark_unusable, scan_subjects, without
-from .slices import DATALIST, SPLITS, read_slices
+from .slices import DATALIST, PLANES, SPLITS, read_slices
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,10 @@ def select_slices(
     label: np.ndarray | None,
     selection: str,
     slice_range: Sequence[int] | None = None,
+    slice_step: int = 1,
     smallest_brain_fraction: float = 0.02,
 ) -> list[int]:
-    """Choose axial slices of a scan.
+    """Choose slices of a scan along its last axis.
 
     Args:
         brain_mask: Brain voxels (H, W, D), bool.
@@ -70,7 +71,7 @@ def select_slices(
     if selection not in SELECTIONS:
         raise ValueError(f"`slice_selection` must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
     first, last = slice_range if slice_range is not None else (0, brain_mask.shape[2])
-    slices = [k for k in range(first, last) if brain_mask[:, :, k].mean() >= smallest_brain_fraction]
+    slices = [k for k in range(first, last, slice_step) if brain_mask[:, :, k].mean() >= smallest_brain_fraction]
     lesion = np.zeros(brain_mask.shape[2], dtype=int) if label is None else label.sum(axis=(0, 1))
     if selection == "healthy":
         return [k for k in slices if lesion[k] == 0]
@@ -94,12 +95,21 @@ class WriteSlices:
 
     Args:
         temporary: The folder of the temporary folders; it exists as long as the run.
-        slice_range: First slice and the one after the last; None: all.
+        slice_range: First slice of a plane and the one after the last; None: all.
+        planes: "axial", "coronal", "sagittal".
+        slice_step: Every which slice.
     """
 
-    def __init__(self, temporary: str | os.PathLike, slice_range: Sequence[int] | None):
+    def __init__(
+        self,
+        temporary: str | os.PathLike,
+        slice_range: Sequence[int] | None,
+        planes: Sequence[str] = ("axial",),
+        slice_step: int = 1,
+    ):
         self.temporary = Path(temporary)
-        self.slice_range = slice_range
+        self.slice_range, self.slice_step = slice_range, slice_step
+        self.planes = planes
 
     def __call__(self, data: Mapping[str, Any]) -> str:
         """Save ``image``, ``brain_mask`` and ``label``, (C, H, W, D), and the record; gives their folder.
@@ -108,33 +118,69 @@ class WriteSlices:
             ValueError: When the label has voxels that are no number, or does not fit.
             OSError: When nothing can be written any more.
         """
-        if "label" in data and data["label"].shape[1:] != data["image"].shape[1:]:
-            raise ValueError(
-                f"{data['case']} has a lesion mask of shape {list(data['label'].shape[1:])}, but voxels "
-                f"{list(data['image'].shape[1:])}: resample it."
-            )
+        _check_label(data)
         volumes = {key: np.asarray(data[key]) for key in ("image", "brain_mask", "label") if key in data}
         if "label" in data:
             volumes["label"] = lesion_of(data["label"], data["case"]).numpy()
-        affine = data["image"].affine
-        spacing = affine_to_spacing(affine)[:2]
-        field_of_view = [round(float(n * mm), 3) for n, mm in zip(volumes["image"].shape[1:3], spacing, strict=True)]
-        label = volumes["label"][0] if "label" in volumes else None
-        chosen = select_slices(volumes["brain_mask"][0], label, data["selection"], self.slice_range)
         folder = self.temporary / data["case"]
+        record = {"fingerprint": data["fingerprint"], "keys": sorted(volumes), "slices": []}
+        common = robust_scale(volumes["image"], volumes["brain_mask"][0] > 0)
         with _writing(self.temporary.parent):
             folder.mkdir()
-            for k in chosen:
-                for key, volume in volumes.items():
-                    plane = volume[..., k].astype(np.float32 if key == "image" else np.uint8, order="C")
-                    _save_array(folder / f"{k:03d}_{key}.npy", plane)
-            digests = content_digest(folder)
-            record = {"fingerprint": data["fingerprint"], "slices": chosen, "keys": sorted(volumes)}
-            record["field_of_view"] = field_of_view
-            record["files"] = digests
-            record["positions"] = [round(float(affine[2, 2] * k + affine[2, 3]), 3) for k in chosen]
+            for plane in self.planes:
+                slices = self._write_plane(folder, plane, volumes, data["image"].affine, data["selection"])
+                record["slices"] += [{**entry, **common} for entry in slices]
+            record["files"] = content_digest(folder)
             (folder / RECORD).write_text(json.dumps(record))
         return str(folder)
+
+    def _write_plane(
+        self, folder: Path, plane: str, volumes: Mapping[str, np.ndarray], affine: Tensor, selection: str
+    ) -> list[dict[str, object]]:
+        """Save the chosen slices of one plane, and give what the datalist says of each."""
+        axis, order = PLANES[plane]
+        across = {key: volume.transpose(0, *(1 + k for k in (*order, axis))) for key, volume in volumes.items()}
+        label = across["label"][0] if "label" in across else None
+        chosen = select_slices(across["brain_mask"][0], label, selection, self.slice_range, self.slice_step)
+        spacing = affine_to_spacing(affine)
+        size = zip(across["image"].shape[1:3], order, strict=True)
+        field_of_view = [round(float(pixels * spacing[k]), 3) for pixels, k in size]
+        for k in chosen:
+            for key, volume in across.items():
+                array = volume[..., k].astype(np.float32 if key == "image" else np.uint8, order="C")
+                _save_array(folder / f"{_stem(plane, k)}_{key}.npy", array)
+        position = [round(float(affine[axis, axis] * k + affine[axis, 3]), 3) for k in chosen]
+        same = {"plane": plane, "field_of_view": field_of_view}
+        return [{"slice": k, **same, "position": mm} for k, mm in zip(chosen, position, strict=True)]
+
+
+def robust_scale(image: np.ndarray, brain_mask: np.ndarray) -> dict[str, list[float]]:
+    """Measure a scan's brain, for its datalist entries.
+
+    Args:
+        image: (M, H, W, D).
+        brain_mask: (H, W, D), bool.
+
+    Returns:
+        ``median`` and ``deviation`` (1.4826 times the median absolute deviation) of each modality.
+    """
+    inside = image[:, brain_mask]
+    median = np.median(inside, axis=1)
+    deviation = 1.4826 * np.median(np.abs(inside - median[:, None]), axis=1)
+    return {"median": np.round(median, 5).tolist(), "deviation": np.round(np.maximum(deviation, 1e-3), 5).tolist()}
+
+
+def _stem(plane: str, k: int) -> str:
+    """How the files of a slice begin."""
+    return f"{k:03d}" if plane == "axial" else f"{plane}_{k:03d}"
+
+
+def _check_label(data: Mapping[str, object]) -> None:
+    if "label" in data and data["label"].shape[1:] != data["image"].shape[1:]:
+        raise ValueError(
+            f"{data['case']} has a lesion mask of shape {list(data['label'].shape[1:])}, but voxels "
+            f"{list(data['image'].shape[1:])}: resample it."
+        )
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -173,7 +219,7 @@ def _temporary_folder(output: Path) -> Iterator[Path]:
 
 
 def _is_own_name(name: str) -> bool:
-    return name == RECORD or re.fullmatch(r"\d{3,}_(image|brain_mask|label)\.npy", name) is not None
+    return name == RECORD or re.fullmatch(r"([a-z]+_)?\d{3,}_(image|brain_mask|label)\.npy", name) is not None
 
 
 def _foreign(folder: Path) -> Path | None:
@@ -218,7 +264,7 @@ def _read_record(output_dir: Path, item: Mapping[str, Any]) -> dict[str, Any]:
     record = read_record(output_dir / item["split"] / item["case"] / RECORD)
     if record.get("fingerprint") != item["fingerprint"]:
         return {}
-    if not {"field_of_view", "positions"} <= record.keys():  # of an older version
+    if not all(isinstance(entry, dict) and "median" in entry for entry in record["slices"]):  # of an older version
         return {}
     files = [entry[key] for entry in _entries(item, record) for key in record["keys"]]
     return record if all(not_empty(output_dir / file) for file in files) else {}
@@ -227,10 +273,13 @@ def _read_record(output_dir: Path, item: Mapping[str, Any]) -> dict[str, Any]:
 def _entries(item: Mapping[str, Any], record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the datalist says of a subject's slices."""
     folder = f"{item['split']}/{item['case']}"
-    same = {"case": item["case"], "field_of_view": record["field_of_view"]}
     return [
-        {**same, "slice": k, "position": z, **{key: f"{folder}/{k:03d}_{key}.npy" for key in record["keys"]}}
-        for k, z in zip(record["slices"], record["positions"], strict=True)
+        {
+            "case": item["case"],
+            **entry,
+            **{key: f"{folder}/{_stem(entry['plane'], entry['slice'])}_{key}.npy" for key in record["keys"]},
+        }
+        for entry in record["slices"]
     ]
 
 
@@ -244,6 +293,7 @@ def plan(
     brain_mask: str | None = None,
     allow_outside: bool = False,
     exclude: str | Sequence[str] | None = None,
+    planes: Sequence[str] = ("axial",),
 ) -> dict[str, list[Subject]]:
     """Find the subjects of each split and check all that their headers show.
 
@@ -252,11 +302,12 @@ def plan(
         modalities: File name endings.
         splits: For each split a split file, a list of names, or None to leave it out.
         slice_selection: For each split one of "healthy", "largest_lesion", "all".
-        slice_range: First axial slice and the one after the last; None: all.
+        slice_range: First slice of a plane and the one after the last; None: all.
         label: File name ending of lesion masks.
         brain_mask: File name ending of brain masks, or None.
         allow_outside: As in `find_subjects`.
         exclude: Likewise, of all splits together.
+        planes: "axial", "coronal", "sagittal".
 
     Returns:
         The subjects of each split that is made, with ``error`` where one cannot be used.
@@ -283,7 +334,7 @@ def plan(
     if not found:
         raise ValueError("All splits are null: set `split_training`, `split_validation` or `split_testing`.")
     left = without([subject for subjects in found.values() for subject in subjects], exclude, dataset_dir)
-    usable = mark_unusable(left, slice_range)
+    usable = mark_unusable(left, slice_range, planes)
     return {split: [subject for subject in usable if owner[subject["case"]] == split] for split in found}
 
 
@@ -301,6 +352,8 @@ def preprocess(
     allow_outside: bool = False,
     exclude: str | Sequence[str] | None = None,
     num_workers: int | None = None,
+    planes: Sequence[str] = ("axial",),
+    slice_step: int = 1,
 ) -> dict[str, int]:
     """Write the chosen slices of all subjects and one datalist of them.
 
@@ -315,13 +368,15 @@ def preprocess(
         transform: Loads a subject and gives ``image`` (M, H, W, D), ``brain_mask`` and, if any, ``label``.
         settings: What of ``transform`` changes the result, for the record.
         slice_selection: For each split one of "healthy", "largest_lesion", "all".
-        slice_range: First axial slice and the one after the last; None: all.
+        slice_range: First slice of a plane and the one after the last; None: all.
         label: File name ending of lesion masks.
         brain_mask: File name ending of brain masks; None or "auto" where there are none. None: voxels unlike the
             background are brain; "auto": ``transform`` strips scans that still have their skull.
         allow_outside: As in `find_subjects`.
         exclude: Likewise.
         num_workers: Processes; None: one for each core, 0: this one.
+        planes: Which slices are made: "axial", "coronal", "sagittal"; a scan may be a single one of them.
+        slice_step: Every which slice of each plane.
 
     Returns:
         The number of slices of each split.
@@ -337,8 +392,18 @@ def preprocess(
             f"`slice_selection` must give one of {', '.join(SELECTIONS)} for each of {', '.join(SPLITS)}, got "
             f"{dict(slice_selection)}."
         )
+    check_planes(planes)
     subjects = plan(
-        dataset_dir, modalities, splits, slice_selection, slice_range, label, brain_mask, allow_outside, exclude
+        dataset_dir,
+        modalities,
+        splits,
+        slice_selection,
+        slice_range,
+        label,
+        brain_mask,
+        allow_outside,
+        exclude,
+        planes,
     )
     return write_slices(
         subjects,
@@ -349,8 +414,20 @@ def preprocess(
         slice_selection,
         slice_range,
         num_workers,
+        planes,
+        slice_step,
         strip=brain_mask == AUTO,
     )
+
+
+def check_planes(planes: Sequence[str]) -> None:
+    """Refuse what is no list of planes.
+
+    Raises:
+        ValueError: When one is unknown, or there is none.
+    """
+    if isinstance(planes, str) or not planes or not {*planes} <= {*PLANES}:
+        raise ValueError(f"`planes` must be a list of {', '.join(PLANES)}, got {planes!r}.")
 
 
 def write_slices(
@@ -362,11 +439,14 @@ def write_slices(
     slice_selection: Mapping[str, str],
     slice_range: Sequence[int] | None,
     num_workers: int | None,
+    planes: Sequence[str] = ("axial",),
+    slice_step: int = 1,
     strip: bool = False,
 ) -> dict[str, int]:
     """What `preprocess` does with the subjects of each split, once they are found and checked."""
     output = Path(output_dir)
-    settings = {"modalities": list(modalities), "slice_range": slice_range and list(slice_range), **settings}
+    chosen = {"slice_range": slice_range and list(slice_range), "planes": list(planes), "slice_step": slice_step}
+    settings = {"modalities": list(modalities), **chosen, **settings}
     items = [
         {**subject, "split": split, "selection": slice_selection[split]}
         for split, members in subjects.items()
@@ -387,7 +467,7 @@ def write_slices(
     if len(waiting) < len(items):
         print(f"{len(items) - len(waiting)} of {len(items)} subjects are finished already.")
     with _temporary_folder(output) as temporary:
-        work = Attempt(Compose([transform, WriteSlices(temporary, slice_range)]))
+        work = Attempt(Compose([transform, WriteSlices(temporary, slice_range, planes, slice_step)]))
         failed |= _run(waiting, work, output, temporary, num_workers)
     if len(failed) == number:
         raise_failed(failed, number)
@@ -540,7 +620,7 @@ def slices_of_scans(
         output_dir: Slices and their datalist go to its folder ``<split>_slices``.
         modalities: Names of the channels.
         least: Fewer slices than this are an error.
-        slice_range: First axial slice and the one after the last; None: all.
+        slice_range: First slice of a plane and the one after the last; None: all.
 
     Returns:
         The slices, as `read_slices` gives them.

@@ -14,7 +14,16 @@ import numpy as np
 
 from ..common.batch import shown_list
 from ..common.settings import LONGEST_NAME, is_name, is_path
-from .nifti import NIFTI_SUFFIXES, axial_slices, case_of, check_forms, file_stem, find_nifti, is_nifti_name, read_header
+from .nifti import (
+    NIFTI_SUFFIXES,
+    case_of,
+    check_forms,
+    file_stem,
+    find_nifti,
+    is_nifti_name,
+    number_of_slices,
+    read_header,
+)
 
 Subject = dict[str, Any]  # case, image, and label, brain_mask or error where there are any
 AUTO = "auto"  # as `brain_mask`: none is given, and scans that still have their skull are stripped
@@ -25,6 +34,8 @@ PLAIN = (".txt", ".json", ".csv", ".tsv", ".md")  # endings of files beside scan
 
 
 def existing_folder(dataset_dir: str | os.PathLike) -> Path:
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        raise ValueError(f"`dataset_dir` must be one folder here, got {shown(dataset_dir)}.")
     folder = Path(dataset_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder {folder}: set `dataset_dir` to the folder that holds the data.")
@@ -417,22 +428,27 @@ def _check_slice_range(slice_range: Any) -> None:
         )
 
 
-def check_subjects(subjects: Sequence[Subject], slice_range: Sequence[int] | None = None) -> None:
+def check_subjects(
+    subjects: Sequence[Subject], slice_range: Sequence[int] | None = None, planes: Sequence[str] = ("axial",)
+) -> None:
     """Read the headers of all scans and refuse what later steps cannot use.
 
     Args:
         subjects: What `find_subjects` found.
-        slice_range: First axial slice, and the one after the last, that will be used; None: all.
+        slice_range: First slice, and the one after the last, that will be used; None: all.
+        planes: Of the slices, such as "axial".
 
     Raises:
         ValueError: When files of a scan differ in shape or affine, or the range leaves the volume.
     """
     _check_slice_range(slice_range)
     for subject in subjects:
-        _check_subject(subject, slice_range)
+        _check_subject(subject, slice_range, planes)
 
 
-def mark_unusable(subjects: Sequence[Subject], slice_range: Sequence[int] | None = None) -> list[Subject]:
+def mark_unusable(
+    subjects: Sequence[Subject], slice_range: Sequence[int] | None = None, planes: Sequence[str] = ("axial",)
+) -> list[Subject]:
     """The subjects, with the sentence of `check_subjects` as ``error`` where one cannot be used.
 
     Raises:
@@ -443,7 +459,7 @@ def mark_unusable(subjects: Sequence[Subject], slice_range: Sequence[int] | None
     for subject in subjects:
         try:
             if "error" not in subject:
-                _check_subject(subject, slice_range)
+                _check_subject(subject, slice_range, planes)
             marked.append(subject)
         except (ValueError, FileNotFoundError) as error:
             first = first or error
@@ -453,7 +469,7 @@ def mark_unusable(subjects: Sequence[Subject], slice_range: Sequence[int] | None
     return marked
 
 
-def _check_subject(subject: Subject, slice_range: Sequence[int] | None) -> None:
+def _check_subject(subject: Subject, slice_range: Sequence[int] | None, planes: Sequence[str]) -> None:
     files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
     shape, affine = read_header(files[0])
     check_forms(files[0], str(subject["case"]))
@@ -463,9 +479,10 @@ def _check_subject(subject: Subject, slice_range: Sequence[int] | None) -> None:
             raise ValueError(f"{path} has shape {other_shape}, but {files[0]} has {shape}: resample one to the other.")
         if not np.allclose(other_affine, affine, atol=1e-3):
             raise ValueError(f"{path} has another affine than {files[0]}: resample one to the other.")
-    slices = axial_slices(shape, affine)
-    if slice_range is not None and slice_range[1] > slices:
-        raise ValueError(
-            f"{files[0]} has {slices} axial slices, so `slice_range` {list(slice_range)} leaves it: choose a range "
-            f"within [0, {slices}], or null for all slices."
-        )
+    for plane in planes:
+        slices = number_of_slices(shape, affine, plane)
+        if slice_range is not None and slice_range[1] > slices:
+            raise ValueError(
+                f"{files[0]} has {slices} {plane} slices, so `slice_range` {list(slice_range)} leaves it: choose a "
+                f"range within [0, {slices}], or null for all slices."
+            )

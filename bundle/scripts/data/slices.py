@@ -17,44 +17,66 @@ from .scans import existing_folder, inside, read_json, shown
 
 DATALIST = "datalist.json"
 SPLITS = ("training", "validation", "testing")
+# For each plane the axis across it, and those of rows and columns: the network sees axial slices as (x, y), coronal
+# ones as (x, z) and sagittal ones as (z, y).
+PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (2, 1))}
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-SLICE_ENTRIES = {  # what preprocessing notes of a slice; the last two it did not always note
+SLICE_ENTRIES = {  # what preprocessing notes of a slice; the last three it did not always note
     "case": is_text,
     "slice": lambda value: type(value) is int and 0 <= value < 2**31,
     "image": lambda value: isinstance(value, str),
     "brain_mask": lambda value: isinstance(value, str),
     "label": lambda value: value is None or isinstance(value, str),
     "position": lambda value: value is None or _is_number(value),
+    "median": lambda value: value is None or (isinstance(value, list) and all(map(_is_number, value))),
+    "deviation": lambda value: (
+        value is None or (isinstance(value, list) and all(_is_number(spread) and spread > 0 for spread in value))
+    ),
+    "plane": lambda value: value is None or (isinstance(value, str) and value in PLANES),
     "field_of_view": lambda value: (
         value is None
         or (isinstance(value, list) and len(value) == 2 and all(_is_number(mm) and 0 <= mm <= 10_000 for mm in value))
     ),
 }
+KNOWN = ("case", "slice", "plane", "field_of_view", "position", "median", "deviation")
 
 
 def read_slices(
-    dataset_dir: str | os.PathLike, split: str, modalities: Sequence[str] | None = None
+    dataset_dir: str | os.PathLike | Sequence[str], split: str, modalities: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """List the slices that preprocessing wrote for one split.
 
     Args:
-        dataset_dir: The folder that holds its datalist.json.
+        dataset_dir: The folder that holds its datalist.json, or several, whose slices are joined.
         split: "training", "validation" or "testing".
         modalities: What the model takes; the slices must hold the same.
 
     Returns:
-        For each slice ``case``, ``slice``, ``field_of_view`` (height and width in mm), ``position`` (z in mm) and the
-        files ``image``, ``brain_mask`` and, if any, ``label``.
+        For each slice ``case``, ``slice``, ``plane``, ``field_of_view`` (height and width in mm), ``position`` (mm,
+        along the axis across it; z of axial slices), ``median`` and ``deviation`` of the scan's brain, ``certain`` (whether
+        it holds no lesion for certain) and the files ``image``, ``brain_mask`` and, if any, ``label``.
 
     Raises:
         FileNotFoundError: When there is no datalist, or a file of it is gone.
         ValueError: When the split is missing or empty, holds other modalities, or a file that is no slice.
     """
+    folders = folders_of(dataset_dir)
+    return [item for folder in folders for item in _read_folder(folder, split, modalities)]
+
+
+def folders_of(dataset_dir: str | os.PathLike | Sequence[str]) -> list[str | os.PathLike]:
+    """One folder of slices, or several, as a list."""
+    return [dataset_dir] if isinstance(dataset_dir, (str, os.PathLike)) else list(dataset_dir)
+
+
+def _read_folder(
+    dataset_dir: str | os.PathLike, split: str, modalities: Sequence[str] | None
+) -> list[dict[str, object]]:
     root = existing_folder(dataset_dir)
     path = root / DATALIST
     if not path.is_file():
@@ -78,34 +100,40 @@ def read_slices(
         if missing:
             raise FileNotFoundError(f"{path} lists {missing}, which is gone: run configs/preprocess.json again.")
         _check_planes(files, len(modalities) if modalities is not None else None)
-        known = {key: item[key] for key in ("case", "slice", "field_of_view", "position") if item.get(key) is not None}
-        slices.append({**known, **files})
+        known = {key: item[key] for key in KNOWN if item.get(key) is not None}
+        slices.append({**known, "certain": bool(content.get("certainly_healthy", False)), **files})
     return slices
 
 
-def read_source(dataset_dir: str | os.PathLike, modalities: Sequence[str] | None = None) -> dict[str, Any]:
-    """Read from the datalist what a model of its slices must know of them.
+def read_source(
+    dataset_dir: str | os.PathLike | Sequence[str] | None, modalities: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Read from the datalists what a model of their slices must know of them.
 
     Args:
-        dataset_dir: Folder of slices. One without a datalist may still be trained on: MONAI Label gives scans instead.
-        modalities: What the caller expects; None: as the datalist says, ``["flair"]`` where there is none.
+        dataset_dir: Folder of slices, or several. One without a datalist may still be trained on: MONAI Label gives
+            scans instead. None: there are none.
+        modalities: What the caller expects; None: as the first datalist says, ``["flair"]`` where there is none.
 
     Returns:
         ``modalities``, and ``scaling``: how preprocessing scaled them.
 
     Raises:
-        ValueError: When the datalist has other modalities.
+        ValueError: When a datalist has other modalities.
     """
-    path = Path(dataset_dir) / DATALIST
-    content = read_json(path, "the folder that preprocess.json wrote") if path.is_file() else {}
-    found = content if isinstance(content, dict) else {}
-    noted = found.get("modalities", modalities or ["flair"])
-    if modalities is not None and list(modalities) != list(noted):
-        raise ValueError(
-            f"{path} holds slices of {', '.join(map(str, noted))}, but `modalities` is {', '.join(modalities)}: leave "
-            "it out, or preprocess again."
-        )
-    return {"modalities": noted, "scaling": {name: found.get(name, value) for name, value in SCALING.items()}}
+    scaling: dict[str, object] = {}
+    for folder in folders_of(dataset_dir if dataset_dir is not None else []):
+        path = Path(folder) / DATALIST
+        content = read_json(path, "the folder that preprocess.json wrote") if path.is_file() else {}
+        found = content if isinstance(content, dict) else {}
+        noted = found.get("modalities", modalities or ["flair"])
+        if modalities is not None and list(modalities) != list(noted):
+            raise ValueError(
+                f"{path} holds slices of {', '.join(map(str, noted))}, but `modalities` is {', '.join(modalities)}: "
+                "leave it out, or preprocess again."
+            )
+        modalities, scaling = noted, scaling or {name: found.get(name, value) for name, value in SCALING.items()}
+    return {"modalities": modalities or ["flair"], "scaling": scaling or dict(SCALING)}
 
 
 def _check_planes(files: Mapping[str, str], modalities: int | None) -> None:
@@ -137,6 +165,8 @@ def common_field_of_view(slices: Sequence[Mapping[str, Any]]) -> tuple[float, fl
 
 
 def covered_planes(slices: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Lowest and highest position of the slices in mm; inf and -inf where no slice tells its own."""
+    """Lowest and highest position of axial slices in mm; inf and -inf where they do not tell, or hold all levels."""
+    if any(item.get("plane", "axial") != "axial" for item in slices):
+        return math.inf, -math.inf
     positions = [item["position"] for item in slices if "position" in item]
     return (min(positions), max(positions)) if positions else (math.inf, -math.inf)

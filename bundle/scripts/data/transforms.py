@@ -8,13 +8,15 @@ from collections.abc import Hashable, Mapping, Sequence
 import nibabel as nib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor, NibabelReader, NumpyReader
 from monai.transforms import MapTransform, Transform
-from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple, ensure_tuple_rep
 from torch import Tensor
 
 from ..common.settings import check_settings
+from ..method.volume import PIXEL_SIZE
 from .brain import brain_mask_of, warn_of_skull
 from .nifti import content_size
 from .stripping import brain_mask_or_strip
@@ -153,6 +155,126 @@ class SliceReader(NumpyReader):
             if not np.isfinite(planes[-1].astype(np.float32)).all():
                 raise ValueError(f"{path} has NaN or infinite pixels: run configs/preprocess.json again.")
         return super().get_data(planes)
+
+
+def resample_slice(
+    image: Tensor, brain_mask: Tensor, spacing: Sequence[float], pixel_size: float, size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Give the brain of a slice other pixels, and put its middle into that of a canvas.
+
+    Args:
+        image: Slice (M, H, W).
+        brain_mask: (1, H, W), above 0 in the brain.
+        spacing: Height and width of its pixels in mm.
+        pixel_size: mm of the result's pixels.
+        size: Height and width of the result in pixels; what lies beyond is cut off.
+
+    Returns:
+        Slice (M, *size), `LOWEST` outside the brain, averaged over what its pixels cover of the brain, and brain mask
+        (1, *size), float32.
+    """
+    brain = (brain_mask > 0).to(torch.float32)
+    shape = [max(1, round(n * mm / pixel_size)) for n, mm in zip(image.shape[1:], spacing, strict=True)]
+    both = torch.cat([image * brain, brain])[None]
+    both = F.interpolate(both, shape, mode="bilinear", antialias=True)[0]
+    inside = both[-1] > 0.5
+    result = both.new_full((len(both), *size), LOWEST)
+    result[-1] = 0
+    if inside.any():
+        values = torch.where(inside, both[:-1] / both[-1:].clamp(min=0.5), LOWEST)
+        both = torch.cat([values, inside[None].to(values.dtype)])
+        spans = [inside.any(dim=1 - axis).nonzero()[:, 0] for axis in (0, 1)]
+        starts = [int(span[0] + span[-1] + 1) // 2 - want // 2 for span, want in zip(spans, size, strict=True)]
+        source = [slice(max(0, start), max(0, start + want)) for start, want in zip(starts, size, strict=True)]
+        cut = both[:, source[0], source[1]]
+        target = [slice(max(0, -start), max(0, -start) + n) for start, n in zip(starts, cut.shape[1:], strict=True)]
+        result[:, target[0], target[1]] = cut
+    return result[:-1], result[-1:]
+
+
+class ResampleSliced(MapTransform):
+    """Give slices pixels of one size and put them on canvases of one size, see `resample_slice`.
+
+    Args:
+        keys: Slices (M, H, W).
+        size: Height and width in pixels.
+        pixel_size: mm.
+        mask_key: Their brain mask (1, H, W), above 0 in the brain.
+        field_key: Their height and width in mm, as preprocessing notes it.
+
+    Raises:
+        ValueError: When a slice does not tell its height and width.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        size: Sequence[int],
+        pixel_size: float = PIXEL_SIZE,
+        mask_key: str = "brain_mask",
+        field_key: str = "field_of_view",
+        allow_missing_keys: bool = False,
+    ):
+        super().__init__(keys, allow_missing_keys)
+        self.pixel_size, self.size = float(pixel_size), tuple(size)
+        self.mask_key, self.field_key = mask_key, field_key
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """Give a copy of ``data`` with the slices and their brain mask."""
+        result = dict(data)
+        if self.field_key not in result:
+            raise ValueError(
+                f"{_named(result, result[self.mask_key])} does not tell its height and width in mm: run "
+                "configs/preprocess.json again."
+            )
+        brain_mask = convert_to_tensor(result[self.mask_key], dtype=torch.float32, track_meta=False)
+        spacing = [mm / n for mm, n in zip(result[self.field_key], brain_mask.shape[1:], strict=True)]
+        for key in self.key_iterator(result):
+            image = convert_to_tensor(result[key], dtype=torch.float32, track_meta=False)
+            result[key], mask = resample_slice(image, brain_mask, spacing, self.pixel_size, self.size)
+            result[self.mask_key] = mask
+        return result
+
+
+class StandardizeByScand(MapTransform):
+    """Add each slice in robust deviations from the median of its scan's brain, 0 outside the brain.
+
+    Args:
+        keys: Slices (M, H, W).
+        names: Where they go, one for each key.
+        mask_key: Their brain mask (1, H, W), above 0 in the brain.
+
+    Raises:
+        ValueError: When a slice does not tell median and deviation of its scan.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        names: KeysCollection,
+        mask_key: str = "brain_mask",
+        allow_missing_keys: bool = False,
+    ):
+        super().__init__(keys, allow_missing_keys)
+        self.names = ensure_tuple_rep(names, len(self.keys))
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """Give a copy of ``data`` with the standardized slices."""
+        result = dict(data)
+        if not {"median", "deviation"} <= result.keys():
+            raise ValueError(
+                f"{_named(result, result[self.mask_key])} does not tell median and deviation of its scan: run "
+                "configs/preprocess.json again."
+            )
+        median, deviation = (torch.tensor(result[key])[:, None, None] for key in ("median", "deviation"))
+        for key, name in self.key_iterator(result, self.names):
+            result[name] = (result[key] - median) / deviation * (result[self.mask_key] > 0)
+        return result
 
 
 class BrainMaskd(MapTransform):

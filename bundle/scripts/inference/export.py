@@ -22,7 +22,7 @@ STEP = "export_onnx"
 
 @torch.no_grad()
 def network_inputs(model: Refinement) -> dict[str, Tensor]:
-    """What each network of a model sees when one slice of noise is refined.
+    """What each network of a model sees when one slice of noise is refined; that for volumes sees the same channels.
 
     Args:
         model: Calibrated networks.
@@ -47,7 +47,7 @@ def network_inputs(model: Refinement) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return {name: seen[name] if name in seen else seen["masked"] for name in model.networks}
 
 
 def export_networks(model: Refinement, output_dir: str) -> list[Path]:

@@ -95,6 +95,7 @@ class ProbabilisticIterMask(Refinement):
         last_weight: Weight of the last pass in the anomaly map, in [0, 1), beside the first one's; 0 is one pass.
         predict_variance: Whether the network has channels for the log-variance; without, residuals are not divided.
         robust_scaling: Standardize every slice by median and deviation of its brain, see `standardize`.
+        lesions: Whether a second network says in whole volumes where it sees lesions, see `refine_volume`.
         threshold: Score above which a pixel may be anomalous. NaN until it has been calibrated.
 
     Raises:
@@ -120,6 +121,7 @@ class ProbabilisticIterMask(Refinement):
         last_weight: float = 0.5,
         predict_variance: bool = True,
         robust_scaling: bool = True,
+        lesions: bool = False,
         threshold: float = float("nan"),
     ):
         super().__init__(modalities, image_size, scaling)
@@ -133,6 +135,9 @@ class ProbabilisticIterMask(Refinement):
         self.least_log_variance, self.largest_log_variance = LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE
         channels = (1 + predict_variance) * self.modalities
         self.masked = network(in_channels=self.modalities + 1, out_channels=channels)
+        if lesions:
+            self.networks = ("masked", "lesions")
+            self.lesions = network(in_channels=self.modalities + 1, out_channels=2 * self.modalities + 1)
         self.threshold.fill_(threshold), self.certain_threshold.fill_(threshold), self.first_threshold.fill_(threshold)
         self.register_buffer("deviation", torch.ones(()))
         self.describe(
@@ -142,6 +147,7 @@ class ProbabilisticIterMask(Refinement):
             last_weight=self.last_weight,
             predict_variance=predict_variance,
             robust_scaling=robust_scaling,
+            lesions=lesions,
         )
 
     def prepare(self, image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

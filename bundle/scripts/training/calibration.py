@@ -245,12 +245,7 @@ def finish_training(
     Raises:
         SystemExit: When the training was interrupted.
     """
-    if checkpoint.interrupted is not None:
-        message = (
-            f"{checkpoint.interrupted.name}: training stopped, saved {checkpoint.path}; "
-            "run the same command with --resume True to go on."
-        )
-        raise SystemExit(message if idist.get_rank() == 0 else 1)
+    stop_interrupted(checkpoint)
     if idist.get_rank() > 0:
         return
     complete = set(trained) == set(model.networks)
@@ -272,4 +267,38 @@ def finish_training(
     begin(folder, TRAINING, names)
     save_model(model, model_file)
     settle(folder, TRAINING, names)
+    print(f"Model: {model_file}")
+
+
+def stop_interrupted(checkpoint: TrainingCheckpoint) -> None:
+    """End the program where a signal ended the training.
+
+    Raises:
+        SystemExit: Saying how to go on.
+    """
+    if checkpoint.interrupted is not None:
+        message = (
+            f"{checkpoint.interrupted.name}: training stopped, saved {checkpoint.path}; "
+            "run the same command with --resume True to go on."
+        )
+        raise SystemExit(message if idist.get_rank() == 0 else 1)
+
+
+def finish_lesions(model: ProbabilisticIterMask, checkpoint: TrainingCheckpoint, model_file: str) -> None:
+    """Write a model with the best averaged weights of its network for whole volumes; all else is as it was.
+
+    Args:
+        model: The model in training.
+        checkpoint: Holds the best weights.
+        model_file: Where the model goes.
+
+    Raises:
+        SystemExit: When the training was interrupted.
+    """
+    stop_interrupted(checkpoint)
+    if idist.get_rank() > 0:
+        return
+    model.load_state_dict(checkpoint.best_weights, strict=False)
+    save_model(model, model_file)
+    print(f"Best validation error {checkpoint.best_metric:.6g}")
     print(f"Model: {model_file}")

@@ -43,12 +43,12 @@ class Reconstructions(nn.Module):
     def forward(self, corrupted_and_high: Tensor) -> Tensor:
         """Run each network on its input, (N, 2 M, H, W) of corrupted and high-frequency image, and join the channels.
 
-        The first-iteration network gets the second half of the channels, the masked network all of them.
+        The first-iteration network gets the second half of the channels, the others all of them.
         """
         high = corrupted_and_high[:, corrupted_and_high.shape[1] // 2 :]
-        inputs = {"first_iteration": high, "masked": corrupted_and_high}
+        inputs = {"first_iteration": high}
         with autocast(self.precision, corrupted_and_high.device):
-            outputs = [network(inputs[name]) for name, network in self.named_children()]
+            outputs = [network(inputs.get(name, corrupted_and_high)) for name, network in self.named_children()]
         return torch.cat(outputs, dim=1).float()
 
 

@@ -169,7 +169,7 @@ class WatchTraining:
     def _batch(self, engine: Engine) -> None:
         batch: Any = engine.state.batch
         normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
-        if normalized and len(batch["image"]) * idist.get_world_size() == 1:
+        if normalized and len(batch["brain_mask"]) * idist.get_world_size() == 1:
             logger.warning(
                 "The batches hold one slice, of which batch normalization takes its statistics; those of other slices "
                 "differ, and so will the validation: set `batch_size` to 2 or more (8 by default)."

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ignite.distributed as idist
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..method.default import LARGEST_LOG_VARIANCE, LEAST_LOG_VARIANCE
 from .distributed import mean_over_ranks
+
+LEAST_WEIGHT = 100.0  # of a slice's pixels together, so that a few do not count as much as many
+LEAST_LESION = 4.0  # weight of a slice's lesions, from which on their overlap counts
+SMOOTHNESS = 5.0  # pixels, in numerator and denominator of Dice: small lesions are not all or nothing
 
 
 def masked_error(prediction: Tensor, target: Tensor, visible_weight: float = 0.1) -> Tensor:
@@ -58,3 +63,55 @@ def masked_likelihood(prediction: Tensor, target: Tensor, visible_weight: float 
     likelihood = error.detach() * torch.exp(-log_variance) + log_variance
     likelihood = likelihood * log_variance.detach().exp().clamp(max=1)
     return _hidden_and_visible(error + 0.5 * likelihood, error, target, visible_weight)
+
+
+def lesion_likelihood(
+    prediction: Tensor,
+    target: Tensor,
+    mean_weight: float = 4.0,
+    lesion_weight: float = 2.0,
+    overlap_weight: float = 0.5,
+    visible_weight: float = 0.1,
+) -> Tensor:
+    """Loss of predicted mean, log-variance and lesions: `masked_likelihood`, cross entropy and soft Dice.
+
+    Args:
+        prediction: Mean, log-variance and logit of lesion (N, 2 M + 1, H, W).
+        target: What `PrepareLesionBatch` asks for, (N, M + 4, H, W).
+        mean_weight: Weight of the squared error of the mean.
+        lesion_weight: Weight of the cross entropy of the lesions.
+        overlap_weight: Weight of their soft Dice.
+        visible_weight: Weight of the squared error where nothing is hidden.
+
+    Returns:
+        The loss, a scalar.
+    """
+    healthy, logit = prediction[:, :-1], prediction[:, -1:]
+    label, weight = target[:, -4:-3], target[:, -3:-2]
+    slices = torch.cat([target[:, :-4], target[:, -2:]], dim=1)
+    error = masked_error(healthy.chunk(2, dim=1)[0], slices, visible_weight)
+    lesions = lesion_weight * cross_entropy(logit, label, weight) + overlap_weight * overlap_error(logit, label, weight)
+    return masked_likelihood(healthy, slices, visible_weight) + (mean_weight - 1) * error + lesions
+
+
+def cross_entropy(logit: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Mean over slices of the weighted cross entropy of their pixels; slices without weight do not count."""
+    loss = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
+    total = weight.flatten(1).sum(dim=1)
+    each = (loss * weight).flatten(1).sum(dim=1) / total.clamp(min=LEAST_WEIGHT)
+    return _mean_over(each, total > 0)
+
+
+def overlap_error(logit: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Mean over slices with lesions of 1 - soft Dice, over the pixels that have weight."""
+    counts = (weight > 0).to(logit.dtype)
+    probability, truth = torch.sigmoid(logit) * counts, label * counts
+    both, one, other = (values.flatten(1).sum(dim=1) for values in (probability * truth, probability, truth))
+    dice = (2 * both + SMOOTHNESS) / (one + other + SMOOTHNESS)
+    return _mean_over(1 - dice, (label * weight).flatten(1).sum(dim=1) > LEAST_LESION)
+
+
+def _mean_over(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the values (N,) that count; in several processes over those of all."""
+    number = idist.all_reduce(counts.sum().to(values.dtype)).clamp(min=1) / idist.get_world_size()
+    return (values * counts).sum() / number

@@ -1,0 +1,260 @@
+"""The refinement of whole volumes: the yardstick is that of what is believed normal, in all three planes at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+PIXEL_SIZE = 1.25  # mm, of the working grid in every direction
+LOWEST, HIGHEST = -6.0, 8.0  # robust deviations of the brain that the network sees
+UNIT = 3.0  # robust deviations that are 1 for the network
+BACKGROUND = -2.0  # what the network sees outside the brain
+PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (2, 1))}  # axis across, axes of rows, columns
+MULTIPLE = 16  # pixels: the network halves slices up to four times
+MARGIN = 4  # pixels around the brain of a slice
+UNLIKELY = -6.0  # logit: a lesion less likely than that is none
+MARK = 0.0  # logit above which a voxel is no longer believed normal
+LOW, HIGH = -0.5, 0.5  # logits: what is marked, and what a marked component holds somewhere
+MIRROR_WEIGHT, MIRROR_SIGMA = 0.2, 2.5  # part of the mirrored score that is taken off; its smoothing in grid pixels
+STOP_DICE = 0.99  # of the marked voxels of two passes: nothing changes any more
+LEAST_NORMAL = 0.2  # part of the brain that must be believed normal
+MOST_PASSES = 3
+SAMPLE = 200_000  # voxels that the yardstick is measured on
+FULL_SIZE = 60.0  # mm: a brain that is shorter along an axis is a slab of slices
+
+
+class VolumeResult(NamedTuple):
+    """What `refine_volume` finds.
+
+    Attributes:
+        mask: Anomalous voxels (1, X, Y, Z), bool.
+        probability: Of lesion (1, X, Y, Z), 0 outside the brain.
+        reconstruction: Healthy volume (M, X, Y, Z), in the scale of the input; the input itself outside the brain.
+        passes: How often the network saw the volume.
+    """
+
+    mask: Tensor
+    probability: Tensor
+    reconstruction: Tensor
+    passes: int
+
+
+def is_whole(brain_mask: Tensor, spacing: Sequence[float]) -> bool:
+    """Whether a volume (X, Y, Z) shows a brain in all three directions, and not a slab or a slice of it."""
+    for axis, step in enumerate(spacing):
+        others = [other for other in range(3) if other != axis]
+        shown = brain_mask.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
+        if len(shown) == 0 or float(shown[-1] - shown[0] + 1) * float(step) < FULL_SIZE:
+            return False
+    return True
+
+
+def to_network(image: Tensor, brain_mask: Tensor) -> Tensor:
+    """Give slices or volumes in deviations of the brain the range and the background that the network sees."""
+    return torch.where(brain_mask, image.clamp(LOWEST, HIGHEST) / UNIT, BACKGROUND)
+
+
+def yardstick(image: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+    """Median and robust deviation (1.4826 times the median absolute deviation) of what is believed normal.
+
+    Args:
+        image: Volume (M, X, Y, Z).
+        normal: (X, Y, Z), bool, not empty.
+
+    Returns:
+        Both (M, 1, 1, 1).
+    """
+    values = image[:, normal]
+    values = values[:, :: max(1, values.shape[1] // SAMPLE)]
+    median = values.median(dim=1, keepdim=True).values
+    deviation = 1.4826 * (values - median).abs().median(dim=1).values.clamp(min=1e-6)
+    return median[..., None, None], deviation[:, None, None, None]
+
+
+def resampling_matrix(number: int, spacing: float, size: int, pixel_size: float, center: float) -> Tensor:
+    """Weights that resample a row of voxels, (size, number): a triangle as wide as the larger of both voxels.
+
+    Args:
+        number: Voxels of the row.
+        spacing: Their size in mm.
+        size: Voxels of the result.
+        pixel_size: Their size in mm.
+        center: Where the middle of the result lies, in mm from the middle of the first voxel.
+    """
+    place = center + (torch.arange(size) - (size - 1) / 2) * pixel_size
+    width = max(spacing, pixel_size)
+    distance = (place[:, None] - spacing * torch.arange(number)).abs()
+    return (1 - distance / width).clamp(min=0) * (spacing / width)
+
+
+class Grid:
+    """A grid of cubic voxels around a brain, and the way there and back.
+
+    Args:
+        brain_mask: (X, Y, Z), bool, not empty.
+        spacing: Of its voxels in mm.
+        pixel_size: Of the grid's voxels in mm.
+    """
+
+    def __init__(self, brain_mask: Tensor, spacing: Sequence[float], pixel_size: float = PIXEL_SIZE):
+        self.forward, self.backward = [], []
+        for axis, step in enumerate(map(float, spacing)):
+            others = [other for other in range(3) if other != axis]
+            shown = brain_mask.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
+            first, last = float(shown[0]) * step, float(shown[-1]) * step
+            size = math.ceil(((last - first + step) / pixel_size + 2) / MULTIPLE) * MULTIPLE
+            number, center = brain_mask.shape[axis], (first + last) / 2
+            start = center - (size - 1) / 2 * pixel_size
+            there = resampling_matrix(number, step, size, pixel_size, center)
+            back = resampling_matrix(size, pixel_size, number, step, (number - 1) / 2 * step - start)
+            self.forward.append(there.to(brain_mask.device))
+            self.backward.append(back.to(brain_mask.device))
+
+    def resample(self, volume: Tensor) -> Tensor:
+        """Bring a volume (C, X, Y, Z) to the grid."""
+        return _along_axes(volume, self.forward)
+
+    def restore(self, volume: Tensor) -> Tensor:
+        """Bring a volume (C, X', Y', Z') of the grid back."""
+        return _along_axes(volume, self.backward)
+
+
+def _along_axes(volume: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Multiply each axis of a volume (C, X, Y, Z) by its matrix."""
+    for matrix in matrices:  # the first axis goes to the end, so that after three steps all are in order again
+        volume = torch.einsum("cxyz,ix->cyzi", volume, matrix.to(volume.dtype))
+    return volume
+
+
+def predict(network: nn.Module, image: Tensor, hidden: Tensor, brain_mask: Tensor, batch_size: int) -> Tensor:
+    """Ask the network slice by slice in all planes, and average.
+
+    Args:
+        network: Takes slices and what is hidden, (N, M + 1, H, W); gives mean, log-variance and logit of lesion.
+        image: Volume as the network sees it, (M, X, Y, Z).
+        hidden: Hidden voxels (X, Y, Z), bool.
+        brain_mask: (X, Y, Z), bool.
+        batch_size: Slices at once.
+
+    Returns:
+        Predicted mean of the M modalities and logit of lesion, (M + 1, X, Y, Z).
+    """
+    modalities = len(image)
+    volume = torch.cat([image, hidden[None].to(image.dtype)])
+    total = torch.zeros_like(volume)
+    for axis, order in PLANES.values():
+        slices, result = (each.permute(1 + axis, 0, *(1 + other for other in order)) for each in (volume, total))
+        inside = brain_mask.permute(axis, *order)
+        for part in inside.flatten(1).any(dim=1).nonzero()[:, 0].split(batch_size):
+            rows, columns = _span(inside[part].any(dim=0).any(dim=1)), _span(inside[part].any(dim=0).any(dim=0))
+            window = (part, slice(None), rows, columns)
+            output = network(slices[window].contiguous(memory_format=torch.channels_last)).float()
+            result[window] += torch.cat([output[:, :modalities], output[:, -1:]], dim=1)
+    return total / len(PLANES)
+
+
+def _span(shown: Tensor) -> slice:
+    """The part of a row, a multiple of `MULTIPLE` long, around what is shown, (n,) bool."""
+    places = shown.nonzero()[:, 0]
+    first, last = max(0, int(places[0]) - MARGIN), min(len(shown), int(places[-1]) + 1 + MARGIN)
+    length = math.ceil((last - first) / MULTIPLE) * MULTIPLE
+    first = max(0, min(first, len(shown) - length))
+    return slice(first, first + length)
+
+
+def without_neighbors(brain_mask: Tensor, marked: Tensor) -> Tensor:
+    """What is left of a brain (X, Y, Z) where marked voxels and their neighbors are taken off."""
+    grown = torch.nn.functional.max_pool3d(marked[None, None].float(), 3, 1, 1)[0, 0] > 0
+    return brain_mask & ~grown
+
+
+def take_off_mirrored(score: Tensor, brain_mask: Tensor) -> Tensor:
+    """Take off a part of the smoothed score of the mirrored place: what is unusual on both sides is rarely a lesion.
+
+    Args:
+        score: (X, Y, Z), at least 0; X runs from left to right.
+        brain_mask: (X, Y, Z), bool.
+    """
+    both = [torch.from_numpy(ndimage.gaussian_filter(each.flip(0).cpu().float().numpy(), MIRROR_SIGMA, truncate=3))
+            for each in (score, brain_mask)]
+    mirrored = (both[0] / both[1].clamp(min=0.05)).to(score.device)
+    return (score - MIRROR_WEIGHT * mirrored).clamp(min=0) * brain_mask
+
+
+def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
+    """Components (26 neighbors) of voxels above ``low`` that hold one above ``high``, (X, Y, Z) bool."""
+    values = score.cpu().numpy()
+    labels, _ = ndimage.label(values > low, np.ones((3, 3, 3)))
+    kept = np.zeros(int(labels.max()) + 1, dtype=bool)
+    kept[labels[values > high]] = True
+    kept[0] = False
+    return torch.from_numpy(kept[labels]).to(score.device)
+
+
+def refine_on_grid(
+    network: nn.Module, image: Tensor, brain_mask: Tensor, max_passes: int, batch_size: int
+) -> tuple[Tensor, Tensor, int]:
+    """Refine what is believed normal on the grid until nothing changes.
+
+    Returns:
+        Logit of lesion (X, Y, Z), reconstruction (M, X, Y, Z) in the scale of the input, and passes.
+    """
+    normal, marked, passes = brain_mask, None, 0
+    while True:
+        median, deviation = yardstick(image, normal)
+        standard = to_network((image - median) / deviation, brain_mask)
+        prediction = predict(network, standard, brain_mask, brain_mask, batch_size)
+        passes += 1
+        logit, before = prediction[-1], marked
+        marked = brain_mask & (logit > MARK)
+        both = 0 if before is None else 2 * int((marked & before).sum())
+        same = before is not None and both >= STOP_DICE * int(marked.sum() + before.sum())
+        normal = without_neighbors(brain_mask, marked)
+        if passes >= max_passes or same or not marked.any() or normal.sum() < LEAST_NORMAL * brain_mask.sum():
+            return logit, prediction[:-1] * UNIT * deviation + median, passes
+
+
+@torch.no_grad()
+def refine_volume(
+    network: nn.Module,
+    image: Tensor,
+    brain_mask: Tensor,
+    spacing: Sequence[float],
+    threshold_scale: float = 1.0,
+    max_passes: int = MOST_PASSES,
+    batch_size: int = 32,
+) -> VolumeResult:
+    """Find the lesions of a whole volume.
+
+    The whole brain counts as normal first. In each pass the volume is standardized by the median and deviation of what
+    counts as normal, the network says in three planes where it sees lesions, and these count as normal no longer;
+    until nothing changes.
+
+    Args:
+        network: The lesion network, see `predict`.
+        image: Volume (M, X, Y, Z) in RAS order, any linear scale.
+        brain_mask: (1, X, Y, Z), bool, not empty.
+        spacing: Of its voxels in mm.
+        threshold_scale: Factor on the odds that a marked voxel needs; 1 marks from about one half, more marks less.
+        max_passes: Of the network over the volume, at most.
+        batch_size: Slices that the network sees at once.
+    """
+    inside = brain_mask[0]
+    grid = Grid(inside, spacing)
+    share = grid.resample(brain_mask.to(image.dtype))
+    brain = share[0] > 0.5
+    small = grid.resample(image * brain_mask) / share.clamp(min=0.05) * brain
+    logit, healthy, passes = refine_on_grid(network, small, brain, max_passes, batch_size)
+    score = take_off_mirrored((logit.clamp(min=UNLIKELY) - UNLIKELY) * brain, brain)
+    low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
+    kept = torch.nn.functional.max_pool3d(hysteresis(score, low, high)[None].float(), 3, 1, 1)
+    score, kept, *healthy = grid.restore(torch.cat([score[None], kept, healthy]))
+    mask = inside & (kept > 0.5) & (score > low)
+    probability = torch.sigmoid(score + UNLIKELY) * inside
+    return VolumeResult(mask[None], probability[None], torch.where(brain_mask, torch.stack(healthy), image), passes)
