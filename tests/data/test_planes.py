@@ -92,6 +92,6 @@ def test_canvas_smaller_than_the_brain_cuts_it():
 def test_slice_without_its_size_is_named():
     data = {"image": torch.ones(1, 8, 8), "brain_mask": torch.ones(1, 8, 8), "case": "odd"}
     with pytest.raises(ValueError, match="odd does not tell its height and width in mm: run configs/preprocess.json"):
-        ResampleSliced("image", 1.25, (16, 16))(data)
-    found = ResampleSliced("image", 2.0, (8, 8))({**data, "field_of_view": [16.0, 16.0]})
+        ResampleSliced("image", (16, 16))(data)
+    found = ResampleSliced("image", (8, 8), 2.0)({**data, "field_of_view": [16.0, 16.0]})
     assert torch.allclose(found["image"], data["image"]) and found["brain_mask"].shape == (1, 8, 8)

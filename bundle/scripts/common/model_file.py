@@ -126,7 +126,7 @@ def load_model(
     return model
 
 
-def with_lesions(model_file: str, **given: object) -> ProbabilisticIterMask:
+def with_lesions(model_file: str, **given: Any) -> ProbabilisticIterMask:
     """Load a model file of the default method with a network for whole volumes, untrained where it has none.
 
     Args:
@@ -140,7 +140,7 @@ def with_lesions(model_file: str, **given: object) -> ProbabilisticIterMask:
     """
     model = load_model(model_file, **given)
     settings = from_description(model.description)
-    if settings["method"] != "ProbabilisticIterMask" or settings["network"] is None:
+    if not isinstance(model, ProbabilisticIterMask) or settings["network"] is None:
         raise ValueError(
             f"{model_file} holds a model of method {settings['method']}: expected the default method of "
             "configs/train.json, which alone takes a network for whole volumes; set `model_file`."
@@ -148,6 +148,7 @@ def with_lesions(model_file: str, **given: object) -> ProbabilisticIterMask:
     if settings.get("lesions"):
         return model
     larger = build({**settings, "lesions": True})
+    assert isinstance(larger, ProbabilisticIterMask)
     larger.load_state_dict({**model.state_dict(), "description": larger.description}, strict=False)
     return larger.eval()
 

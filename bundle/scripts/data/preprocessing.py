@@ -175,7 +175,7 @@ def _stem(plane: str, k: int) -> str:
     return f"{k:03d}" if plane == "axial" else f"{plane}_{k:03d}"
 
 
-def _check_label(data: Mapping[str, object]) -> None:
+def _check_label(data: Mapping[str, Any]) -> None:
     if "label" in data and data["label"].shape[1:] != data["image"].shape[1:]:
         raise ValueError(
             f"{data['case']} has a lesion mask of shape {list(data['label'].shape[1:])}, but voxels "

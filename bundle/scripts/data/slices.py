@@ -58,8 +58,8 @@ def read_slices(
 
     Returns:
         For each slice ``case``, ``slice``, ``plane``, ``field_of_view`` (height and width in mm), ``position`` (mm,
-        along the axis across it; z of axial slices), ``median`` and ``deviation`` of the scan's brain, ``certain`` (whether
-        it holds no lesion for certain) and the files ``image``, ``brain_mask`` and, if any, ``label``.
+        along the axis across it; z of axial slices), ``median`` and ``deviation`` of the scan's brain, ``certain``
+        (whether it holds no lesion for certain) and the files ``image``, ``brain_mask`` and, if any, ``label``.
 
     Raises:
         FileNotFoundError: When there is no datalist, or a file of it is gone.

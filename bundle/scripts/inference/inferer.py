@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..common.settings import check_settings
 from ..method.precision import in_precision
 from ..method.refinement import Refinement
+from ..method.volume import MOST_PASSES, is_whole, refine_volume
 from .geometry import largest_component, part_cut_off, window, with_room
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
@@ -95,11 +96,12 @@ def warn_of_spacing(spacing: Tensor, field_of_view: Tensor, image_size: int, nam
 
 
 class IterMaskInferer(Inferer):
-    """Segment slices (N, M + 1, H, W) or the axial slices of volumes (N, M + 1, H, W, D).
+    """Segment slices (N, M + 1, H, W), whole volumes, or slice by slice the axial slices of others (N, M + 1, H, W, D).
 
     The input holds M modalities, scaled as in training, and the brain mask as its last channel. Slices without brain
     are skipped, the others are brought to the model's image size and their results back to the input's. Volumes with
-    meta data (`MetaTensor`) are shown to the network in the field of view of its training slices, see `window`.
+    meta data (`MetaTensor`) that show the brain in all three directions go to the network for volumes, if the model
+    has one, see `refine_volume`. Others are shown in the field of view of the training slices, see `window`.
 
     Args:
         outputs: What the channels of the result are, in this order: ``mask`` (1 = anomalous), ``anomaly_map``
@@ -166,14 +168,21 @@ class IterMaskInferer(Inferer):
         plain = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
         if plain.ndim == 5:
             spacing, name = None, "volume"
+            whole = False
             if isinstance(inputs, MetaTensor):
                 affine, source = inputs.affine.reshape(-1, 4, 4)[0], inputs.meta.get("filename_or_obj", name)
                 name = source if isinstance(source, str) else source[0]
-                warn_of_spacing(affine_to_spacing(affine), network.field_of_view, network.image_size, name)
-                spacing = affine_to_spacing(affine)[:2]
-                with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
-                warn_of_planes(with_brain, affine.cpu(), network.planes, name)
-            volumes = [self._segment_volume(volume, network, spacing, name) for volume in plain]
+                spacing = affine_to_spacing(affine)
+                brain = largest_component(plain[0, -1] > 0.5)
+                whole = hasattr(network, "lesions") and is_whole(brain, spacing.tolist())
+                if not whole:
+                    warn_of_spacing(spacing, network.field_of_view, network.image_size, name)
+                    with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
+                    warn_of_planes(with_brain, affine.cpu(), network.planes, name)
+            if whole and spacing is not None:
+                volumes = [self._refine_volume(volume, network, spacing) for volume in plain]
+            else:
+                volumes = [self._segment_volume(volume, network, spacing, name) for volume in plain]
             result = torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]
         else:
             result = self._segment(plain, network)
@@ -187,7 +196,7 @@ class IterMaskInferer(Inferer):
         padding = [0, 0, 0, 0]
         if spacing is not None and bool((network.field_of_view > 0).all()):
             brain = largest_component(volume[-1] > 0.5)
-            padding = window(brain.any(dim=2)[None], spacing, network.field_of_view)
+            padding = window(brain.any(dim=2)[None], spacing[:2], network.field_of_view)
             if (lost := part_cut_off(brain, padding)) > 0:
                 logger.warning(
                     f"{name}: the window of the network leaves out {lost:.1%} of the brain, where nothing is marked: "
@@ -198,6 +207,27 @@ class IterMaskInferer(Inferer):
         found = self._segment(slices, network)
         found = found.flatten(1).t().contiguous().view(*found.shape[1:], len(found))
         return F.pad(found, [0, 0, *(-number for number in padding)])
+
+    def _refine_volume(self, volume: Tensor, network: Refinement, spacing: Tensor) -> Tensor:
+        """Find the lesions of a whole volume (M + 1, X, Y, Z) in all its planes at once, (K, X, Y, Z)."""
+        lesions: Any = network.lesions
+        found = refine_volume(
+            lesions,
+            volume[:-1],
+            volume[-1:] > 0.5,
+            spacing.tolist(),
+            self.options["threshold_scale"],
+            min(self.options["max_passes"], MOST_PASSES),
+            self.options["batch_size"],
+        )
+        mask = found.mask.float()
+        channels = {
+            "mask": mask if self.drop_small is None else torch.as_tensor(self.drop_small(mask)),
+            "anomaly_map": found.probability,
+            "reconstruction": found.reconstruction,
+            "passes": torch.full_like(mask, found.passes),
+        }
+        return torch.cat([channels[name] for name in self.outputs])
 
     def _segment(self, slices: Tensor, network: Refinement) -> Tensor:
         with_brain = (slices[:, -1] > 0.5).flatten(1).any(dim=1).nonzero()[:, 0]

@@ -102,7 +102,7 @@ class ProbabilisticIterMask(Refinement):
         ValueError: When ``sign`` is neither, or ``last_weight`` is outside its range.
     """
 
-    networks = ("masked",)
+    networks: Sequence[str] = ("masked",)
     fast_passes = 1
     thresholds = ("threshold", "certain_threshold", "first_threshold")
     certain_threshold: Tensor

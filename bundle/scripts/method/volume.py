@@ -181,8 +181,10 @@ def take_off_mirrored(score: Tensor, brain_mask: Tensor) -> Tensor:
         score: (X, Y, Z), at least 0; X runs from left to right.
         brain_mask: (X, Y, Z), bool.
     """
-    both = [torch.from_numpy(ndimage.gaussian_filter(each.flip(0).cpu().float().numpy(), MIRROR_SIGMA, truncate=3))
-            for each in (score, brain_mask)]
+    both = [
+        torch.from_numpy(ndimage.gaussian_filter(each.flip(0).cpu().float().numpy(), MIRROR_SIGMA, truncate=3))
+        for each in (score, brain_mask)
+    ]
     mirrored = (both[0] / both[1].clamp(min=0.05)).to(score.device)
     return (score - MIRROR_WEIGHT * mirrored).clamp(min=0) * brain_mask
 
@@ -254,7 +256,8 @@ def refine_volume(
     score = take_off_mirrored((logit.clamp(min=UNLIKELY) - UNLIKELY) * brain, brain)
     low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
     kept = torch.nn.functional.max_pool3d(hysteresis(score, low, high)[None].float(), 3, 1, 1)
-    score, kept, *healthy = grid.restore(torch.cat([score[None], kept, healthy]))
+    restored = grid.restore(torch.cat([score[None], kept, healthy]))
+    score, kept, healthy = restored[0], restored[1], restored[2:]
     mask = inside & (kept > 0.5) & (score > low)
     probability = torch.sigmoid(score + UNLIKELY) * inside
-    return VolumeResult(mask[None], probability[None], torch.where(brain_mask, torch.stack(healthy), image), passes)
+    return VolumeResult(mask[None], probability[None], torch.where(brain_mask, healthy, image), passes)

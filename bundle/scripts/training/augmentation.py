@@ -76,34 +76,29 @@ def random_intensity(image: Tensor, generator: torch.Generator) -> Tensor:
     return image * contrast + brightness + strength * F.interpolate(knots, image.shape[-2:], mode="bicubic")
 
 
-def random_deformation(
-    image: Tensor, generator: Generator, size: tuple[int, int], scale: float = 1.0, largest_angle: float = LARGEST_ANGLE
-) -> Tensor:
+def random_deformation(image: Tensor, generator: Generator) -> Tensor:
     """Flip the rows' order, turn, scale, shift and bend slices gently, around their middle.
 
     Args:
-        image: Slices (N, C, h, w).
+        image: Slices (N, C, H, W).
         generator: Source of randomness, on the device of ``image``.
-        size: Height and width of the result in pixels.
-        scale: Pixels of ``image`` that a pixel of the result is long, before the random change.
-        largest_angle: Degrees.
 
     Returns:
-        Changed slices (N, C, *size), linear between the pixels; what comes in from outside is 0.
+        Changed slices (N, C, H, W), linear between the pixels; what comes in from outside is 0.
     """
     number, _, height, width = image.shape
-    angle = uniform(-largest_angle, largest_angle, (number, 1, 1), generator) * (math.pi / 180)
-    size_factor = scale * uniform(-LARGEST_SCALE, LARGEST_SCALE, (number, 1, 1), generator).exp()
+    angle = uniform(-LARGEST_ANGLE, LARGEST_ANGLE, (number, 1, 1), generator) * (math.pi / 180)
+    size_factor = uniform(-LARGEST_SCALE, LARGEST_SCALE, (number, 1, 1), generator).exp()
     aspect = uniform(-LARGEST_ASPECT, LARGEST_ASPECT, (number, 1, 1), generator).exp()
     flip = 2.0 * chance(0.5, (number, 1, 1), generator) - 1
     down, right = uniform(-LARGEST_SHIFT, LARGEST_SHIFT, (2, number, 1, 1), generator)
-    rows = torch.arange(size[0], device=image.device) - (size[0] - 1) / 2
-    columns = (torch.arange(size[1], device=image.device) - (size[1] - 1) / 2)[None]
+    rows = torch.arange(height, device=image.device) - (height - 1) / 2
+    columns = (torch.arange(width, device=image.device) - (width - 1) / 2)[None]
     cosine, sine = size_factor * angle.cos(), size_factor * angle.sin()
     row = flip * (rows[:, None] * cosine - columns * sine) * aspect + down
     column = (rows[:, None] * sine + columns * cosine) / aspect + right
     bend = normal((number, 2, *BEND_KNOTS), generator) * uniform(0, LARGEST_BEND, (number, 1, 1, 1), generator)
-    bend = F.interpolate(bend, size, mode="bicubic")
+    bend = F.interpolate(bend, (height, width), mode="bicubic")
     grid = torch.stack([2 * (column + bend[:, 1]) / width, 2 * (row + bend[:, 0]) / height], dim=-1)
     return F.grid_sample(image, grid, align_corners=False)
 
@@ -157,4 +152,5 @@ def random_quality(
     strength = uniform(0, NOISE, one, generator) * chance(NOISY_FRACTION, one, generator)
     both = both + strength * noise.repeat(1, 2, 1, 1)
     top = torch.where(chance(SATURATED_FRACTION, one, generator), uniform(*SATURATION, one, generator), math.inf)
-    return tuple(torch.minimum(both, top).chunk(2, dim=1))
+    lesioned, healthy = torch.minimum(both, top).chunk(2, dim=1)
+    return lesioned, healthy

@@ -57,7 +57,7 @@ class PrepareLesionBatch(PrepareBatch):
         self.doubt = doubt
         self.iteration = 0
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # the engine always gives a device
         self, batchdata: dict[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Give (N, M + 1, H, W) of slice and what is hidden, and (N, M + 4, H, W) of what is asked for.
@@ -93,7 +93,7 @@ class PrepareLesionBatch(PrepareBatch):
 def moved(image: Tensor, brain_mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Move slices and brain masks alike, see `random_deformation`."""
     brain = brain_mask.to(image.dtype)
-    both = random_deformation(torch.cat([image * brain, brain], dim=1), generator, tuple(image.shape[-2:]))
+    both = random_deformation(torch.cat([image * brain, brain], dim=1), generator)
     return both[:, :-1] / both[:, -1:].clamp(min=0.5), both[:, -1:] > 0.5
 
 

@@ -113,5 +113,5 @@ def overlap_error(logit: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 
 def _mean_over(values: Tensor, counts: Tensor) -> Tensor:
     """Mean of the values (N,) that count; in several processes over those of all."""
-    number = idist.all_reduce(counts.sum().to(values.dtype)).clamp(min=1) / idist.get_world_size()
+    number = mean_over_ranks(counts.sum().to(values.dtype)).clamp(min=1 / idist.get_world_size())
     return (values * counts).sum() / number
