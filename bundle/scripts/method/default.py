@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .refinement import Refinement
 from .scores import gaussian_smooth, hysteresis
+from .volume import lowest_probability
 
 BACKGROUND = -2.0
 
@@ -192,6 +193,10 @@ class ProbabilisticIterMask(Refinement):
     def refining_threshold(self) -> Tensor:
         """Give the score above which a hidden pixel stays hidden."""
         return self.first_threshold
+
+    def map_threshold(self, threshold_scale: float = 1.0, by_volume: bool = False) -> float:
+        """Give the threshold of the anomaly map of slices, or of whole volumes, where it is a probability."""
+        return lowest_probability(threshold_scale) if by_volume else float(self.threshold) * threshold_scale
 
     def threshold_values(self) -> list[Tensor]:
         """Give the buffers that calibration sets."""

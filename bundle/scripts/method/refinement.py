@@ -206,6 +206,10 @@ class Refinement(nn.Module):
                     "The model lacks a threshold: run configs/train.json to the end, or `run calibrate` on its file."
                 )
 
+    def map_threshold(self, threshold_scale: float = 1.0, by_volume: bool = False) -> float:
+        """Give the threshold of the anomaly map of slices, or of whole volumes that a network of their own scores."""
+        return float(self.threshold) * threshold_scale
+
     def threshold_values(self) -> list[Tensor]:
         """Give the buffers that calibration sets."""
         return [self.threshold]

@@ -21,6 +21,8 @@ MARGIN = 4  # pixels around the brain of a slice
 UNLIKELY = -6.0  # logit: a lesion less likely than that is none
 MARK = 0.0  # logit above which a voxel is no longer believed normal
 LOW, HIGH = -0.5, 0.5  # logits: what is marked, and what a marked component holds somewhere
+CERTAIN = 0.5  # logit above which a voxel is taken for lesion for certain
+COMMON_LOAD, LARGEST_SHIFT = 0.003, 2.0  # certain part of a brain from which on logits rise; by how much at most
 MIRROR_WEIGHT, MIRROR_SIGMA = 0.2, 2.5  # part of the mirrored score that is taken off; its smoothing in grid pixels
 STOP_DICE = 0.99  # of the marked voxels of two passes: nothing changes any more
 LEAST_NORMAL = 0.2  # part of the brain that must be believed normal
@@ -53,6 +55,12 @@ def is_whole(brain_mask: Tensor, spacing: Sequence[float]) -> bool:
         if len(shown) == 0 or float(shown[-1] - shown[0] + 1) * float(step) < FULL_SIZE:
             return False
     return True
+
+
+def lowest_probability(threshold_scale: float) -> float:
+    """The probability of lesion from which on a voxel may be marked; ``threshold_scale`` is a factor on the odds."""
+    odds = math.exp(LOW) * threshold_scale
+    return odds / (1 + odds)
 
 
 def to_network(image: Tensor, brain_mask: Tensor) -> Tensor:
@@ -90,7 +98,8 @@ def resampling_matrix(number: int, spacing: float, size: int, pixel_size: float,
     place = center + (torch.arange(size) - (size - 1) / 2) * pixel_size
     width = max(spacing, pixel_size)
     distance = (place[:, None] - spacing * torch.arange(number)).abs()
-    return (1 - distance / width).clamp(min=0) * (spacing / width)
+    weight = (1 - distance / width).clamp(min=0) * (spacing / width)
+    return weight / weight.sum(dim=1, keepdim=True).clamp(min=0.5)  # less lies beyond the row
 
 
 class Grid:
@@ -189,6 +198,22 @@ def take_off_mirrored(score: Tensor, brain_mask: Tensor) -> Tensor:
     return (score - MIRROR_WEIGHT * mirrored).clamp(min=0) * brain_mask
 
 
+def prior_shift(logit: Tensor) -> float:
+    """By how much the logits of a subject rise: a brain where much is certainly lesion has more that is less certain.
+
+    A classifier's odds are multiplied by the odds of what it is to find (Saerens et al. 2002); the part of the brain
+    that is certain stands for these, beside `COMMON_LOAD`.
+
+    Args:
+        logit: Of lesion, all voxels of the brain, (V,).
+
+    Returns:
+        From 0 to `LARGEST_SHIFT`.
+    """
+    certain = float((logit > CERTAIN).float().mean())
+    return min(max(math.log(max(certain, 1e-9) / COMMON_LOAD), 0.0), LARGEST_SHIFT)
+
+
 def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
     """Components (26 neighbors) of voxels above ``low`` that hold one above ``high``, (X, Y, Z) bool."""
     values = score.cpu().numpy()
@@ -236,7 +261,7 @@ def refine_volume(
 
     The whole brain counts as normal first. In each pass the volume is standardized by the median and deviation of what
     counts as normal, the network says in three planes where it sees lesions, and these count as normal no longer;
-    until nothing changes.
+    until nothing changes. How much is certainly lesion then tells how much is to be expected, see `prior_shift`.
 
     Args:
         network: The lesion network, see `predict`.
@@ -254,6 +279,7 @@ def refine_volume(
     small = grid.resample(image * brain_mask) / share.clamp(min=0.05) * brain
     logit, healthy, passes = refine_on_grid(network, small, brain, max_passes, batch_size)
     score = take_off_mirrored((logit.clamp(min=UNLIKELY) - UNLIKELY) * brain, brain)
+    score = score + prior_shift(score[brain] + UNLIKELY) * brain
     low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
     kept = torch.nn.functional.max_pool3d(hysteresis(score, low, high)[None].float(), 3, 1, 1)
     restored = grid.restore(torch.cat([score[None], kept, healthy]))
