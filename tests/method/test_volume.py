@@ -47,7 +47,7 @@ def dice(one, other):
 def test_lesion_is_found_and_the_rest_is_not(head):
     image, brain, lesion = head
     found = v.refine_volume(Bright(), image, brain, (2, 2, 2))
-    assert dice(found.mask, lesion) > 0.93 and found.mask.dtype == torch.bool
+    assert dice(found.mask, lesion) > 0.9 and found.mask.dtype == torch.bool
     assert not found.probability[~brain].any() and found.probability[lesion].mean() > 0.9
     assert torch.equal(found.reconstruction[~brain], image[~brain])
     assert float((found.reconstruction - image)[brain].abs().mean()) < 1  # smoothed by the way there and back
@@ -69,7 +69,7 @@ def test_modalities_are_standardized_one_by_one(head):
     both = torch.cat([image, 1000 - 5 * image]) * brain
     network = Bright()
     found = v.refine_volume(network, both, brain, (2, 2, 2))
-    assert dice(found.mask, lesion) > 0.93 and found.reconstruction.shape == both.shape
+    assert dice(found.mask, lesion) > 0.9 and found.reconstruction.shape == both.shape
     inside = network.seen[0][:, 0] != v.BACKGROUND
     assert abs(float(network.seen[0][:, 0][inside].median())) < 0.2 > abs(float(network.seen[0][:, 1][inside].median()))
 
