@@ -1,0 +1,117 @@
+"""Whole volumes: the network of their own is trained beside that for slices, and inference and evaluation use it."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_NETWORK, run_bundle, write_nifti
+from scripts.common.model_file import load_model, with_lesions
+from scripts.method import volume as method
+from scripts.tools.phantoms import phantom
+
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+TRAINING = {"iterations": 2, "validation_interval": 2, "batch_size": 2, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Phantoms of 2 mm: two without lesion, one with."""
+    root = tmp_path_factory.mktemp("scans")
+    for name, lesion in (("a", None), ("b", None), ("c", "bright")):
+        arrays = phantom(ord(name), shape=(64, 72, 60), lesion=lesion, contrast=0.9)
+        for key in ("flair", "seg"):
+            write_nifti(root / name / f"{name}_{key}.nii.gz", arrays[key].astype(np.int16), AFFINE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def slices(scans, tmp_path_factory):
+    output = tmp_path_factory.mktemp("slices")
+    run_bundle(
+        "preprocess", dataset_dir=str(scans), output_dir=str(output), split_training=["a"], split_validation=["b"],
+        split_testing=None, slice_range=None, slice_step=6, planes=["axial", "coronal", "sagittal"],
+        certainly_healthy=True, num_workers=0,
+    )  # fmt: skip
+    return output
+
+
+@pytest.fixture(scope="module")
+def model_file(slices, tmp_path_factory):
+    """A model file with both networks, each trained for two iterations."""
+    folder = tmp_path_factory.mktemp("model")
+    options = {**TRAINING, "dataset_dir": str(slices), "model_file": str(folder / "model.pt")}
+    run_bundle("train", **SMALL_NETWORK, **options, image_size=32, output_dir=str(folder / "slices"))
+    before = torch.load(folder / "model.pt", weights_only=True)
+    run_bundle("train", "volumes", **options, crop_size=[64, 96], output_dir=str(folder / "volumes"))
+    after = torch.load(folder / "model.pt", weights_only=True)
+    assert {name for name in after if name.startswith("lesions.")}
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name != "description")
+    return folder / "model.pt"
+
+
+def test_model_file_says_that_it_holds_the_network(model_file, slices, tmp_path):
+    model = load_model(str(model_file))
+    assert model.networks == ("masked", "lesions") and with_lesions(str(model_file)).lesions is not None
+    weights = {name: value for name, value in model.state_dict().items() if name.startswith("lesions.")}
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    with pytest.raises(ValueError, match="`modalities` is"):
+        with_lesions(str(model_file), modalities=["t1"])
+
+
+def test_interrupted_training_goes_on_to_the_same_weights(model_file, slices, tmp_path):
+    files = {}
+    for name, lengths in {"once": [4], "twice": [2, 4]}.items():
+        files[name] = tmp_path / f"{name}.pt"
+        files[name].write_bytes(model_file.read_bytes())
+        for iterations in lengths:
+            run_bundle(
+                "train", "volumes", **{**TRAINING, "iterations": iterations}, dataset_dir=str(slices),
+                output_dir=str(tmp_path / name), model_file=str(files[name]), crop_size=[64, 96], warmup_iterations=1,
+                scheduler={"_target_": "torch.optim.lr_scheduler.ConstantLR", "optimizer": "@optimizer", "factor": 1.0},
+                resume=iterations > lengths[0],
+            )  # fmt: skip
+    once, twice = (torch.load(file, weights_only=True) for file in files.values())
+    assert all(torch.equal(once[name], value) for name, value in twice.items())
+
+
+def test_inference_uses_it_for_whole_volumes_alone(model_file, scans, tmp_path, monkeypatch):
+    seen = []
+    refine = method.refine_volume
+    monkeypatch.setattr(
+        "scripts.inference.inferer.refine_volume", lambda *given, **named: seen.append(given) or refine(*given, **named)
+    )
+    run_bundle("inference", dataset_dir=str(scans), output_dir=str(tmp_path), model_file=str(model_file))
+    assert len(seen) == 3 and [list(given[3]) for given in seen] == [[2, 2, 2]] * 3
+    image = nib.load(scans / "c" / "c_flair.nii.gz")
+    for name in ("anomaly_mask", "anomaly_map"):
+        result = nib.load(tmp_path / "c" / f"c_{name}.nii.gz")
+        assert result.shape == image.shape and np.array_equal(result.affine, image.affine)
+    found = np.asarray(nib.load(tmp_path / "c" / "c_anomaly_map.nii.gz").dataobj)
+    assert found.min() == 0 and found.max() < 1  # a probability
+    slab = tmp_path / "slab.nii.gz"
+    nib.save(image.slicer[:, :, 20:30], slab)
+    run_bundle("inference", image=str(slab), output_dir=str(tmp_path / "slab"), model_file=str(model_file))
+    assert len(seen) == 3
+
+
+def test_evaluation_scores_the_masks_of_inference(model_file, scans, tmp_path):
+    run_bundle("inference", dataset_dir=str(scans), output_dir=str(tmp_path / "i"), model_file=str(model_file))
+    run_bundle(
+        "evaluate", dataset_dir=str(scans), output_dir=str(tmp_path / "e"), model_file=str(model_file), split=["c"]
+    )
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    mask, label = (
+        np.asarray(nib.load(path).dataobj) > 0
+        for path in (tmp_path / "i" / "c" / "c_anomaly_mask.nii.gz", scans / "c" / "c_seg.nii.gz")
+    )
+    assert summary["dice"] == pytest.approx(2 * (mask & label).sum() / (mask.sum() + label.sum()), abs=1e-6)
+    assert summary["threshold"] == pytest.approx(method.lowest_probability(1))
+    assert not (tmp_path / "e" / "iterations.png").exists()
+
+
+def test_published_method_has_no_network_for_volumes(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="expected the default method"):
+        with_lesions(str(tmp_path / "model.pt"))
