@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import write_nifti
-from scripts.data.nifti import axial_slices, check_forms, content_size, load_nifti, read_header
+from scripts.data.nifti import check_forms, content_size, load_nifti, number_of_slices, read_header
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -79,7 +79,7 @@ def test_affine_that_fixes_no_space(tmp_path):
 def test_axial_slices_are_counted_along_the_axis_from_foot_to_head(order, slices, sign):
     affine = np.eye(4)
     affine[:3, :3] = sign * np.eye(3)[list(order)]  # row 2 of an affine is the position from foot to head
-    assert axial_slices((3, 4, 5), affine) == slices
+    assert number_of_slices((3, 4, 5), affine, "axial") == slices
 
 
 @pytest.mark.parametrize(("moved", "told"), [(0.0, False), (0.05, False), (2.0, True)])

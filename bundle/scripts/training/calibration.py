@@ -285,11 +285,14 @@ def stop_interrupted(checkpoint: TrainingCheckpoint) -> None:
 
 
 def finish_lesions(model: ProbabilisticIterMask, checkpoint: TrainingCheckpoint, model_file: str) -> None:
-    """Write a model with the best averaged weights of its network for whole volumes; all else is as it was.
+    """Write a model with the last averaged weights of its network for whole volumes; all else is as it was.
+
+    Not the weights of the lowest validation error: while the learning rate is high, this error favors weights that
+    mark much, and healthy volumes with it.
 
     Args:
         model: The model in training.
-        checkpoint: Holds the best weights.
+        checkpoint: Holds the averaged weights.
         model_file: Where the model goes.
 
     Raises:
@@ -298,7 +301,6 @@ def finish_lesions(model: ProbabilisticIterMask, checkpoint: TrainingCheckpoint,
     stop_interrupted(checkpoint)
     if idist.get_rank() > 0:
         return
-    model.load_state_dict(checkpoint.best_weights, strict=False)
+    model.load_state_dict(checkpoint.ema.module.state_dict(), strict=False)
     save_model(model, model_file)
-    print(f"Best validation error {checkpoint.best_metric:.6g}")
     print(f"Model: {model_file}")
