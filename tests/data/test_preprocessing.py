@@ -100,7 +100,7 @@ def test_uncompressed_files_and_one_modality(tmp_path):
         make_scan(tmp_path / suffix, "a", modalities=["any_name"], suffix=suffix)
         splits = {"split_training": ["a"], "split_validation": "null", "split_testing": "null"}
         datalist = preprocess(tmp_path / suffix, tmp_path / f"out{suffix}", modalities=["any_name"], **splits)
-        keys = {"case", "slice", "field_of_view", "position", "image", "brain_mask"}
+        keys = {"case", "slice", "plane", "field_of_view", "position", "median", "deviation", "image", "brain_mask"}
         assert datalist["training"][0].keys() == keys
         assert datalist["training"][0]["position"] == datalist["training"][0]["slice"]  # 1 mm slices from 0
         assert datalist["training"][0]["field_of_view"] == [14.0, 18.0]
