@@ -26,8 +26,16 @@ PRODUCT = "brain_mri_anomaly_segmentation"
 Digest = str | dict[str, str] | None
 
 _locked: dict[str, int] = {}  # folder to the open file that holds its lock
-if hasattr(os, "register_at_fork"):  # workers must not hold the lock of a run that was killed
-    os.register_at_fork(after_in_child=lambda: [os.close(_locked.popitem()[1]) for _ in range(len(_locked))])
+
+
+def _let_go() -> None:
+    """Close the locks that a worker gets from the run that starts it: it must not hold that of a run that was killed."""
+    while _locked:
+        os.close(_locked.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def is_same_file(first: str | os.PathLike, second: str | os.PathLike) -> bool:
