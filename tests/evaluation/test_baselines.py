@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scripts.evaluation.baselines import AtlasBaseline, ZScoreBaseline, zscore
+from scripts.evaluation.baselines import AtlasBaseline, IteratedZScoreBaseline, ZScoreBaseline, zscore
 from scripts.method.scores import gaussian_smooth
 
 SHAPE = (36, 40)
@@ -100,3 +100,39 @@ def test_atlas_measures_deviations_from_the_mean_of_each_place():
     torch.testing.assert_close(atlas(image, brain_mask)[middle], expected[middle], rtol=1e-3, atol=1e-3)
     other = torch.where(brain_mask, image, torch.tensor(99.0))
     assert (atlas(other, brain_mask)[~brain_mask] == 0).all()
+
+
+@pytest.fixture
+def lesioned():
+    """A brain with noise of deviation 2 around 50, of which a fifth is 60 brighter: (12, 1, 30, 30)."""
+    brain = torch.zeros(12, 1, 30, 30, dtype=torch.bool)
+    brain[1:-1, :, 2:-2, 2:-2] = True
+    lesion = brain & (torch.arange(30) < 7)
+    noise = torch.randn(12, 1, 30, 30, generator=torch.Generator().manual_seed(0))
+    return torch.where(brain, 50 + 2 * noise + 60 * lesion, 0.0), brain, lesion
+
+
+def test_iterated_zscore_is_in_deviations_of_what_is_not_marked(lesioned):
+    image, brain, lesion = lesioned
+    scores = IteratedZScoreBaseline(sigma=0)(image, brain, (1, 1, 1))
+    marked = scores > 2.5
+    healthy = image[brain & ~marked]
+    deviation = 1.4826 * (healthy - healthy.median()).abs().median()
+    assert torch.allclose(scores[brain], (image[brain] - healthy.median()) / deviation, atol=0.02)
+    assert marked[lesion].all() and float(marked[brain & ~lesion].float().mean()) < 0.02
+    assert not scores[~brain].any()
+
+
+def test_iterated_zscore_smooths_in_mm_inside_the_brain(lesioned):
+    image, brain, _ = lesioned
+    flat = torch.where(brain, 50.0 + torch.arange(12.0).view(12, 1, 1, 1), 0.0)
+    thin, thick = (IteratedZScoreBaseline(1.5)(flat, brain, (mm, 1, 1)) for mm in (1, 5))
+    across = [scores[1:11, 0, 15, 15].diff() for scores in (thin, thick)]
+    assert across[0][0] < 0.8 * across[1][0]  # thick slices are hardly mixed
+    assert torch.allclose(thin[5, 0, 2:-2, 2:-2], thin[5, 0, 15, 15], atol=1e-3)  # no background is
+
+
+def test_iterated_zscore_of_nothing_and_of_a_constant_brain_is_0(lesioned):
+    image, brain, _ = lesioned
+    for volume, inside in ((image, torch.zeros_like(brain)), (brain.float(), brain)):
+        assert not IteratedZScoreBaseline()(volume, inside, (1, 1, 1)).any()

@@ -29,7 +29,7 @@ _locked: dict[str, int] = {}  # folder to the open file that holds its lock
 
 
 def _let_go() -> None:
-    """Close the locks that a worker gets from the run that starts it: it must not hold that of a run that was killed."""
+    """Close the locks that a worker inherits: it must not hold that of a run that was killed."""
     while _locked:
         os.close(_locked.popitem()[1])
 

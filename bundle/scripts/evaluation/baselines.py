@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from ..method.scores import gaussian_smooth
@@ -49,6 +51,60 @@ class ZScoreBaseline:
         ]
         stacked = torch.cat(scores, dim=1)
         return (stacked.abs() if self.absolute else stacked).mean(dim=1, keepdim=True)
+
+
+class IteratedZScoreBaseline:
+    """Score a scan by its smoothed robust z-score, and measure center and scale again on what is not marked.
+
+    Center and scale are median and 1.4826 times the median absolute deviation of the smoothed intensities of the whole
+    scan. It ends when nothing changes. The threshold is its own: no healthy slice is needed.
+
+    Args:
+        sigma: Gaussian smoothing inside the brain in mm, in all directions of a volume.
+        threshold: Robust deviations above which a voxel is marked, and no longer measured.
+        most_rounds: Of measuring, at most.
+    """
+
+    by_volume = True  # it is called with the spacing of the scan
+
+    def __init__(self, sigma: float = 1.5, threshold: float = 2.5, most_rounds: int = 50):
+        self.sigma, self.threshold, self.most_rounds = sigma, threshold, most_rounds
+
+    def __call__(self, image: Tensor, brain_mask: Tensor, spacing: Sequence[float]) -> Tensor:
+        """Score the D slices of a scan together; several modalities are averaged.
+
+        Args:
+            image: (D, M, H, W).
+            brain_mask: (D, 1, H, W), bool.
+            spacing: Between slices, rows and columns in mm.
+
+        Returns:
+            (D, 1, H, W), in robust deviations of the unmarked brain; 0 outside, and where the brain is empty or
+            constant.
+        """
+        inside = brain_mask[:, 0].numpy()
+        scores = [self._score(modality.numpy(), inside, spacing) for modality in image.unbind(dim=1)]
+        return torch.from_numpy(np.mean(scores, axis=0))[:, None]
+
+    def _score(self, image: np.ndarray, inside: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+        sigmas = [self.sigma / mm if size > 1 else 0.0 for mm, size in zip(spacing, image.shape, strict=True)]
+        mass = ndimage.gaussian_filter(inside.astype(np.float32), sigmas, mode="constant")
+        smooth = ndimage.gaussian_filter(np.where(inside, image, 0).astype(np.float32), sigmas, mode="constant")
+        values = (smooth / np.maximum(mass, 1e-6))[inside]
+        score, marked = np.zeros_like(values), np.zeros(values.shape, dtype=bool)
+        for _ in range(self.most_rounds):
+            normal = values[~marked]
+            center = np.median(normal) if normal.size else 0.0
+            deviation = 1.4826 * np.median(np.abs(normal - center)) if normal.size else 0.0
+            if deviation <= 1e-6 * max(abs(center), 1e-30):
+                break
+            score = (values - center) / deviation
+            before, marked = marked, score > self.threshold
+            if np.array_equal(marked, before):
+                break
+        result = np.zeros(image.shape, np.float32)
+        result[inside] = score
+        return result
 
 
 class AtlasBaseline:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
 from monai.engines import SupervisedEvaluator
 from torch import Tensor
 
@@ -144,12 +146,21 @@ def as_slices(array: Tensor) -> Tensor:
     return plain[None] if plain.ndim == 3 else plain.movedim(-1, 0)
 
 
+def _spacing(image: Tensor) -> tuple[float, ...]:
+    """Of a volume's slices, rows and columns in mm; 1 where it has no meta data, or is a slice."""
+    if not isinstance(image, MetaTensor) or image.ndim < 4:
+        return 1.0, 1.0, 1.0
+    rows, columns, slices = affine_to_spacing(image.affine).tolist()
+    return slices, rows, columns
+
+
 @dataclass
 class Sample:
     """One case taken apart: its D slices, and what the inferer made of them.
 
     ``image`` and ``reconstruction`` are (D, M, H, W), the others (D, 1, H, W); ``brain_mask``, ``label`` and
-    ``pred_mask`` are bool. ``voxel_ml`` is the volume of a voxel, NaN where it is not known.
+    ``pred_mask`` are bool. ``voxel_ml`` is the volume of a voxel, NaN where it is not known; ``spacing`` that between
+    slices, rows and columns in mm, 1 where it is not known.
     """
 
     name: str
@@ -161,6 +172,7 @@ class Sample:
     reconstruction: Tensor
     passes: Tensor
     voxel_ml: float = math.nan
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     @classmethod
     def from_item(cls, item: Mapping) -> Sample:
@@ -194,12 +206,13 @@ class Sample:
             reconstruction=pred[:, 2:-1],
             passes=pred[:, -1:],
             voxel_ml=float(item.get("voxel_ml", math.nan)),
+            spacing=_spacing(item["image"]),
         )
 
     def select(self, chosen: Tensor) -> Sample:
         """The chosen slices alone, by a bool (D,)."""
         parts = {key: value[chosen] for key, value in vars(self).items() if isinstance(value, Tensor)}
-        return Sample(name=self.name, voxel_ml=self.voxel_ml, **parts)
+        return Sample(name=self.name, voxel_ml=self.voxel_ml, spacing=self.spacing, **parts)
 
 
 def processed_sample(item: Mapping, output: Mapping) -> Sample:
@@ -260,7 +273,8 @@ class Evaluation:
         output_dir: Folder for ``cases.csv``, ``summary.json``, ``curves.csv`` and ``pictures/``.
         threshold: The label-free threshold of the method, for the tables; the masks are scored as they come.
         modalities: Names of the M modalities.
-        baselines: Name to a callable that scores slices (D, M, H, W) inside brain pixels (D, 1, H, W).
+        baselines: Name to a callable that scores slices (D, M, H, W) inside brain pixels (D, 1, H, W); with an
+            attribute ``by_volume`` it gets their spacing, with ``threshold`` this is its own.
         image_size: Side of the network's grid in pixels, where the high-frequency image of a picture is made.
         radius: Radius of the frequency mask in bins at ``image_size``; None: the method sees no high-frequency image.
         ssim_data_range: Width of the intensities for SSIM; the brain is scaled to [-3, 3].
@@ -307,12 +321,17 @@ class Evaluation:
         self.pictures = pictures
         self.thresholds = {METHOD: anomaly_thresholds(self.threshold)}
         self.thresholds |= {prefix: zscore_thresholds() for prefix in self.baselines}
+        self.own = {
+            prefix: float(score.threshold) for prefix, score in self.baselines.items() if hasattr(score, "threshold")
+        }
         self.cases: list[CaseScores] = []
         self.healthy = HealthyScores()
 
     def _counts(self, sample: Sample) -> dict[str, np.ndarray]:
         maps = {METHOD: sample.anomaly_map}
-        maps |= {prefix: score(sample.image, sample.brain_mask) for prefix, score in self.baselines.items()}
+        for prefix, score in self.baselines.items():
+            options = {"spacing": sample.spacing} if getattr(score, "by_volume", False) else {}
+            maps[prefix] = score(sample.image, sample.brain_mask, **options)
         label, brain_mask = sample.label.numpy(), sample.brain_mask.numpy()
         return {
             prefix: np.stack(threshold_counts(scores.numpy(), label, brain_mask, self.thresholds[prefix]))
@@ -391,7 +410,7 @@ class Evaluation:
             raise_failed(failed, len(failed))
             raise RuntimeError("No case was evaluated: set `dataset_dir` to a folder that holds labeled cases.")
         healthy = sum((share["healthy"] for share in shares), HealthyScores())
-        rows, summary, curves = summarize(cases, healthy, self.thresholds, self.threshold, self.subsets)
+        rows, summary, curves = summarize(cases, healthy, self.thresholds, self.threshold, self.subsets, self.own)
         source = "lesion-free slices of the scored volumes" if self.healthy_from_cases else "validation slices"
         summary["baseline_threshold_source"] = source
         if idist.get_rank() == 0:

@@ -128,7 +128,12 @@ def summarize_score(
 
 
 def label_free_counts(
-    prefix: str, cases: Sequence[CaseScores], healthy: HealthyScores, thresholds: np.ndarray, threshold: float
+    prefix: str,
+    cases: Sequence[CaseScores],
+    healthy: HealthyScores,
+    thresholds: np.ndarray,
+    threshold: float,
+    own: float | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """What each score marks without having seen a label.
 
@@ -140,6 +145,7 @@ def label_free_counts(
         healthy: All healthy slices; without any, a baseline has no threshold and the fractions are NaN.
         thresholds: Those that were counted, (T,).
         threshold: The method's own.
+        own: A baseline's own threshold, which needs no healthy brain.
 
     Returns:
         True positives and marked pixels of each case, (N, 2), and the threshold and false-positive fraction.
@@ -148,14 +154,16 @@ def label_free_counts(
     if prefix == METHOD:
         masks = np.stack([case.mask_counts for case in cases])
         return masks, {"threshold": threshold, "false_positive_fraction": fraction}
-    if not healthy.brain_pixels:
+    if own is None and not healthy.brain_pixels:
         nothing = np.full((len(cases), 2), np.nan)
         return nothing, {"threshold": math.nan, "false_positive_fraction": math.nan}
-    marked = healthy.counts[prefix]
-    threshold = threshold_at_fraction(marked, healthy.brain_pixels, fraction, thresholds)
-    index = int(np.searchsorted(thresholds, threshold))
+    marked = healthy.counts.get(prefix, np.zeros(len(thresholds)))
+    if own is None:
+        own = threshold_at_fraction(marked, healthy.brain_pixels, fraction, thresholds)
+    index = min(int(np.searchsorted(thresholds, np.float32(own))), len(thresholds) - 1)
     masks = np.stack([case.counts[prefix][:, index] for case in cases])
-    return masks, {"threshold": threshold, "false_positive_fraction": float(marked[index] / healthy.brain_pixels)}
+    false = float(marked[index] / healthy.brain_pixels) if healthy.brain_pixels else math.nan
+    return masks, {"threshold": own, "false_positive_fraction": false}
 
 
 def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
@@ -202,6 +210,7 @@ def summarize(
     thresholds: Mapping[str, np.ndarray],
     threshold: float,
     subsets: Mapping[str, set[str]] | None = None,
+    own: Mapping[str, float] | None = None,
 ) -> tuple[list[dict], dict[str, Any], list[dict]]:
     """Score the method and the baselines over all cases.
 
@@ -211,6 +220,7 @@ def summarize(
         thresholds: Prefix of each score to the thresholds that were counted, (T,).
         threshold: The method's own.
         subsets: Name of each subset of the cases to the names of its cases (or of their slices).
+        own: Prefix of a baseline to its own threshold, where it has one.
 
     Returns:
         Rows of the case table, the summary, and rows of the curves over thresholds.
@@ -221,7 +231,9 @@ def summarize(
     summary: dict[str, Any] = {"cases": len(rows)}
     curves: list[dict] = []
     for prefix, grid in thresholds.items():
-        label_free, operating_point = label_free_counts(prefix, cases, healthy, grid, threshold)
+        label_free, operating_point = label_free_counts(
+            prefix, cases, healthy, grid, threshold, (own or {}).get(prefix)
+        )
         counts = np.stack([case.counts[prefix] for case in cases])
         columns, scores, curve = summarize_score(label_free, counts, labeled, sizes, grid)
         summary |= {prefix + name: value for name, value in (scores | operating_point).items()}
