@@ -17,6 +17,7 @@ from scripts.common.ownership import (
     claim,
     is_same_file,
     lock_folder,
+    unlock_folder,
     written,
 )
 
@@ -109,7 +110,10 @@ def test_folder_is_one_run_s_until_it_ends_however_it_ends(tmp_path, monkeypatch
             lock_folder(tmp_path)  # the other processes of that run
             monkeypatch.setenv("RANK", "0")
             process.kill(), process.wait()
-            lock_folder(tmp_path)
+            lock_folder(tmp_path), unlock_folder(tmp_path)
+            with subprocess.Popen([*command[:-1], str(tmp_path)], **pipes) as another:
+                assert another.stdout.readline() == b"locked\n"
+                os.killpg(another.pid, signal.SIGKILL)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]

@@ -120,7 +120,9 @@ def check_not_read_only(path: str | os.PathLike, option: str = "output_dir") -> 
 
 
 def lock_folder(folder: str | os.PathLike) -> None:
-    """Keep other runs out of a folder until this process ends, however it ends; it may lock it again.
+    """Keep other runs out of a folder until `unlock_folder`, or until this process ends, however it ends.
+
+    A process may lock a folder again that it has locked.
 
     Of several processes of one run the first locks it. Where the file system knows no locks, nothing is locked.
 
@@ -143,6 +145,13 @@ def lock_folder(folder: str | os.PathLike) -> None:
             f"Another run is writing in {folder}: wait until it ends, or set another `output_dir`."
         ) from None
     except OSError:
+        os.close(number)
+
+
+def unlock_folder(folder: str | os.PathLike) -> None:
+    """Let other runs write in a folder again: a process may live on after its run, as that of a notebook does."""
+    number = _locked.pop(os.path.realpath(folder), None)
+    if number is not None:
         os.close(number)
 
 
@@ -303,5 +312,5 @@ def check_outputs(
             f"{checkpoint} holds a training already: add --resume True to go on with it, set another `output_dir`, or "
             "delete it to train anew."
         )
-    if not updates:
+    if not updates and os.environ.get("RANK", "0") == "0":  # the process that writes it
         check_claim(folder, TRAINING, [model_name(model_file, checkpoint)], "model_file")

@@ -30,7 +30,16 @@ from tqdm import tqdm
 from ..common.batch import ends_all, raise_failed
 from ..common.files import check_writable, has_ended, not_empty, write_json
 from ..common.guard import innermost_message
-from ..common.ownership import begin, check_claim, check_unchanged, content_digest, lock_folder, read_record, settle
+from ..common.ownership import (
+    begin,
+    check_claim,
+    check_unchanged,
+    content_digest,
+    lock_folder,
+    read_record,
+    settle,
+    unlock_folder,
+)
 from ..common.paths import bundle_root
 from .brain import lesion_of
 from .scans import AUTO, Subject, find_subjects, mark_unusable, scan_subjects, without
@@ -472,6 +481,7 @@ def write_slices(
     if len(failed) == number:
         raise_failed(failed, number)
     counts = _write_datalist(output, [item for item in items if item["case"] not in failed], settings, kept)
+    unlock_folder(output)
     raise_failed(failed, number)
     return counts
 

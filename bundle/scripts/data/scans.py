@@ -246,6 +246,7 @@ def _look_through(
     files = [path for path in sorted(root.iterdir()) if not path.is_dir() and not path.name.endswith(PLAIN)]
     found, left_out = [], {path.name: "hidden" for path in (*folders, *files) if path.name.startswith(".")}
     for folder in (path for path in folders if path.name not in left_out):
+        inside(root, folder.name, root)
         try:
             found.append(_subject(root, folder.name, modalities, label, brain_mask, root))
         except FileNotFoundError as error:

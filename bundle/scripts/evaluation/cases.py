@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..common.batch import Cases, raise_failed, shown_list
 from ..common.files import atomic, check_writable
-from ..common.ownership import begin, claim, lock_folder, settle
+from ..common.ownership import begin, claim, lock_folder, settle, unlock_folder
 from ..data.brain import lesion_of
 from ..data.nifti import load_nifti
 from ..data.scans import Subject, find_subjects, mark_unusable
@@ -418,6 +418,7 @@ class Evaluation:
             write_tables(self.output_dir, rows, summary, curves)
             settle(self.output_dir, STEP, self.files)
             print_summary(summary, list(self.thresholds), self.output_dir)
+        unlock_folder(self.output_dir)
         raise_failed(failed, len(failed) + len(cases))
         return summary
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..common.files import atomic
-from ..common.ownership import lock_folder, written
+from ..common.ownership import lock_folder, unlock_folder, written
 from ..data.scans import inside
 from .charts import Line, Mark, chart
 from .summaries import STRIP_FILE, SUMMARY_COLUMNS, healthy_words
@@ -272,5 +272,6 @@ def write_report(output_dir: str) -> Path:
         ) from None
     with written(folder, "report", ["report.html"]), atomic(folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
+    unlock_folder(folder)
     print(f"Report: {folder / 'report.html'}")
     return folder / "report.html"

@@ -28,6 +28,7 @@ from ..common.ownership import (
     is_same_file,
     lock_folder,
     read_record,
+    unlock_folder,
 )
 from ..common.share import share
 from ..data.nifti import case_of
@@ -255,6 +256,7 @@ class Volumes:
             print(f"Masks and anomaly maps: {self.output_dir.resolve()}/<case>/{names}")
             print(f"Tables: {self.output_dir.resolve()}/{VOLUMES}, {LESIONS}")
         wait_for_others()
+        unlock_folder(self.output_dir)
         raise_failed(self.cases.failed, self.number)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..common.files import check_writable
 from ..common.model_file import save_model, take_weights
-from ..common.ownership import TRAINING, begin, check_not_read_only, model_name, settle
+from ..common.ownership import TRAINING, begin, check_not_read_only, model_name, settle, unlock_folder
 from ..method.default import ProbabilisticIterMask
 from ..method.published import IterMask
 from ..method.refinement import Refinement, pass_noise
@@ -267,6 +267,7 @@ def finish_training(
     begin(folder, TRAINING, names)
     save_model(model, model_file)
     settle(folder, TRAINING, names)
+    unlock_folder(folder)
     print(f"Model: {model_file}")
 
 
