@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import logging
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from scripts.common.paths import config_files
+from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 from scripts.method.published import IterMask
+from torch import nn
 
 CONFIGS = Path(__file__).parent.parent / "bundle" / "configs"
 needs_deepbet = pytest.mark.skipif(
@@ -48,6 +52,25 @@ def model(small_network):
         return IterMask(small_network, radius=4, threshold=1.0).eval()
 
 
+class Constant(nn.Module):
+    """A network that predicts the same brain and no uncertainty, whatever it sees."""
+
+    def __init__(self, in_channels, out_channels, mean=0.5):
+        super().__init__()
+        self.values = [mean, 0.0][:out_channels]
+        self.seen = []
+
+    def forward(self, inputs):
+        self.seen.append(inputs)
+        return torch.stack([torch.full_like(inputs[:, 0], value) for value in self.values], dim=1)
+
+
+@pytest.fixture
+def constant():
+    """The default method around a constant network, without smoothing and mirrored scores."""
+    return ProbabilisticIterMask(Constant, sigma=0.0, mirror_weight=0.0, threshold=1.0).eval()
+
+
 SMALL_NETWORK = {
     "backbone#channels": 4,
     "backbone#channel_multipliers": [1, 2],
@@ -73,6 +96,19 @@ def run_bundle(name, overlay=None, run_id="run", **overrides):
     workflow.run()
     workflow.finalize()
     return workflow
+
+
+def warnings_of(caplog):
+    """What the bundle warned of."""
+    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    return [record.getMessage() for record in records if record.name.startswith("scripts.")]
+
+
+def free_port():
+    """A port of this machine that nothing listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

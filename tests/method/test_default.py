@@ -5,10 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 from scripts.method.default import ProbabilisticIterMask, StandardizeBraind, standardize
-from scripts.training.augmentation import random_affine, random_intensity
-from scripts.training.calibration import calibrate_scores
 from scripts.training.corruption import PrepareMaskedBatch
-from scripts.training.losses import masked_error, masked_likelihood
 from scripts.training.masks import coarse_noise, random_blobs
 from torch import nn
 
@@ -127,20 +124,6 @@ def test_first_iteration_hides_the_whole_brain_and_later_ones_what_is_suspicious
     assert (masks[1] * square[:1, 0]).sum() > 0.9 * square.sum()
 
 
-def test_calibration_exceeds_the_asked_parts_of_the_healthy_brain(small_network, image, brain_mask):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = ProbabilisticIterMask(small_network).eval()
-    healthy = {"image": image.repeat(8, 1, 1, 1), "brain_mask": brain_mask.float().repeat(8, 1, 1, 1)}
-    calibrate_scores(model, [healthy], first_fraction=0.2, exceed_fraction=0.05, certain_fraction=0.01)
-    with torch.no_grad():
-        scores = model.refine(healthy["image"], healthy["brain_mask"] > 0)[1][healthy["brain_mask"] > 0]
-    assert float((scores > model.threshold).float().mean()) == pytest.approx(0.05, abs=0.01)
-    assert float((scores > model.certain_threshold).float().mean()) == pytest.approx(0.01, abs=0.005)
-    with pytest.raises(ValueError, match="Expected certain_fraction <= exceed_fraction <= first_fraction"):
-        calibrate_scores(model, [healthy], first_fraction=0.01)
-
-
 def test_coarse_noise_hides_low_frequencies_alone():
     noise = coarse_noise(torch.Size((64, 1, 64, 64)), generator(), grids=(8,))
     amplitude = torch.fft.fft2(noise).abs().mean(0)[0]
@@ -171,39 +154,6 @@ def test_training_batch_repeats_with_seed_and_iteration_alone(batch):
     assert not torch.equal(first, prepare(batch, torch.device("cpu"))[0])
 
 
-def test_augmentation_flips_moves_and_keeps_the_brain(image, brain_mask):
-    many = brain_mask[:1].repeat(200, 1, 1, 1)
-    moved, masks = random_affine(many.float(), many, generator())
-    area = masks.flatten(1).sum(1) / many[0].sum()
-    assert 0.75 < area.min() and area.max() < 1.25 and area.std() > 0.02
-    half = torch.zeros(200, 1, 32, 48)
-    half[:, :, :16] = 1
-    top = random_affine(half, many, generator())[0][:, :, :12].mean((1, 2, 3)) > 0.5
-    assert 60 < int(top.sum()) < 140
-    changed = random_intensity(torch.ones(200, 1, 8, 8), generator())
-    assert 0.5 < changed.min() and changed.max() < 1.5 and changed.std() > 0.03
-
-
-def test_likelihood_is_least_at_the_true_mean_and_variance():
-    truth = torch.randn(1, 1, 64, 64, generator=generator())
-    target = torch.cat([0.5 * truth, torch.ones(1, 2, 64, 64)], dim=1)
-
-    def loss(mean, log_variance):
-        return float(
-            masked_likelihood(torch.tensor([mean, log_variance]).view(1, 2, 1, 1).expand(1, 2, 64, 64), target)
-        )
-
-    best = loss(0.0, float(np.log(0.25)))
-    assert best < loss(0.3, float(np.log(0.25)))
-    variance = torch.tensor(0.0, requires_grad=True)
-    prediction = torch.stack([torch.zeros(64, 64), variance.expand(64, 64)])[None]
-    for _ in range(300):
-        (gradient,) = torch.autograd.grad(masked_likelihood(prediction, target), variance)
-        variance = (variance - 0.5 * gradient).detach().requires_grad_()
-        prediction = torch.stack([torch.zeros(64, 64), variance.expand(64, 64)])[None]
-    assert variance.item() == pytest.approx(float(np.log(0.25)), abs=0.1)
-
-
 def test_unknown_sign_is_an_error(small_network):
     with pytest.raises(ValueError, match="`sign` must be bright or both, got 'dark'"):
         ProbabilisticIterMask(small_network, sign="dark")
@@ -219,17 +169,6 @@ def test_one_pass_is_the_smoothed_residual_in_healthy_deviations(flat, brain_mas
     expected = ndimage.gaussian_filter(inside, 1.0, mode="constant") / mass.clip(0.05) / 2
     found = anomaly_map[0, 0].detach().numpy()
     np.testing.assert_allclose(found[12:20, 20:28], expected[12:20, 20:28].clip(0), atol=2e-3)
-
-
-def test_loss_of_a_mean_alone_is_its_squared_error_where_hidden(brain_mask):
-    hidden = brain_mask.clone()
-    hidden[..., :24] = False
-    target = torch.cat([brain_mask.float(), hidden.float(), brain_mask.float()], dim=1)
-    assert masked_error(target[:, :1], target) == 0
-    assert masked_error(target[:, :1] + 2 * hidden, target) == pytest.approx(4.0)
-    visible = (brain_mask & ~hidden).float()
-    share = float(visible.sum() / brain_mask.sum())
-    assert masked_error(target[:, :1] + visible, target, visible_weight=0.5) == pytest.approx(0.5 * share)
 
 
 def test_scaling_of_the_preprocessing_is_kept_on_request(flat, brain_mask):

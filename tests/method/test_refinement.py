@@ -2,29 +2,9 @@
 
 import pytest
 import torch
+from conftest import Constant
 from scripts.method.default import ProbabilisticIterMask, standardize
 from scripts.method.refinement import pass_noise
-from scripts.training.calibration import calibrate_scores
-from torch import nn
-
-
-class Constant(nn.Module):
-    """A network that predicts the same brain and no uncertainty, whatever it sees."""
-
-    def __init__(self, in_channels, out_channels, mean=0.5):
-        super().__init__()
-        self.values = [mean, 0.0][:out_channels]
-        self.seen = []
-
-    def forward(self, inputs):
-        self.seen.append(inputs)
-        return torch.stack([torch.full_like(inputs[:, 0], value) for value in self.values], dim=1)
-
-
-@pytest.fixture
-def constant():
-    """The default method around a constant network, without smoothing and mirrored scores."""
-    return ProbabilisticIterMask(Constant, sigma=0.0, mirror_weight=0.0, threshold=1.0).eval()
 
 
 def test_every_pass_fills_what_is_hidden_with_other_noise(model, image, brain_mask):
@@ -58,19 +38,6 @@ def test_anomaly_map_is_the_weighted_mean_of_the_first_and_the_last_score():
     first, last = torch.full((1, 1, 4, 4), 6.0), torch.full((1, 1, 4, 4), 2.0)
     brain = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     torch.testing.assert_close(model.decide(brain, first, last, brain, 1.0)[1], torch.full((1, 1, 4, 4), 5.0))
-
-
-def test_deviation_is_that_of_healthy_scores(constant, image, brain_mask):
-    calibrate_scores(constant, [{"image": image, "brain_mask": brain_mask.float()}])
-    expected = (standardize(image, brain_mask)[0] - 0.5)[brain_mask].std()
-    torch.testing.assert_close(constant.deviation, expected)
-
-
-def test_calibration_leaves_a_network_in_training_as_it_is(small_network, image, brain_mask):
-    model = ProbabilisticIterMask(small_network).train()
-    before = {name: value.clone() for name, value in model.masked.state_dict().items()}
-    calibrate_scores(model, [{"image": image, "brain_mask": brain_mask.float()}])
-    assert all(torch.equal(before[name], value) for name, value in model.masked.state_dict().items())
 
 
 def test_reconstruction_comes_in_the_units_of_the_slice(constant, image, brain_mask):

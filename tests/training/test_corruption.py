@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from scripts.training.augmentation import random_affine
-from scripts.training.corruption import PrepareCorruptedBatch, PrepareMaskedBatch
-from scripts.training.losses import masked_error, masked_likelihood
-from scripts.training.masks import coarse_noise, random_squares
+from scripts.training.corruption import PrepareCorruptedBatch, PrepareMaskedBatch, Reconstructions
+from scripts.training.masks import coarse_noise, random_blobs, random_squares
 
 CPU = torch.device("cpu")
 
@@ -50,51 +48,6 @@ def test_asked_part_of_the_slices_holds_noise_alone(batch, fraction):
     assert not noise_alone.any() or float(inputs[noise_alone, :1].std()) == pytest.approx(0.7, abs=0.02)
 
 
-@pytest.mark.parametrize(("loss", "channels"), [(masked_error, 1), (masked_likelihood, 2)])
-def test_background_does_not_count_in_the_loss(loss, channels, image, brain_mask):
-    hidden = brain_mask.clone()
-    hidden[..., :24] = False
-    target = torch.cat([image, hidden.float(), brain_mask.float()], dim=1)
-    prediction = torch.zeros(4, channels, 32, 48)
-    elsewhere = torch.where(brain_mask, prediction, torch.tensor(2.0))
-    assert loss(prediction, target) == loss(elsewhere, target)
-    assert loss(prediction, target) != loss(torch.where(hidden, torch.tensor(2.0), prediction), target)
-
-
-@pytest.fixture
-def prediction():
-    """Mean and log-variance of one pixel in each of four slices, and the slices, hidden and inside the brain."""
-    mean = torch.tensor([0.5, -0.3, 1.5, 0.0]).view(4, 1, 1, 1)
-    log_variance = torch.tensor([-3.0, -1.0, 0.5, 2.0]).view(4, 1, 1, 1)
-    slices = torch.tensor([0.4, 0.4, 0.4, 0.4]).view(4, 1, 1, 1)
-    return mean, log_variance, torch.cat([slices, torch.ones(4, 2, 1, 1)], dim=1)
-
-
-def test_likelihood_of_a_pixel_is_weighted_by_its_variance_up_to_one(prediction):
-    mean, log_variance, target = prediction
-    error = (mean - target[:, :1]) ** 2
-    weight = torch.tensor([2.718281828**-3, 2.718281828**-1, 1.0, 1.0]).view(4, 1, 1, 1)
-    expected = (error + 0.5 * weight * (error / log_variance.exp() + log_variance)).mean()
-    torch.testing.assert_close(masked_likelihood(torch.cat([mean, log_variance], dim=1), target), expected)
-
-
-def test_mean_learns_from_its_squared_error_alone(prediction):
-    mean, log_variance, target = prediction
-    mean.requires_grad_()
-    found = torch.autograd.grad(masked_likelihood(torch.cat([mean, log_variance], dim=1), target), mean)[0]
-    expected = torch.autograd.grad(masked_error(mean, target), mean)[0]
-    torch.testing.assert_close(found, expected)
-
-
-def test_slices_turn_by_a_few_degrees_alone():
-    left = torch.zeros(300, 1, 64, 64)
-    left[..., :32] = 1
-    moved, _ = random_affine(left, left > 0, generator())
-    border = moved[:, 0, 16:48, 16:].sum(dim=-1)
-    degrees = ((border[:, -1] - border[:, 0]) / 31).atan() * 180 / torch.pi
-    assert degrees.abs().max() < 9 and degrees.min() < -6 and degrees.max() > 6
-
-
 def test_squares_fall_everywhere_in_a_brain_that_is_no_square():
     for shape in ((16, 64), (64, 16)):
         brain = torch.ones(300, 1, *shape, dtype=torch.bool)
@@ -111,3 +64,47 @@ def test_knots_of_coarse_noise_lie_at_other_places_in_every_batch():
         return tuple((noise.diff(n=2, dim=2).abs().amax(dim=(0, 1, 3)) > 1e-4).nonzero()[:, 0].tolist())
 
     assert len({bends(seed) for seed in range(12)}) > 4
+
+
+@pytest.fixture
+def structured(image, brain_mask):
+    return {"image": image, "prepared": -image, "brain_mask": brain_mask.float()}
+
+
+def prepared(structured, seed=0, iteration=0):
+    prepare = PrepareCorruptedBatch(random_blobs, seed=seed)
+    prepare.iteration = iteration
+    return prepare(structured, torch.device("cpu"))
+
+
+def test_corruption_leaves_what_is_not_hidden_bit_identical(structured, image, brain_mask):
+    inputs, targets = prepared(structured)
+    corrupted, high = inputs.chunk(2, dim=1)
+    changed = corrupted != image
+    assert changed.any() and not (changed & ~brain_mask).any()
+    assert torch.equal(high, -image) and torch.equal(targets, torch.cat([image, image], dim=1))
+
+
+def test_every_iteration_draws_other_masks_and_the_seed_repeats_them(structured):
+    assert torch.equal(prepared(structured, iteration=5)[0], prepared(structured, iteration=5)[0])
+    assert not torch.equal(prepared(structured, iteration=5)[0], prepared(structured, iteration=6)[0])
+    assert not torch.equal(prepared(structured, seed=1)[0], prepared(structured, seed=2)[0])
+
+
+def test_one_pass_trains_both_networks_as_two_trainings_would(model, structured):
+    inputs, targets = prepared(structured)
+    both = Reconstructions(model)
+    together = (both(inputs) - targets).square().mean()
+    apart = sum(
+        (Reconstructions(model, [name])(inputs) - targets[:, :1]).square().mean()
+        for name in ("first_iteration", "masked")
+    )
+    gradient = torch.autograd.grad(together, list(both.parameters()))
+    separate = torch.autograd.grad(apart, list(both.parameters()))
+    for joint, alone in zip(gradient, separate, strict=True):
+        torch.testing.assert_close(2 * joint, alone)
+
+
+def test_unknown_network_to_train_is_an_error(model):
+    with pytest.raises(ValueError, match="`trained` must list one or both of first_iteration, masked, got"):
+        Reconstructions(model, ["second"])

@@ -1,81 +1,18 @@
 """What the handlers of a training promise, on a network of one weight that grows by one in each iteration."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
-from scripts.common.model_file import load_model, save_model
-from scripts.training.calibration import finish_training, recalibrate
-from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.handlers import (
-    AverageWeights,
     ClipGradients,
     SeedIterations,
     average_weights,
     stop_on_non_finite_loss,
 )
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
-
-
-@pytest.fixture
-def train(tmp_path, monkeypatch):
-    """Train one epoch for each given validation error, the average being the newest weights; gives the checkpoint."""
-    monkeypatch.setattr("signal.signal", lambda number, handler: None)
-
-    def run(errors, resume=False, **settings):
-        network = nn.Linear(1, 1, bias=False)
-        network.weight.data.zero_()
-        average = AveragedModel(network, multi_avg_fn=partial(average_weights, momentum=1.0))
-        state = SimpleNamespace(metrics={}, key_metric_name="error")
-
-        def step(engine, batch):
-            network.weight.data += 1
-
-        trainer = Engine(step)
-        AverageWeights(average, network).attach(trainer)
-        trainer.add_event_handler(
-            Events.EPOCH_COMPLETED, lambda engine: state.metrics.update(error=errors[engine.state.epoch - 1])
-        )
-        parts = {"network": network, "optimizer": torch.optim.SGD(network.parameters())}
-        checkpoint = TrainingCheckpoint(
-            tmp_path / "checkpoint.pt", parts, average, SimpleNamespace(state=state), settings, resume
-        )
-        checkpoint.attach(trainer)
-        trainer.run([0], max_epochs=len(errors))
-        assert average.module.weight == network.weight == len(errors)
-        return checkpoint
-
-    return run
-
-
-def test_best_weights_are_the_averaged_ones_of_the_lowest_validation_error(train):
-    best = train([3.0, 1.0, 2.0, 1.0])
-    assert best.best_metric == 1 and best.best_weights["weight"] == 2
-
-
-def test_resumed_training_still_knows_the_best_weights(train):
-    train([1.0, 2.0])
-    best = train([1.0, 2.0, 1.5], resume=True)
-    assert best.best_metric == 1 and best.best_weights["weight"] == 1
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"seed": 1, "batch_size": 8}, "`seed` was 0 and is 1"),
-        ({"seed": 0, "batch_size": 4}, "`batch_size` was 8 and is 4"),
-        ({"seed": 0}, "`batch_size` was 8 and is None"),
-    ],
-)
-def test_training_does_not_go_on_with_other_settings(train, settings, message):
-    train([1.0], seed=0, batch_size=8)
-    with pytest.raises(ValueError, match=f"belongs to another training \\({message}\\)"):
-        train([1.0, 2.0], resume=True, **settings)
-    assert train([1.0, 2.0], resume=True, seed=0, batch_size=8).best_metric == 1
 
 
 def test_random_numbers_of_an_iteration_depend_on_the_seed_and_its_number_alone():
@@ -128,35 +65,9 @@ def test_loss_that_is_no_finite_number_ends_the_training(loss):
     stop_on_non_finite_loss(SimpleNamespace(state=state))
 
 
-def test_finished_model_holds_what_its_slices_were(model, tmp_path, capsys):
-    best = {name: value + 1 for name, value in model.state_dict().items() if name.endswith("conv1.bias")}
-    checkpoint = SimpleNamespace(path=tmp_path / "c.pt", interrupted=None, best_weights=best, best_metric=0.5)
-    path = str(tmp_path / "model.pt")
-
-    def calibration(model, batches):
-        model.threshold.fill_(2.5)
-        return 2.5
-
-    finish_training(
-        model, checkpoint, ["first_iteration", "masked"], path, calibration, [], (150.0, 190.0), (-20.0, 30.0)
-    )
-    found = load_model(path)
-    assert found.field_of_view.tolist() == [150, 190] and found.planes.tolist() == [-20, 30]
-    assert found.threshold == 2.5 and all(torch.equal(found.state_dict()[name], value) for name, value in best.items())
-    assert "Best validation error 0.5, threshold 2.5" in capsys.readouterr().out
-
-
-def test_new_threshold_goes_to_the_file_that_was_asked_for(model, small_network, tmp_path):
-    first, second = tmp_path / "first.pt", tmp_path / "second.pt"
-    save_model(model, first)
-    before = first.read_bytes()
-
-    def calibration(model, batches):
-        model.threshold.fill_(2.5)
-        return 2.5
-
-    recalibrate(model, first, calibration, [], output_file=second)
-    assert first.read_bytes() == before
-    assert load_model(second).threshold == 2.5
-    recalibrate(model, first, calibration, [])
-    assert load_model(first).threshold == 2.5
+def test_average_starts_fast_and_ends_at_its_momentum():
+    averaged, newest = [torch.zeros(1)], [torch.ones(1)]
+    average_weights(averaged, newest, torch.tensor(0), 0.01)
+    assert averaged[0] == 1
+    average_weights(averaged, [torch.zeros(1)], torch.tensor(10**6), 0.01)
+    assert float(averaged[0]) == pytest.approx(0.99)

@@ -13,81 +13,7 @@ from conftest import CONFIGS, SMALL_NETWORK, run_bundle
 from monai.bundle import ConfigParser
 from scripts.common.guard import innermost_message
 from scripts.evaluation.pictures import to_display
-from scripts.training.calibration import exceeded_by
-from scripts.training.corruption import PrepareCorruptedBatch, Reconstructions
-from scripts.training.handlers import average_weights
-from scripts.training.masks import random_blobs
-from scripts.training.sampling import SliceStream
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-
-@pytest.fixture
-def batch(image, brain_mask):
-    return {"image": image, "prepared": -image, "brain_mask": brain_mask.float()}
-
-
-def prepared(batch, seed=0, iteration=0):
-    prepare = PrepareCorruptedBatch(random_blobs, seed=seed)
-    prepare.iteration = iteration
-    return prepare(batch, torch.device("cpu"))
-
-
-def test_corruption_leaves_what_is_not_hidden_bit_identical(batch, image, brain_mask):
-    inputs, targets = prepared(batch)
-    corrupted, high = inputs.chunk(2, dim=1)
-    changed = corrupted != image
-    assert changed.any() and not (changed & ~brain_mask).any()
-    assert torch.equal(high, -image) and torch.equal(targets, torch.cat([image, image], dim=1))
-
-
-def test_every_iteration_draws_other_masks_and_the_seed_repeats_them(batch):
-    assert torch.equal(prepared(batch, iteration=5)[0], prepared(batch, iteration=5)[0])
-    assert not torch.equal(prepared(batch, iteration=5)[0], prepared(batch, iteration=6)[0])
-    assert not torch.equal(prepared(batch, seed=1)[0], prepared(batch, seed=2)[0])
-
-
-def test_one_pass_trains_both_networks_as_two_trainings_would(model, batch):
-    inputs, targets = prepared(batch)
-    both = Reconstructions(model)
-    together = (both(inputs) - targets).square().mean()
-    apart = sum(
-        (Reconstructions(model, [name])(inputs) - targets[:, :1]).square().mean()
-        for name in ("first_iteration", "masked")
-    )
-    gradient = torch.autograd.grad(together, list(both.parameters()))
-    separate = torch.autograd.grad(apart, list(both.parameters()))
-    for joint, alone in zip(gradient, separate, strict=True):
-        torch.testing.assert_close(2 * joint, alone)
-
-
-def test_unknown_network_to_train_is_an_error(model):
-    with pytest.raises(ValueError, match="`trained` must list one or both of first_iteration, masked, got"):
-        Reconstructions(model, ["second"])
-
-
-def test_stream_visits_every_slice_once_before_any_again_and_can_be_entered_anywhere():
-    def first(count, **options):
-        stream = SliceStream(7, 4, seed=3, **options)
-        stream.iteration = start
-        return [index for index, _ in zip(stream, range(count), strict=False)]
-
-    start = 0
-    whole = first(28)
-    assert all(sorted(whole[k : k + 7]) == list(range(7)) for k in range(0, 28, 7))
-    assert whole[:7] != whole[7:14]
-    start = 3
-    assert first(16) == whole[12:]
-    start = 0
-    shares = [first(14, rank=rank, world_size=2) for rank in (0, 1)]
-    assert [index for pair in zip(*shares, strict=True) for index in pair] == whole
-
-
-def test_average_starts_fast_and_ends_at_its_momentum():
-    averaged, newest = [torch.zeros(1)], [torch.ones(1)]
-    average_weights(averaged, newest, torch.tensor(0), 0.01)
-    assert averaged[0] == 1
-    average_weights(averaged, [torch.zeros(1)], torch.tensor(10**6), 0.01)
-    assert float(averaged[0]) == pytest.approx(0.99)
 
 
 @pytest.fixture(scope="module", params=[None, "paper"], ids=["default", "paper"])
@@ -245,16 +171,6 @@ def test_calibrate_changes_the_threshold_alone(trained, tmp_path, two_modality_s
     assert all(torch.equal(after[name], before[name]) for name in before if name != "threshold")
     with pytest.raises(RuntimeError):
         run_bundle("train", method, run_id="calibrate", model_file=str(copy), **options | {"exceed_fraction": 20})
-
-
-def test_threshold_is_exceeded_by_the_asked_fraction():
-    values = torch.arange(100.0)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
-    threshold = exceeded_by(values, 0.2)
-    assert int((values > threshold).sum()) == 20
-    with pytest.raises(ValueError, match="did you pass a percentage"):
-        exceeded_by(values, 20)
-    with pytest.raises(ValueError, match="No healthy pixel"):
-        exceeded_by(values[:0], 0.2)
 
 
 def test_non_finite_loss_stops_the_training(tmp_path, two_modality_slices):

@@ -1,7 +1,6 @@
 """Trainings and calibrations that go wrong stop, or warn, with what to do, and what was good stays."""
 
 import fcntl
-import logging
 import math
 import os
 import shutil
@@ -10,13 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run_bundle
+from conftest import run_bundle, warnings_of
 from ignite.engine import Engine
 from scripts.common.guard import innermost_message
 from scripts.common.model_file import load_model
-from scripts.method.default import ProbabilisticIterMask
 from scripts.training import corruption, losses
-from scripts.training.calibration import check_thresholds, warn_of_heavy_tail
 from scripts.training.handlers import WatchTraining
 
 
@@ -31,17 +28,11 @@ def train(folder, slices, **options):
     )
 
 
-def warnings(caplog):
-    """What the bundle warned of."""
-    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    return [record.getMessage() for record in records if record.name.startswith("scripts.")]
-
-
 @pytest.mark.parametrize("overlay", [None, "paper"])
 def test_normal_training_warns_of_nothing(tmp_path, two_modality_slices, caplog, overlay):
     options = {"iterations": 80, "validation_interval": 8, "learning_rate": 0.01}
     train(tmp_path, two_modality_slices, overlay=overlay, **options)
-    assert warnings(caplog) == [] and (tmp_path / "model.pt").exists()
+    assert warnings_of(caplog) == [] and (tmp_path / "model.pt").exists()
 
 
 @pytest.mark.parametrize("part", ["loss", "validation error"])
@@ -98,7 +89,7 @@ FALLS = [9, 5, 3, 2]
 )
 def test_validation_error_that_rises_for_long_is_told_once(caplog, errors, count):
     validated(errors)
-    told = warnings(caplog)
+    told = warnings_of(caplog)
     assert len(told) == count and all("The best weights are kept; " in text for text in told)
     if errors[: len(FALLS)] == FALLS and count == 1:
         assert told[0].startswith("The validation error was lowest, 2, ")
@@ -115,7 +106,7 @@ def test_training_whose_validation_error_rises_keeps_its_best_weights(
 
     monkeypatch.setattr(losses, "masked_likelihood", rising)
     train(tmp_path, two_modality_slices, iterations=14)
-    assert [text[:33] for text in warnings(caplog)] == ["The validation error was lowest, "]
+    assert [text[:33] for text in warnings_of(caplog)] == ["The validation error was lowest, "]
     checkpoint, model = (torch.load(tmp_path / name, weights_only=True) for name in ("checkpoint.pt", "model.pt"))
     assert checkpoint["trainer"]["iteration"] == 14 and checkpoint["best_metric"] < 0.5
     best, newest = checkpoint["best_weights"], checkpoint["ema"]
@@ -126,7 +117,7 @@ def test_training_whose_validation_error_rises_keeps_its_best_weights(
 @pytest.mark.parametrize(("batch_size", "count"), [(1, 1), (2, 0)])
 def test_batches_of_one_slice_are_told_once(tmp_path, two_modality_slices, caplog, batch_size, count):
     train(tmp_path, two_modality_slices, batch_size=batch_size, iterations=4)
-    told = [text for text in warnings(caplog) if "batch normalization" in text]
+    told = [text for text in warnings_of(caplog) if "batch normalization" in text]
     assert len(told) == count and all("set `batch_size` to 2 or more" in text for text in told)
 
 
@@ -144,70 +135,6 @@ def test_last_batch_of_a_pass_over_the_slices_is_whole(tmp_path, two_modality_sl
     assert [size for augmented, size in sizes if augmented] == [4] * 5
 
 
-def calibrated(**values):
-    model = ProbabilisticIterMask(lambda **options: torch.nn.Identity(), threshold=1.0)
-    model.certain_threshold.fill_(2.0)
-    for name, value in values.items():
-        getattr(model, name).copy_(torch.tensor(value))
-    return model
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"threshold": 0.0},
-        {"threshold": -1.0},
-        {"threshold": math.nan},
-        {"threshold": math.inf, "certain_threshold": math.inf},
-        {"threshold": 2.1},
-        {"certain_threshold": math.nan},
-        {"first_threshold": 0.0},
-        {"deviation": 0.0},
-        {"deviation": math.nan},
-    ],
-    ids=str,
-)
-def test_impossible_thresholds_are_refused(values):
-    with pytest.raises(RuntimeError, match="are impossible .*: expected all above 0, and the upper one not below"):
-        check_thresholds(calibrated(**values))
-
-
-@pytest.mark.parametrize(
-    ("values", "count"),
-    [({}, 0), ({"certain_threshold": 1.0}, 0), ({"deviation": 0.7}, 0), ({"deviation": 1.1}, 1)],
-    ids=str,
-)
-def test_model_that_does_not_explain_healthy_slices_is_told(caplog, values, count):
-    check_thresholds(calibrated(**values))
-    assert len(told := warnings(caplog)) == count and all("explains the validation slices badly" in t for t in told)
-
-
-@pytest.mark.parametrize(("threshold", "count"), [(0.5, 0), (9.5, 1)])
-def test_published_method_that_does_not_explain_healthy_slices_is_told(model, caplog, threshold, count):
-    model.threshold.fill_(threshold)
-    check_thresholds(model)
-    assert len(warnings(caplog)) == count
-
-
-@pytest.mark.parametrize(
-    ("scores", "count"),
-    [
-        (lambda random: random.normal(size=200_000), 0),
-        (lambda random: random.normal(size=200_000).clip(0), 0),
-        (lambda random: random.laplace(size=200_000), 0),
-        (lambda random: 3 + random.normal(size=200_000), 0),
-        (lambda random: np.append(random.normal(size=198_000), random.uniform(6, 9, 2000)), 1),  # a lesion of 1 %
-        (lambda random: random.standard_cauchy(size=200_000), 1),
-    ],
-    ids=["normal", "cut at 0", "Laplace", "shifted", "lesion", "Cauchy"],
-)
-def test_scores_that_lie_apart_are_told(caplog, scores, count):
-    values = torch.from_numpy(scores(np.random.default_rng(0)))
-    low, high = (float(values.quantile(1 - fraction)) for fraction in (0.02, 0.005))
-    warn_of_heavy_tail(values, low, high, 0.02, 0.005)
-    assert len(told := warnings(caplog)) == count and all("leave out those that are not healthy" in t for t in told)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, two_modality_slices):
     folder = tmp_path_factory.mktemp("trained")
@@ -222,7 +149,7 @@ def calibrate(trained, tmp_path, slices, **options):
 
 def test_calibration_on_healthy_slices_warns_of_nothing(trained, tmp_path, two_modality_slices, caplog):
     calibrate(trained, tmp_path, two_modality_slices)
-    assert warnings(caplog) == []
+    assert warnings_of(caplog) == []
 
 
 def test_impossible_threshold_leaves_the_model_file(trained, tmp_path, two_modality_slices):
@@ -241,7 +168,7 @@ def test_calibration_on_slices_that_are_not_healthy_is_told(trained, tmp_path, t
         lesion = (image > -3) & (np.arange(image.shape[1])[:, None] > 16)
         np.save(path, np.where(lesion, image + 6, image).astype(np.float32))
     calibrate(trained, tmp_path, two_modality_slices, dataset_dir=str(tmp_path / "slices"))
-    assert any("explains the validation slices badly" in text for text in warnings(caplog))
+    assert any("explains the validation slices badly" in text for text in warnings_of(caplog))
 
 
 def sentence(folder, slices, **options):

@@ -1,0 +1,98 @@
+"""Batches with made lesions: what is seen, and what is asked for."""
+
+import numpy as np
+import pytest
+import torch
+from scripts.training.lesion_batches import PrepareLesionBatch, moved, random_yardstick, slice_yardstick, smooth_level
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batch():
+    """Six slices (6, 1, 48, 64) of unit noise in an ellipse, three of them certain."""
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 64), indexing="ij")
+    brain = (rows**2 + columns**2 < 0.7).expand(6, 1, 48, 64).float()
+    image = torch.randn(6, 1, 48, 64, generator=torch.Generator().manual_seed(0)) * brain
+    return {"prepared": image, "brain_mask": brain, "certain": torch.tensor([1, 1, 1, 0, 0, 0])}
+
+
+def upper_half(brain_mask, generator, image, label):
+    """Hides the rows of the upper half."""
+    hidden = brain_mask.clone()
+    hidden[:, :, 24:] = False
+    return hidden
+
+
+def test_yardstick_is_median_and_robust_deviation_of_the_region():
+    image = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    region = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    region[0, :, 1:6, 2:7] = True  # 25 pixels; the second slice has none
+    center, scale = slice_yardstick(image, region)
+    for channel in range(2):
+        inside = image[0, channel][region[0, 0]].numpy()
+        assert float(center[0, channel, 0, 0]) == pytest.approx(np.median(inside))
+        deviation = 1.4826 * np.median(np.abs(inside - np.median(inside)))
+        assert float(scale[0, channel, 0, 0]) == pytest.approx(deviation)
+    assert not center[1].any() and (scale[1] == 1).all()
+
+
+def test_yardstick_of_training_changes_around_that_of_the_scan_or_the_slice():
+    image = 3 + 2 * torch.randn(400, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    brain, nothing = torch.ones(400, 1, 16, 16) > 0, torch.zeros(400, 1, 16, 16) > 0
+    center, scale = random_yardstick(image, brain, nothing, nothing, torch.Generator().manual_seed(1))
+    by_scan = center.flatten() < 1.5  # the scan's is 0 and 1, the slice's near 3 and 2
+    assert 150 < int(by_scan.sum()) < 250
+    for chosen, expected in ((by_scan, (0, 1)), (~by_scan, (3, 2))):
+        assert float(center.flatten()[chosen].median()) == pytest.approx(expected[0], abs=0.15)
+        assert float(scale.flatten()[chosen].median()) == pytest.approx(expected[1], rel=0.06)
+
+
+def test_brain_moves_with_its_slice():
+    mask = torch.zeros(5, 1, 48, 64, dtype=torch.bool)
+    mask[..., 12:36, 16:48] = True
+    image, found = moved(torch.where(mask, 4.0, 0.0), mask, torch.Generator().manual_seed(0))
+    assert not torch.equal(found, mask) and (image[found] - 4).abs().max() < 1e-4
+
+
+def test_smoothed_level_is_that_of_the_brightest_modality_inside_the_brain():
+    brain = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    brain[..., 4:12, 4:12] = True
+    image = torch.stack([torch.full((16, 16), value) for value in (1.0, 2.0)])[None].where(brain, torch.tensor(50.0))
+    torch.testing.assert_close(smooth_level(image, brain)[brain], torch.full((64,), 2.0))
+
+
+def test_lesions_are_asked_for_where_hidden_and_pixels_count_as_they_should(batch):
+    prepare = PrepareLesionBatch(upper_half, noise_fraction=0.0, lesion_fraction=1.0, augment=False)
+    inputs, target = prepare(batch, CPU)
+    asked, label, weight, hidden, brain = target.split(1, dim=1)
+    assert inputs.shape == (6, 2, 48, 64) and torch.equal(brain, batch["brain_mask"])
+    assert torch.equal(inputs[:, 1:], hidden) and torch.equal(hidden, brain * (torch.arange(48) < 24)[:, None])
+    assert (label <= hidden).all() and label.any()
+    torch.testing.assert_close(weight, brain * torch.where(hidden > 0, 1.0, 0.3))
+    changed = (inputs[:, :1] != asked) & (hidden > 0)
+    assert changed.any() and (inputs[:, :1] > asked)[label > 0].float().mean() > 0.9
+
+
+def test_noise_stands_in_the_hidden_area_alone_and_teaches_no_lesion(batch):
+    prepare = PrepareLesionBatch(upper_half, noise_fraction=1.0, augment=False)
+    inputs, target = prepare(batch, CPU)
+    asked, label, weight, hidden, _ = target.split(1, dim=1)
+    assert torch.equal(inputs[:, 1:], -hidden) and not label.any() and not weight.any()
+    different = inputs[:, :1] != asked
+    assert different[hidden > 0].float().mean() > 0.9 and not different[hidden == 0].any()
+
+
+def test_what_may_be_a_lesion_teaches_nothing_where_a_slice_is_not_certain(batch):
+    prepare = PrepareLesionBatch(upper_half, noise_fraction=0.0, lesion_fraction=0.0, doubt=-100.0, augment=False)
+    weight = prepare(batch, CPU)[1][:, 2]
+    assert weight[:3].any() and not weight[3:].any()
+
+
+def test_same_iteration_repeats_its_batch_and_another_draws_another(batch):
+    prepare = PrepareLesionBatch(upper_half)
+    first = prepare(batch, CPU)[0]
+    prepare.iteration = 1
+    second = prepare(batch, CPU)[0]
+    prepare.iteration = 0
+    assert torch.equal(first, prepare(batch, CPU)[0]) and not torch.equal(first, second)
