@@ -158,7 +158,8 @@ class Evaluate:
         return {}
 
     def results(self, folder):
-        return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".csv", ".json", ".png")}
+        files = [path for path in folder.rglob("*") if path.suffix in (".csv", ".json", ".png")]
+        return {path.name: path.read_bytes() for path in files if not path.name.endswith("_record.json")}
 
 
 STEPS = {step.__name__.lower(): step for step in (Preprocess, Training, Calibrate, Inference, Evaluate)}
@@ -439,10 +440,10 @@ def test_report_that_cannot_be_written_is_one_sentence(reference, tmp_path):
     for run_id in ("evaluate", "report"):
         assert Command(run_id, "evaluate_slices", tmp_path, **options).wait()[0] == 0
     report = tmp_path / "out" / "report.html"
-    report.write_text("earlier")
+    earlier = report.read_bytes()
     message = last_error(*Command("report", "evaluate_slices", tmp_path, file_limit=6000, **options).wait()[:2])
     assert message.startswith(f"error: Cannot write {report} (File too large): ")
-    assert report.read_text() == "earlier" and not temporary_files(tmp_path)
+    assert report.read_bytes() == earlier and not temporary_files(tmp_path)
     code, output, _ = Command("report", "evaluate_slices", tmp_path, **options).wait()
     assert code == 0 and report.read_text().startswith("<!DOCTYPE html>"), output
 

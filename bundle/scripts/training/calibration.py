@@ -207,8 +207,8 @@ def recalibrate(
         The new threshold.
     """
     take_weights(model, model_file)
-    check_not_read_only(output_file or model_file, "model_file")
     check_writable(Path(os.path.realpath(output_file or model_file)).parent)
+    check_not_read_only(output_file or model_file, "model_file")
     before = float(model.threshold)
     threshold = calibration(model, batches)
     check_thresholds(model)
