@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SMALL_NETWORK, run_bundle, write_nifti
 from scripts.common.model_file import load_model, with_lesions
+from scripts.inference import inferer
 from scripts.method import volume as method
 from scripts.tools.phantoms import phantom
 
@@ -78,10 +79,8 @@ def test_interrupted_training_goes_on_to_the_same_weights(model_file, slices, tm
 
 def test_inference_uses_it_for_whole_volumes_alone(model_file, scans, tmp_path, monkeypatch):
     seen = []
-    refine = method.refine_volume
-    monkeypatch.setattr(
-        "scripts.inference.inferer.refine_volume", lambda *given, **named: seen.append(given) or refine(*given, **named)
-    )
+    segment = method.segment_volume
+    monkeypatch.setattr(inferer, "segment_volume", lambda *given: seen.append(given) or segment(*given))
     run_bundle("inference", dataset_dir=str(scans), output_dir=str(tmp_path), model_file=str(model_file))
     assert len(seen) == 3 and [list(given[3]) for given in seen] == [[2, 2, 2]] * 3
     image = nib.load(scans / "c" / "c_flair.nii.gz")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..common.settings import check_settings
 from ..method.precision import in_precision
 from ..method.refinement import Refinement
-from ..method.volume import MOST_PASSES, is_whole, refine_volume
+from ..method.volume import is_whole, segment_volume
 from .geometry import largest_component, part_cut_off, window, with_room
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
@@ -101,7 +101,7 @@ class IterMaskInferer(Inferer):
     The input holds M modalities, scaled as in training, and the brain mask as its last channel. Slices without brain
     are skipped, the others are brought to the model's image size and their results back to the input's. Volumes with
     meta data (`MetaTensor`) that show the brain in all three directions go to the network for volumes, if the model
-    has one, see `refine_volume`. Others are shown in the field of view of the training slices, see `window`.
+    has one, see `segment_volume`. Others are shown in the field of view of the training slices, see `window`.
 
     Args:
         outputs: What the channels of the result are, in this order: ``mask`` (1 = anomalous), ``anomaly_map``
@@ -180,7 +180,7 @@ class IterMaskInferer(Inferer):
                     with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
                     warn_of_planes(with_brain, affine.cpu(), network.planes, name)
             if whole and spacing is not None:
-                volumes = [self._refine_volume(volume, network, spacing) for volume in plain]
+                volumes = [self._segment_whole(volume, network, spacing) for volume in plain]
             else:
                 volumes = [self._segment_volume(volume, network, spacing, name) for volume in plain]
             result = torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]
@@ -208,16 +208,15 @@ class IterMaskInferer(Inferer):
         found = found.flatten(1).t().contiguous().view(*found.shape[1:], len(found))
         return F.pad(found, [0, 0, *(-number for number in padding)])
 
-    def _refine_volume(self, volume: Tensor, network: Refinement, spacing: Tensor) -> Tensor:
+    def _segment_whole(self, volume: Tensor, network: Refinement, spacing: Tensor) -> Tensor:
         """Find the lesions of a whole volume (M + 1, X, Y, Z) in all its planes at once, (K, X, Y, Z)."""
         lesions: Any = network.lesions
-        found = refine_volume(
+        found = segment_volume(
             lesions,
             volume[:-1],
             volume[-1:] > 0.5,
             spacing.tolist(),
             self.options["threshold_scale"],
-            min(self.options["max_passes"], MOST_PASSES),
             self.options["batch_size"],
         )
         mask = found.mask.float()
@@ -225,7 +224,7 @@ class IterMaskInferer(Inferer):
             "mask": mask if self.drop_small is None else torch.as_tensor(self.drop_small(mask)),
             "anomaly_map": found.probability,
             "reconstruction": found.reconstruction,
-            "passes": torch.full_like(mask, found.passes),
+            "passes": torch.ones_like(mask),
         }
         return torch.cat([channels[name] for name in self.outputs])
 

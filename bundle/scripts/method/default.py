@@ -96,7 +96,7 @@ class ProbabilisticIterMask(Refinement):
         last_weight: Weight of the last pass in the anomaly map, in [0, 1), beside the first one's; 0 is one pass.
         predict_variance: Whether the network has channels for the log-variance; without, residuals are not divided.
         robust_scaling: Standardize every slice by median and deviation of its brain, see `standardize`.
-        lesions: Whether a second network says in whole volumes where it sees lesions, see `refine_volume`.
+        lesions: Whether a second network says in whole volumes where it sees lesions, see `segment_volume`.
         threshold: Score above which a pixel may be anomalous. NaN until it has been calibrated.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The refinement of whole volumes: the yardstick is that of what is believed normal, in all three planes at once."""
+"""Lesions in whole volumes: one network sees them slice by slice in all three planes."""
 
 from __future__ import annotations
 
@@ -19,32 +19,26 @@ PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (2, 1))}
 MULTIPLE = 16  # pixels: the network halves slices up to four times
 MARGIN = 4  # pixels around the brain of a slice
 UNLIKELY = -6.0  # logit: a lesion less likely than that is none
-MARK = 0.0  # logit above which a voxel is no longer believed normal
 LOW, HIGH = -0.5, 0.5  # logits: what is marked, and what a marked component holds somewhere
 CERTAIN = 0.5  # logit above which a voxel is taken for lesion for certain
-COMMON_LOAD, LARGEST_SHIFT = 0.0008, 2.0  # certain part of a brain from which on logits rise; by how much at most
+COMMON_LOAD, LARGEST_SHIFT = 0.003, 2.0  # certain part of a brain from which on logits rise; by how much at most
 MIRROR_WEIGHT, MIRROR_SIGMA = 0.2, 2.5  # part of the mirrored score that is taken off; its smoothing in grid pixels
-STOP_DICE = 0.99  # of the marked voxels of two passes: nothing changes any more
-LEAST_NORMAL = 0.2  # part of the brain that must be believed normal
-MOST_PASSES = 3
-SAMPLE = 200_000  # voxels that the yardstick is measured on
+SAMPLE = 200_000  # voxels that median and deviation are measured on
 FULL_SIZE = 60.0  # mm: a brain that is shorter along an axis is a slab of slices
 
 
 class VolumeResult(NamedTuple):
-    """What `refine_volume` finds.
+    """What `segment_volume` finds.
 
     Attributes:
         mask: Anomalous voxels (1, X, Y, Z), bool.
         probability: Of lesion (1, X, Y, Z), 0 outside the brain.
         reconstruction: Healthy volume (M, X, Y, Z), in the scale of the input; the input itself outside the brain.
-        passes: How often the network saw the volume.
     """
 
     mask: Tensor
     probability: Tensor
     reconstruction: Tensor
-    passes: int
 
 
 def is_whole(brain_mask: Tensor, spacing: Sequence[float]) -> bool:
@@ -68,17 +62,17 @@ def to_network(image: Tensor, brain_mask: Tensor) -> Tensor:
     return torch.where(brain_mask, image.clamp(LOWEST, HIGHEST) / UNIT, BACKGROUND)
 
 
-def yardstick(image: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Median and robust deviation (1.4826 times the median absolute deviation) of what is believed normal.
+def robust_scale(image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Median and robust deviation (1.4826 times the median absolute deviation) of a brain.
 
     Args:
         image: Volume (M, X, Y, Z).
-        normal: (X, Y, Z), bool, not empty.
+        brain_mask: (X, Y, Z), bool, not empty.
 
     Returns:
         Both (M, 1, 1, 1).
     """
-    values = image[:, normal]
+    values = image[:, brain_mask]
     values = values[:, :: max(1, values.shape[1] // SAMPLE)]
     median = values.median(dim=1, keepdim=True).values
     deviation = 1.4826 * (values - median).abs().median(dim=1).values.clamp(min=1e-6)
@@ -141,13 +135,12 @@ def _along_axes(volume: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return volume
 
 
-def predict(network: nn.Module, image: Tensor, hidden: Tensor, brain_mask: Tensor, batch_size: int) -> Tensor:
-    """Ask the network slice by slice in all planes, and average.
+def predict(network: nn.Module, image: Tensor, brain_mask: Tensor, batch_size: int) -> Tensor:
+    """Ask the network slice by slice in all planes, with the whole brain hidden, and average.
 
     Args:
         network: Takes slices and what is hidden, (N, M + 1, H, W); gives mean, log-variance and logit of lesion.
         image: Volume as the network sees it, (M, X, Y, Z).
-        hidden: Hidden voxels (X, Y, Z), bool.
         brain_mask: (X, Y, Z), bool.
         batch_size: Slices at once.
 
@@ -155,7 +148,7 @@ def predict(network: nn.Module, image: Tensor, hidden: Tensor, brain_mask: Tenso
         Predicted mean of the M modalities and logit of lesion, (M + 1, X, Y, Z).
     """
     modalities = len(image)
-    volume = torch.cat([image, hidden[None].to(image.dtype)])
+    volume = torch.cat([image, brain_mask[None].to(image.dtype)])
     total = torch.zeros_like(volume)
     for axis, order in PLANES.values():
         slices, result = (each.permute(1 + axis, 0, *(1 + other for other in order)) for each in (volume, total))
@@ -175,12 +168,6 @@ def _span(shown: Tensor) -> slice:
     length = math.ceil((last - first) / MULTIPLE) * MULTIPLE
     first = max(0, min(first, len(shown) - length))
     return slice(first, first + length)
-
-
-def without_neighbors(brain_mask: Tensor, marked: Tensor) -> Tensor:
-    """What is left of a brain (X, Y, Z) where marked voxels and their neighbors are taken off."""
-    grown = torch.nn.functional.max_pool3d(marked[None, None].float(), 3, 1, 1)[0, 0] > 0
-    return brain_mask & ~grown
 
 
 def take_off_mirrored(score: Tensor, brain_mask: Tensor) -> Tensor:
@@ -224,44 +211,19 @@ def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
     return torch.from_numpy(kept[labels]).to(score.device)
 
 
-def refine_on_grid(
-    network: nn.Module, image: Tensor, brain_mask: Tensor, max_passes: int, batch_size: int
-) -> tuple[Tensor, Tensor, int]:
-    """Refine what is believed normal on the grid until nothing changes.
-
-    Returns:
-        Logit of lesion (X, Y, Z), reconstruction (M, X, Y, Z) in the scale of the input, and passes.
-    """
-    normal, marked, passes = brain_mask, None, 0
-    while True:
-        median, deviation = yardstick(image, normal)
-        standard = to_network((image - median) / deviation, brain_mask)
-        prediction = predict(network, standard, brain_mask, brain_mask, batch_size)
-        passes += 1
-        logit, before = prediction[-1], marked
-        marked = brain_mask & (logit > MARK)
-        both = 0 if before is None else 2 * int((marked & before).sum())
-        same = before is not None and both >= STOP_DICE * int(marked.sum() + before.sum())
-        normal = without_neighbors(brain_mask, marked)
-        if passes >= max_passes or same or not marked.any() or normal.sum() < LEAST_NORMAL * brain_mask.sum():
-            return logit, prediction[:-1] * UNIT * deviation + median, passes
-
-
 @torch.no_grad()
-def refine_volume(
+def segment_volume(
     network: nn.Module,
     image: Tensor,
     brain_mask: Tensor,
     spacing: Sequence[float],
     threshold_scale: float = 1.0,
-    max_passes: int = MOST_PASSES,
     batch_size: int = 32,
 ) -> VolumeResult:
     """Find the lesions of a whole volume.
 
-    The whole brain counts as normal first. In each pass the volume is standardized by the median and deviation of what
-    counts as normal, the network says in three planes where it sees lesions, and these count as normal no longer;
-    until nothing changes. How much is certainly lesion then tells how much is to be expected, see `prior_shift`.
+    The volume is standardized by the median and deviation of its brain, the network says in three planes where it sees
+    lesions, and how much is certainly lesion tells how much more is to be expected, see `prior_shift`.
 
     Args:
         network: The lesion network, see `predict`.
@@ -269,7 +231,6 @@ def refine_volume(
         brain_mask: (1, X, Y, Z), bool, not empty.
         spacing: Of its voxels in mm.
         threshold_scale: Factor on the odds that a marked voxel needs; 1 marks from about one half, more marks less.
-        max_passes: Of the network over the volume, at most.
         batch_size: Slices that the network sees at once.
     """
     inside = brain_mask[0]
@@ -277,7 +238,9 @@ def refine_volume(
     share = grid.resample(brain_mask.to(image.dtype))
     brain = share[0] > 0.5
     small = grid.resample(image * brain_mask) / share.clamp(min=0.05) * brain
-    logit, healthy, passes = refine_on_grid(network, small, brain, max_passes, batch_size)
+    median, deviation = robust_scale(small, brain)
+    prediction = predict(network, to_network((small - median) / deviation, brain), brain, batch_size)
+    logit, healthy = prediction[-1], prediction[:-1] * UNIT * deviation + median
     score = take_off_mirrored((logit.clamp(min=UNLIKELY) - UNLIKELY) * brain, brain)
     score = score + prior_shift(score[brain] + UNLIKELY) * brain
     low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
@@ -286,4 +249,4 @@ def refine_volume(
     score, kept, healthy = restored[0], restored[1], restored[2:]
     mask = inside & (kept > 0.5) & (score > low)
     probability = torch.sigmoid(score + UNLIKELY) * inside
-    return VolumeResult(mask[None], probability[None], torch.where(brain_mask, healthy, image), passes)
+    return VolumeResult(mask[None], probability[None], torch.where(brain_mask, healthy, image))
