@@ -54,7 +54,7 @@ def model_file(slices, tmp_path_factory):
 
 def test_model_file_says_that_it_holds_the_network(model_file, slices, tmp_path):
     model = load_model(str(model_file))
-    assert model.networks == ("masked", "lesions") and with_lesions(str(model_file)).lesions is not None
+    assert model.networks == ["masked", "lesions"] and with_lesions(str(model_file)).lesions is not None
     weights = {name: value for name, value in model.state_dict().items() if name.startswith("lesions.")}
     assert all(torch.isfinite(value).all() for value in weights.values())
     with pytest.raises(ValueError, match="`modalities` is"):

@@ -41,6 +41,7 @@ def test_weights_are_of_the_model_that_training_describes():
     described = take_weights(parser.get_parsed_content("network_def"), str(BUNDLE / "models" / "model.pt"))
     loaded = load_model(str(BUNDLE / "models" / "model.pt"))
     assert from_description(described.description) == from_description(loaded.description)
+    assert described.networks == ["masked", "lesions"]
     assert torch.equal(described.threshold, loaded.threshold)
 
 

@@ -157,19 +157,21 @@ def take_weights(model: Refinement, model_file: str) -> Refinement:
     """Load a model file, calibrated or not, into a model that a config describes.
 
     Args:
-        model: Its settings must be those of the file.
+        model: Its settings must be those of the file, which may hold a network for whole volumes besides.
         model_file: A state dict as `save_model` writes it.
 
     Returns:
-        ``model``, in evaluation mode.
+        ``model``, or one like it with the network for whole volumes that the file holds; in evaluation mode.
 
     Raises:
         FileNotFoundError: When there is no such file.
         ValueError: When it holds another model, naming what differs first.
     """
     expected = from_description(model.description)
-    given = {name: value for name, value in expected.items() if name not in OTHER_NAMES}
-    weights, _ = _read(model_file, given)
+    given = {name: value for name, value in expected.items() if name not in (*OTHER_NAMES, "lesions")}
+    weights, settings = _read(model_file, given)
+    if settings.get("lesions") and not expected.get("lesions"):
+        return load_model(model_file, calibrated=False).to(model.threshold.device)
     return _put(model, {**weights, "description": model.description}, model_file)
 
 

@@ -103,7 +103,7 @@ class ProbabilisticIterMask(Refinement):
         ValueError: When ``sign`` is neither, or ``last_weight`` is outside its range.
     """
 
-    networks: Sequence[str] = ("masked",)
+    networks = ["masked"]
     fast_passes = 1
     thresholds = ("threshold", "certain_threshold", "first_threshold")
     certain_threshold: Tensor
@@ -137,7 +137,7 @@ class ProbabilisticIterMask(Refinement):
         channels = (1 + predict_variance) * self.modalities
         self.masked = network(in_channels=self.modalities + 1, out_channels=channels)
         if lesions:
-            self.networks = ("masked", "lesions")
+            self.networks = ["masked", "lesions"]
             self.lesions = network(in_channels=self.modalities + 1, out_channels=2 * self.modalities + 1)
         self.threshold.fill_(threshold), self.certain_threshold.fill_(threshold), self.first_threshold.fill_(threshold)
         self.register_buffer("deviation", torch.ones(()))

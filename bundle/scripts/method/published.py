@@ -33,7 +33,7 @@ class IterMask(Refinement):
         ValueError: When a fraction is outside its range.
     """
 
-    networks = ("first_iteration", "masked")
+    networks = ["first_iteration", "masked"]
 
     def __init__(
         self,

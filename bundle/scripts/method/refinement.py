@@ -60,7 +60,7 @@ class Refinement(nn.Module):
         scaling: How preprocessing scaled the training slices: arguments of `scale_brain_intensity`.
     """
 
-    networks: Sequence[str] = ()  # names of the attributes that hold them
+    networks: list[str] = []  # names of the attributes that hold them
     fast_passes = 100  # after the first, in fast mode
     thresholds: Sequence[str] = ("threshold",)
     threshold: Tensor

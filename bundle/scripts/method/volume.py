@@ -136,7 +136,7 @@ def _along_axes(volume: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 def predict(network: nn.Module, image: Tensor, brain_mask: Tensor, batch_size: int) -> Tensor:
-    """Ask the network slice by slice in all planes, with the whole brain hidden, and average.
+    """Ask the network slice by slice in all planes, with the whole brain hidden, and average; left and right alike.
 
     Args:
         network: Takes slices and what is hidden, (N, M + 1, H, W); gives mean, log-variance and logit of lesion.
@@ -156,9 +156,15 @@ def predict(network: nn.Module, image: Tensor, brain_mask: Tensor, batch_size: i
         for part in inside.flatten(1).any(dim=1).nonzero()[:, 0].split(batch_size):
             rows, columns = _span(inside[part].any(dim=0).any(dim=1)), _span(inside[part].any(dim=0).any(dim=0))
             window = (part, slice(None), rows, columns)
-            output = network(slices[window].contiguous(memory_format=torch.channels_last)).float()
+            output = _ask(network, slices[window])
+            if order[0] == 0:  # left and right are not told apart
+                output = (output + _ask(network, slices[window].flip(2)).flip(2)) / 2
             result[window] += torch.cat([output[:, :modalities], output[:, -1:]], dim=1)
     return total / len(PLANES)
+
+
+def _ask(network: nn.Module, slices: Tensor) -> Tensor:
+    return network(slices.contiguous(memory_format=torch.channels_last)).float()
 
 
 def _span(shown: Tensor) -> slice:
@@ -242,7 +248,7 @@ def segment_volume(
     prediction = predict(network, to_network((small - median) / deviation, brain), brain, batch_size)
     logit, healthy = prediction[-1], prediction[:-1] * UNIT * deviation + median
     score = take_off_mirrored((logit.clamp(min=UNLIKELY) - UNLIKELY) * brain, brain)
-    score = score + prior_shift(score[brain] + UNLIKELY) * brain
+    score = score + prior_shift(logit[brain]) * brain
     low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
     kept = torch.nn.functional.max_pool3d(hysteresis(score, low, high)[None].float(), 3, 1, 1)
     restored = grid.restore(torch.cat([score[None], kept, healthy]))

@@ -206,7 +206,7 @@ def recalibrate(
     Returns:
         The new threshold.
     """
-    take_weights(model, model_file)
+    model = take_weights(model, model_file)
     check_writable(Path(os.path.realpath(output_file or model_file)).parent)
     check_not_read_only(output_file or model_file, "model_file")
     before = float(model.threshold)
