@@ -1,5 +1,6 @@
 """Whole volumes: the network of their own is trained beside that for slices, and inference and evaluation use it."""
 
+import csv
 import json
 
 import nibabel as nib
@@ -87,6 +88,9 @@ def test_inference_uses_it_for_whole_volumes_alone(model_file, scans, tmp_path, 
     for name in ("anomaly_mask", "anomaly_map"):
         result = nib.load(tmp_path / "c" / f"c_{name}.nii.gz")
         assert result.shape == image.shape and np.array_equal(result.affine, image.affine)
+    with (tmp_path / "volumes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["outside_fraction"] for row in rows] == [""] * 3  # the network knows all levels
     found = np.asarray(nib.load(tmp_path / "c" / "c_anomaly_map.nii.gz").dataobj)
     assert found.min() == 0 and found.max() < 1  # a probability
     slab = tmp_path / "slab.nii.gz"
