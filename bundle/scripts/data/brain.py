@@ -116,13 +116,14 @@ def lesion_of(label: Tensor, name: str) -> Tensor:
     voxels = label.as_tensor() if isinstance(label, MetaTensor) else label
     if not all_finite(voxels):
         raise ValueError(f"{name} has a lesion mask with NaN or infinite voxels: make it again, or exclude the case.")
-    odd = ((voxels - voxels.round()).abs() > WHOLE) | (voxels < -WHOLE)
+    values = voxels.cpu().numpy()  # PyTorch's threads stand still in a process that was forked from one that used them
+    odd = (np.abs(values - np.round(values)) > WHOLE) | (values < -WHOLE)
     if odd.any():
         raise ValueError(
-            f"{name} has a lesion mask with voxels of {float(voxels[odd][0]):.3g}, expected whole numbers from 0 (0 is "
-            "no lesion): threshold it, or exclude the case."
+            f"{name} has a lesion mask with voxels of {values[odd][0]:.3g}, expected whole numbers from 0 (0 is no "
+            "lesion): threshold it, or exclude the case."
         )
-    return voxels > 0.5
+    return torch.from_numpy(values > 0.5).to(voxels.device)
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
