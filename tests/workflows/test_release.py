@@ -82,7 +82,8 @@ def test_downloaded_bundle_segments_as_the_repository_does(downloaded, scan, tmp
     for name in ("anomaly_mask", "anomaly_map"):
         there = nib.load(tmp_path / "empty" / "results" / "a" / f"a_{name}.nii.gz")
         here = nib.load(tmp_path / "here" / "a" / f"a_{name}.nii.gz")
-        assert np.array_equal(there.get_fdata(), here.get_fdata()) and np.array_equal(there.affine, here.affine)
+        assert np.allclose(there.get_fdata(), here.get_fdata(), atol=1e-3)  # other threads sum in another order
+        assert np.array_equal(there.affine, here.affine)
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["results"]
 
 

@@ -62,6 +62,17 @@ def test_model_file_says_that_it_holds_the_network(model_file, slices, tmp_path)
         with_lesions(str(model_file), modalities=["t1"])
 
 
+def test_network_for_volumes_outlives_a_new_training_on_slices(model_file, slices, tmp_path):
+    copy = tmp_path / "model.pt"
+    copy.write_bytes(model_file.read_bytes())
+    options = {**TRAINING, **SMALL_NETWORK, "dataset_dir": str(slices), "image_size": 32, "seed": 1, "run#2#anew": True}
+    run_bundle("train", **options, model_file=str(copy), output_dir=str(tmp_path / "run"))
+    before, after = (torch.load(file, weights_only=True) for file in (model_file, copy))
+    assert after.keys() == before.keys()
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert "masked" in changed and "lesions" not in changed
+
+
 def test_interrupted_training_goes_on_to_the_same_weights(model_file, slices, tmp_path):
     files = {}
     for name, lengths in {"once": [4], "twice": [2, 4]}.items():

@@ -153,6 +153,31 @@ def with_lesions(model_file: str, **given: Any) -> ProbabilisticIterMask:
     return larger.eval()
 
 
+def keep_lesions(model: Refinement, model_file: str) -> Refinement:
+    """Give a model that was trained on slices the network for whole volumes of the file that it is to replace.
+
+    Args:
+        model: Trained and calibrated.
+        model_file: Where it goes; where there is none, or none with such a network for the same modalities and sizes,
+            the model stays as it is.
+
+    Returns:
+        ``model``, or one like it with that network.
+    """
+    own = from_description(model.description)
+    if not isinstance(model, ProbabilisticIterMask) or own.get("lesions") or not Path(model_file).is_file():
+        return model
+    weights = read_weights(model_file)
+    settings = read_settings(weights, model_file)
+    same = all(settings.get(name) == own[name] for name in ("method", "modalities", "network"))
+    if not (settings.get("lesions") and same and own["network"] is not None):
+        return model
+    larger = build({**own, "lesions": True}).to(model.threshold.device)
+    lesions = {name: value for name, value in weights.items() if name.startswith("lesions.")}
+    larger.load_state_dict({**model.state_dict(), **lesions, "description": larger.description})
+    return larger.eval()
+
+
 def take_weights(model: Refinement, model_file: str) -> Refinement:
     """Load a model file, calibrated or not, into a model that a config describes.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..common.files import check_writable
-from ..common.model_file import save_model, take_weights
+from ..common.model_file import keep_lesions, save_model, take_weights
 from ..common.ownership import TRAINING, begin, check_not_read_only, model_name, settle, unlock_folder
 from ..method.default import ProbabilisticIterMask
 from ..method.published import IterMask
@@ -265,7 +265,7 @@ def finish_training(
         print(f"Only {trained[0]} is trained: train {other} with the same `model_file` to get a threshold.")
     folder, names = checkpoint.path.absolute().parent, [model_name(model_file, checkpoint.path)]
     begin(folder, TRAINING, names)
-    save_model(model, model_file)
+    save_model(keep_lesions(model, model_file), model_file)
     settle(folder, TRAINING, names)
     unlock_folder(folder)
     print(f"Model: {model_file}")
