@@ -42,7 +42,7 @@ def train(folder, data, validation, **options):
         image_size=16,
         **{"train#trainer#max_epochs": 1, "train#dataset#data": data, "validate#dataset#data": validation},
         **SMALL_NETWORK,
-        **{"validation_interval": 2, "run#2#anew": True, **options},
+        **{"validation_interval": 2, **options},
     )
 
 
