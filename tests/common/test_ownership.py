@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -110,6 +112,11 @@ def test_folder_is_one_run_s_until_it_ends_however_it_ends(tmp_path, monkeypatch
             lock_folder(tmp_path)  # the other processes of that run
             monkeypatch.setenv("RANK", "0")
             process.kill(), process.wait()
+            for _ in range(50):  # its worker may just be starting
+                with suppress(RuntimeError):
+                    lock_folder(tmp_path)
+                    break
+                time.sleep(0.1)
             lock_folder(tmp_path), unlock_folder(tmp_path)
             with subprocess.Popen([*command[:-1], str(tmp_path)], **pipes) as another:
                 assert another.stdout.readline() == b"locked\n"
