@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import os
 import socket
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,10 @@ from scripts.method.published import IterMask
 from torch import nn
 
 CONFIGS = Path(__file__).parent.parent / "bundle" / "configs"
+needs_data = pytest.mark.skipif(
+    not os.environ.get("ITERMASK_DATA"),
+    reason="needs the real slices and volumes; ITERMASK_DATA, which names their folder, is not set",
+)
 needs_deepbet = pytest.mark.skipif(
     importlib.util.find_spec("deepbet") is None, reason="deepbet is not installed (requirements-scans.txt)"
 )

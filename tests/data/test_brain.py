@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import needs_data
 from monai.data import MetaTensor
 from scipy import ndimage
 from scripts.data.brain import background_of, brain_mask_of, largest_component, lesion_of, sign_of_skull
@@ -139,7 +140,7 @@ def test_lesion_mask_that_nobody_can_read_is_refused(value):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
+@needs_data
 def test_no_alarm_on_real_brains():
     data = Path(DATA)
     slices = sorted((data / "soop2d").glob("*/*_flair.nii.gz"))[::10]
@@ -151,7 +152,7 @@ def test_no_alarm_on_real_brains():
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
+@needs_data
 @pytest.mark.parametrize("number", [1, 17])
 @pytest.mark.parametrize("size", [1.0, 0.7])
 def test_alarm_on_made_heads(number, size):

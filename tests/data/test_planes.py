@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_scan, run_bundle, write_nifti
-from scripts.data.preprocessing import check_planes
+from scripts.common.settings import check_settings
 from scripts.data.slices import covered_planes, read_slices, read_source
 from scripts.data.transforms import LOWEST, ResampleSliced, resample_slice
 
@@ -65,7 +65,7 @@ def test_folders_of_slices_are_joined_where_they_agree(volume, tmp_path):
 @pytest.mark.parametrize("planes", ["axial", [], ["frontal"]])
 def test_unknown_planes_are_named(planes):
     with pytest.raises(ValueError, match="`planes` must be a list of axial, coronal, sagittal, got"):
-        check_planes(planes)
+        check_settings(planes=planes)
 
 
 def test_pixels_get_the_asked_size_and_the_brain_the_middle():

@@ -19,7 +19,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import CONFIGS, make_scan, run_bundle, write_nifti
+from conftest import CONFIGS, make_scan, needs_data, run_bundle, write_nifti
 from scripts.common.guard import innermost_message
 from scripts.data.preprocessing import _start_worker, select_slices
 from scripts.data.slices import read_slices
@@ -699,7 +699,7 @@ def test_warns_of_a_skull_once_and_goes_on(tmp_path, caplog):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
+@needs_data
 def test_extracted_brains_raise_no_warning_of_a_skull(tmp_path, caplog):
     names = Path(DATA, "soop2d/split_testing.txt").read_text().split()[::9]
     splits = {"split_training": "null", "split_validation": "null"}

@@ -138,7 +138,7 @@ def test_names_that_some_file_systems_take_for_one_are_refused(tmp_path, names):
     for name in names:
         write_nifti(tmp_path / name, np.ones((3, 4, 5), np.uint8))
     if len(list(tmp_path.iterdir())) == 1:
-        pytest.skip("this file system is one of them")
+        pytest.skip(f"needs a file system that tells {names[0]!r} from {names[1]!r}; that of {tmp_path} does not")
     with pytest.raises(ValueError, match="which some file systems take for one"):
         find_subjects(tmp_path, ["flair"])
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import needs_deepbet, round_head, run_bundle
+from conftest import needs_data, needs_deepbet, round_head, run_bundle
 from monai.data import MetaTensor
 from scipy import ndimage
 from scripts.data import stripping
@@ -109,7 +109,7 @@ def seen(voxels, affine, spacing, turn, order=1):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
+@needs_data
 @pytest.mark.slow
 @needs_deepbet
 @pytest.mark.parametrize(

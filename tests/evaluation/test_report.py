@@ -150,7 +150,7 @@ document.body.innerHTML = `<pre id="found">${btoa(unescape(encodeURIComponent(JS
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, or chrome; neither is on the PATH")
 def test_in_a_browser_pictures_load_sorting_works_and_the_console_is_quiet(folder, tmp_path):
     text = (folder / "report.html").read_text(encoding="utf-8")
     delayed = PROBE.replace("<script>", '<script>addEventListener("load", () => {').replace("</script>", "});</script>")

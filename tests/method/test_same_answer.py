@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, files_of, run_bundle, write_nifti
+from conftest import CONFIGS, files_of, needs_data, run_bundle, write_nifti
 from monai.bundle import ConfigParser, ckpt_export
 from monai.data import DataLoader, MetaTensor
 from scripts.data.transforms import scale_brain_intensity
@@ -179,7 +179,7 @@ def test_torchscript_gives_the_same_mask(volume, network, tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
+@needs_data
 @pytest.mark.parametrize("number", [24, pytest.param(None, marks=pytest.mark.slow)])
 def test_batch_size_changes_no_mask_of_real_slices(network, tmp_path, number):
     cases = Path(DATA, "soop2d", "split_testing.txt").read_text().split()[:number]

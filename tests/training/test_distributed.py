@@ -36,5 +36,5 @@ def compare_batch_norm(rank, port, device):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_joint_batch_norm_is_that_of_the_joint_batch(device):
     if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+        pytest.skip("needs a CUDA device; there is none")
     torch.multiprocessing.spawn(compare_batch_norm, (free_port(), device), nprocs=2)

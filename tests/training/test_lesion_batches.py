@@ -1,9 +1,8 @@
 """Batches with made lesions: what is seen, and what is asked for."""
 
-import numpy as np
 import pytest
 import torch
-from scripts.training.lesion_batches import PrepareLesionBatch, moved, random_yardstick, slice_yardstick, smooth_level
+from scripts.training.lesion_batches import PrepareLesionBatch, moved, random_scale, smooth_level
 
 CPU = torch.device("cpu")
 
@@ -24,23 +23,10 @@ def upper_half(brain_mask, generator, image, label):
     return hidden
 
 
-def test_yardstick_is_median_and_robust_deviation_of_the_region():
-    image = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    region = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
-    region[0, :, 1:6, 2:7] = True  # 25 pixels; the second slice has none
-    center, scale = slice_yardstick(image, region)
-    for channel in range(2):
-        inside = image[0, channel][region[0, 0]].numpy()
-        assert float(center[0, channel, 0, 0]) == pytest.approx(np.median(inside))
-        deviation = 1.4826 * np.median(np.abs(inside - np.median(inside)))
-        assert float(scale[0, channel, 0, 0]) == pytest.approx(deviation)
-    assert not center[1].any() and (scale[1] == 1).all()
-
-
-def test_yardstick_of_training_changes_around_that_of_the_scan_or_the_slice():
+def test_scale_of_training_changes_around_that_of_the_scan_or_the_slice():
     image = 3 + 2 * torch.randn(400, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     brain, nothing = torch.ones(400, 1, 16, 16) > 0, torch.zeros(400, 1, 16, 16) > 0
-    center, scale = random_yardstick(image, brain, nothing, nothing, torch.Generator().manual_seed(1))
+    center, scale = random_scale(image, brain, nothing, nothing, torch.Generator().manual_seed(1))
     by_scan = center.flatten() < 1.5  # the scan's is 0 and 1, the slice's near 3 and 2
     assert 150 < int(by_scan.sum()) < 250
     for chosen, expected in ((by_scan, (0, 1)), (~by_scan, (3, 2))):

@@ -93,7 +93,7 @@ def test_a_command_runs_from_any_folder(tmp_path, place):
 
 @pytest.mark.parametrize("as_overlay", [True, False])
 def test_configs_may_be_yaml(tmp_path, as_overlay):
-    yaml = pytest.importorskip("yaml")
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML (requirements.txt)")
     files = files_of("preprocess")
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"label": "lesion"} if as_overlay else json.loads(Path(files[0]).read_text()))

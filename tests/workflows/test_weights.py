@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, run_bundle
+from conftest import CONFIGS, needs_data, run_bundle
 from monai.bundle import ConfigParser
 from scripts.common.model_file import load_model, take_weights
 from scripts.method.description import from_description
@@ -46,7 +46,7 @@ def test_weights_are_of_the_model_that_training_describes():
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
+@needs_data
 def test_results_are_those_of_the_model_card(tmp_path):
     slices, results = tmp_path / "slices", tmp_path / "results"
     run_bundle("preprocess", dataset_dir=f"{DATA}/soop2d", output_dir=str(slices), slice_range="null", num_workers=2)
@@ -70,7 +70,7 @@ def turned(image, axcodes):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA, reason="ITERMASK_DATA is not set")
+@needs_data
 def test_real_volume_in_every_orientation(tmp_path):
     folder = Path(DATA) / "open_ms" / "OPENMS_00019"
     flair, label = (nib.load(folder / f"OPENMS_00019_{name}.nii.gz").slicer[:, :, 96:116] for name in ("flair", "seg"))

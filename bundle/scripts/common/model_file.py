@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -158,8 +157,8 @@ def keep_lesions(model: Refinement, model_file: str) -> Refinement:
 
     Args:
         model: Trained and calibrated.
-        model_file: Where it goes; where there is none, or none with such a network for the same modalities and sizes,
-            the model stays as it is.
+        model_file: Where it goes; where there is none, or none with such a network for the same modalities and sizes
+            (which is told), the model stays as it is.
 
     Returns:
         ``model``, or one like it with that network.
@@ -170,7 +169,10 @@ def keep_lesions(model: Refinement, model_file: str) -> Refinement:
     weights = read_weights(model_file)
     settings = read_settings(weights, model_file)
     same = all(settings.get(name) == own[name] for name in ("method", "modalities", "network"))
-    if not (settings.get("lesions") and same and own["network"] is not None):
+    if not settings.get("lesions"):
+        return model
+    if not (same and own["network"] is not None):
+        logger.warning(f"The network for whole volumes of {model_file} does not fit the new model and is left out.")
         return model
     larger = build({**own, "lesions": True}).to(model.threshold.device)
     lesions = {name: value for name, value in weights.items() if name.startswith("lesions.")}
@@ -304,9 +306,3 @@ def check_numbers(model: Refinement, weights: Mapping[str, Tensor], source: obje
 def save_model(model: Refinement, model_file: str) -> None:
     """Write the networks, the thresholds and the description as one state dict, atomically."""
     save_tensors(model_file, {name: value.detach().cpu() for name, value in model.state_dict().items()})
-
-
-def file_hash(model_file: str) -> str | None:
-    """SHA-256 of a model file, or None where there is none."""
-    path = Path(model_file)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

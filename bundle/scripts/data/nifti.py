@@ -15,6 +15,8 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import SpatialImage
 
+from ..method.volume import PLANES
+
 logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -153,9 +155,6 @@ def check_forms(path: str, case: str) -> None:
         )
 
 
-ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of the scanner that the slices of a plane follow
-
-
 def number_of_slices(shape: tuple[int, int, int], affine: np.ndarray, plane: str) -> int:
     orientation = nib.orientations.io_orientation(affine)
-    return shape[int(np.flatnonzero(orientation[:, 0] == ACROSS[plane])[0])]
+    return shape[int(np.flatnonzero(orientation[:, 0] == PLANES[plane][0])[0])]

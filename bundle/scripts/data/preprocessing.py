@@ -41,9 +41,11 @@ from ..common.ownership import (
     unlock_folder,
 )
 from ..common.paths import bundle_root
+from ..common.settings import check_settings
+from ..method.volume import PLANES
 from .brain import lesion_of
 from .scans import AUTO, Subject, find_subjects, mark_unusable, scan_subjects, without
-from .slices import DATALIST, PLANES, SPLITS, read_slices
+from .slices import DATALIST, SPLITS, read_slices
 
 logger = logging.getLogger(__name__)
 
@@ -401,7 +403,7 @@ def preprocess(
             f"`slice_selection` must give one of {', '.join(SELECTIONS)} for each of {', '.join(SPLITS)}, got "
             f"{dict(slice_selection)}."
         )
-    check_planes(planes)
+    check_settings(planes=planes)
     subjects = plan(
         dataset_dir,
         modalities,
@@ -427,16 +429,6 @@ def preprocess(
         slice_step,
         strip=brain_mask == AUTO,
     )
-
-
-def check_planes(planes: Sequence[str]) -> None:
-    """Refuse what is no list of planes.
-
-    Raises:
-        ValueError: When one is unknown, or there is none.
-    """
-    if isinstance(planes, str) or not planes or not {*planes} <= {*PLANES}:
-        raise ValueError(f"`planes` must be a list of {', '.join(PLANES)}, got {planes!r}.")
 
 
 def write_slices(

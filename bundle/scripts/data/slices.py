@@ -13,13 +13,11 @@ import numpy as np
 
 from ..common.settings import is_text
 from ..method.refinement import SCALING
+from ..method.volume import PLANES
 from .scans import existing_folder, inside, read_json, shown
 
 DATALIST = "datalist.json"
 SPLITS = ("training", "validation", "testing")
-# For each plane the axis across it, and those of rows and columns: the network sees axial slices as (x, y), coronal
-# ones as (x, z) and sagittal ones as (z, y).
-PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (2, 1))}
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -95,6 +95,11 @@ def warn_of_spacing(spacing: Tensor, field_of_view: Tensor, image_size: int, nam
         )
 
 
+def is_for_volumes(network: Refinement, brain_mask: Tensor, spacing: Tensor) -> bool:
+    """Whether a model has a network for whole volumes, and a brain (H, W, D), bool, is whole; spacing in mm, (3,)."""
+    return hasattr(network, "lesions") and is_whole(largest_component(brain_mask), spacing.tolist())
+
+
 class IterMaskInferer(Inferer):
     """Segment slices (N, M + 1, H, W), whole volumes, or slice by slice the axial slices of others (N, M + 1, H, W, D).
 
@@ -173,8 +178,7 @@ class IterMaskInferer(Inferer):
                 affine, source = inputs.affine.reshape(-1, 4, 4)[0], inputs.meta.get("filename_or_obj", name)
                 name = source if isinstance(source, str) else source[0]
                 spacing = affine_to_spacing(affine)
-                brain = largest_component(plain[0, -1] > 0.5)
-                whole = hasattr(network, "lesions") and is_whole(brain, spacing.tolist())
+                whole = is_for_volumes(network, plain[0, -1] > 0.5, spacing)
                 if not whole:
                     warn_of_spacing(spacing, network.field_of_view, network.image_size, name)
                     with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()

@@ -36,8 +36,7 @@ from ..common.share import share
 from ..data.nifti import case_of
 from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, check_case_name, find_subjects, mark_unusable
 from ..method.refinement import Refinement
-from ..method.volume import is_whole
-from .geometry import largest_component
+from .inferer import is_for_volumes
 from .tables import LESIONS, STEP, VOLUMES, measure_volume, write_tables
 from .writer import write_brain_mask
 
@@ -270,8 +269,7 @@ def _numbers(
     """What `measure_volume` finds in a volume's results (1, H, W, D) and its brain mask."""
     arrays = [image.as_tensor()[0].cpu().numpy() for image in (mask, anomaly_map, brain_mask)]
     affines = [np.asarray(image.affine.cpu(), dtype=np.float64) for image in (mask, brain_mask)]
-    inside = brain_mask.as_tensor()[0] > 0
-    whole = hasattr(network, "lesions") and is_whole(largest_component(inside), list(affine_to_spacing(affines[1])))
+    whole = is_for_volumes(network, brain_mask.as_tensor()[0] > 0, affine_to_spacing(brain_mask.affine))
     planes = [math.inf, -math.inf] if whole else network.planes.tolist()  # whole volumes are known at all levels
     return measure_volume(arrays[0] > 0, arrays[1], affines[0], arrays[2] > 0, affines[1], planes)
 

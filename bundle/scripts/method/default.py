@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from .refinement import Refinement
 from .scores import gaussian_smooth, hysteresis
-from .volume import lowest_probability
-
-BACKGROUND = -2.0
+from .volume import BACKGROUND, lowest_probability
 
 LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE = -7.0, 3.0
 

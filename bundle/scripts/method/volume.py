@@ -15,7 +15,9 @@ PIXEL_SIZE = 1.25  # mm, of the working grid in every direction
 LOWEST, HIGHEST = -6.0, 8.0  # robust deviations of the brain that the network sees
 UNIT = 3.0  # robust deviations that are 1 for the network
 BACKGROUND = -2.0  # what the network sees outside the brain
-PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (2, 1))}  # axis across, axes of rows, columns
+# For each plane the axis across it, and those of rows and columns: the network sees axial slices as (x, y), coronal
+# ones as (x, z) and sagittal ones as (z, y).
+PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (2, 1))}
 MULTIPLE = 16  # pixels: the network halves slices up to four times
 MARGIN = 4  # pixels around the brain of a slice
 UNLIKELY = -6.0  # logit: a lesion less likely than that is none
@@ -71,11 +73,16 @@ def robust_scale(image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Both (M, 1, 1, 1).
+
+    Raises:
+        ValueError: When half of the brain or more has one intensity, as where a mask takes in background.
     """
     values = image[:, brain_mask]
     values = values[:, :: max(1, values.shape[1] // SAMPLE)]
     median = values.median(dim=1, keepdim=True).values
-    deviation = 1.4826 * (values - median).abs().median(dim=1).values.clamp(min=1e-6)
+    deviation = 1.4826 * (values - median).abs().median(dim=1).values
+    if not (deviation > 1e-6).all():
+        raise ValueError("has one intensity in half of its brain: check the brain mask, or exclude the case.")
     return median[..., None, None], deviation[:, None, None, None]
 
 
@@ -238,11 +245,16 @@ def segment_volume(
         spacing: Of its voxels in mm.
         threshold_scale: Factor on the odds that a marked voxel needs; 1 marks from about one half, more marks less.
         batch_size: Slices that the network sees at once.
+
+    Raises:
+        ValueError: When the brain mask is no brain's.
     """
     inside = brain_mask[0]
     grid = Grid(inside, spacing)
     share = grid.resample(brain_mask.to(image.dtype))
     brain = share[0] > 0.5
+    if not brain.any():
+        raise ValueError(f"has a brain that vanishes on voxels of {PIXEL_SIZE:g} mm: check the brain mask.")
     small = grid.resample(image * brain_mask) / share.clamp(min=0.05) * brain
     median, deviation = robust_scale(small, brain)
     prediction = predict(network, to_network((small - median) / deviation, brain), brain, batch_size)

@@ -263,9 +263,14 @@ def finish_training(
         other = next(name for name in model.networks if name not in trained)
         model.threshold.fill_(float("nan"))
         print(f"Only {trained[0]} is trained: train {other} with the same `model_file` to get a threshold.")
+    save_trained(keep_lesions(model, model_file), checkpoint, model_file)
+
+
+def save_trained(model: Refinement, checkpoint: TrainingCheckpoint, model_file: str) -> None:
+    """Write the model file, note beside the checkpoint that it is this training's, and say where it is."""
     folder, names = checkpoint.path.absolute().parent, [model_name(model_file, checkpoint.path)]
     begin(folder, TRAINING, names)
-    save_model(keep_lesions(model, model_file), model_file)
+    save_model(model, model_file)
     settle(folder, TRAINING, names)
     unlock_folder(folder)
     print(f"Model: {model_file}")
@@ -303,5 +308,4 @@ def finish_lesions(model: ProbabilisticIterMask, checkpoint: TrainingCheckpoint,
     if idist.get_rank() > 0:
         return
     model.load_state_dict(checkpoint.ema.module.state_dict(), strict=False)
-    save_model(model, model_file)
-    print(f"Model: {model_file}")
+    save_trained(model, checkpoint, model_file)

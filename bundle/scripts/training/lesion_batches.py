@@ -11,6 +11,7 @@ from monai.engines import PrepareBatch
 from torch import Generator, Tensor
 
 from ..common.fields import blur_inside, chance, normal, uniform
+from ..method.default import standardize
 from ..method.volume import UNIT, to_network
 from .augmentation import random_appearance, random_deformation, random_quality
 from .lesions import make_lesions
@@ -19,7 +20,7 @@ from .masks import coarse_noise
 NOISE_KNOTS, NOISE_RANGE = (8, 16, 32), (0.5, 3.0)  # along each side of a slice; deviations of the brain
 VISIBLE_WEIGHT = 0.3  # of a pixel that is not hidden, in what is said of lesions
 SMOOTHING = 1.2  # pixels
-FIRST_PASS_FRACTION = 0.4  # of the slices that are all hidden: standardized by the whole brain, as in the first pass
+WITH_LESIONS_FRACTION = 0.4  # of the slices that are all hidden: standardized with their lesions, as volumes are
 SCAN_FRACTION, SCAN_SHIFT, SCAN_SCALE = 0.5, 0.1, 0.12  # slices by their scan's scale; deviations; log of the scale
 SLICE_SHIFT, SLICE_SCALE = 0.3, 0.18  # the same for slices by their own scale
 
@@ -81,7 +82,7 @@ class PrepareLesionBatch(PrepareBatch):
         noisy = chance(self.noise_fraction, one, generator)
         lesioned, label = torch.where(noisy, healthy, lesioned), label & ~noisy
         hidden = self.spatial_masks(brain_mask, generator, lesioned, label)
-        center, scale = random_yardstick(lesioned, brain_mask, label, hidden, generator)
+        center, scale = random_scale(lesioned, brain_mask, label, hidden, generator)
         seen, asked = (to_network((image - center) / scale, brain_mask) for image in (lesioned, healthy))
         noise = uniform(*NOISE_RANGE, one, generator) / UNIT * coarse_noise(seen.shape, generator, NOISE_KNOTS)
         seen = torch.where(noisy & hidden, seen + noise, seen)
@@ -103,29 +104,13 @@ def smooth_level(image: Tensor, brain_mask: Tensor) -> Tensor:
     return smooth.amax(dim=1, keepdim=True)
 
 
-def slice_yardstick(image: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
-    """Median and robust deviation of slices in a region.
-
-    Args:
-        image: (N, M, H, W).
-        region: What is believed normal, (N, 1, H, W), bool.
-
-    Returns:
-        Both (N, M, 1, 1); 0 and 1 where a region is empty.
-    """
-    inside = image.masked_fill(~region, float("nan")).flatten(2)
-    center = inside.nanmedian(dim=2).values[..., None]
-    scale = 1.4826 * (inside - center).abs().nanmedian(dim=2).values[..., None]
-    return center.nan_to_num(0.0)[..., None], scale.nan_to_num(1.0).clamp(min=1e-6)[..., None]
-
-
-def random_yardstick(
+def random_scale(
     image: Tensor, brain_mask: Tensor, label: Tensor, hidden: Tensor, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw by what median and deviation a slice is standardized, as the refinement's yardstick may be.
+    """Draw by what median and deviation a slice is standardized.
 
-    It is that of its scan, or of what is not lesion in the slice, or of the whole slice where all is hidden, as in the
-    first pass; changed a little, because lesions elsewhere in a scan change its yardstick.
+    They are those of its scan, or of what is not lesion in the slice, or of the whole slice where all is hidden;
+    changed a little, because lesions elsewhere in a scan change them, and a slice is no scan.
 
     Args:
         image: Slices (N, M, H, W), in deviations of their scan.
@@ -138,8 +123,8 @@ def random_yardstick(
         Median and deviation (N, M, 1, 1).
     """
     whole = (hidden == brain_mask).flatten(1).all(dim=1)[:, None, None, None]
-    first = whole & chance(FIRST_PASS_FRACTION, whole.shape, generator)
-    center, scale = slice_yardstick(image, torch.where(first, brain_mask, brain_mask & ~label))
+    with_lesions = whole & chance(WITH_LESIONS_FRACTION, whole.shape, generator)
+    _, center, scale = standardize(image, torch.where(with_lesions, brain_mask, brain_mask & ~label))
     by_scan = chance(SCAN_FRACTION, whole.shape, generator)
     center, scale = torch.where(by_scan, 0.0, center), torch.where(by_scan, 1.0, scale)
     shift, spread = (torch.where(by_scan, *pair) for pair in ((SCAN_SHIFT, SLICE_SHIFT), (SCAN_SCALE, SLICE_SCALE)))
