@@ -316,7 +316,8 @@ def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_di
     if words := healthy_words(summary):
         print(words)
     for name in ("summary.json", "cases.csv", "curves.csv", "pictures"):
-        print(f"  {output_dir / name}")
+        if (output_dir / name).exists():
+            print(f"  {output_dir / name}")
 
 
 def _print_scores(summary: Mapping[str, Any], prefixes: Sequence[str]) -> None:
