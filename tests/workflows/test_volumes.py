@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL_NETWORK, run_bundle, write_nifti
+from scripts.common.guard import innermost_message
 from scripts.common.model_file import load_model, with_lesions
 from scripts.inference import inferer
 from scripts.method import volume as method
@@ -108,6 +110,17 @@ def test_inference_uses_it_for_whole_volumes_alone(model_file, scans, tmp_path, 
     nib.save(image.slicer[:, :, 20:30], slab)
     run_bundle("inference", image=str(slab), output_dir=str(tmp_path / "slab"), model_file=str(model_file))
     assert len(seen) == 3
+
+
+def test_brain_mask_of_half_the_background_is_told_by_name(model_file, scans, tmp_path):
+    voxels = np.pad(np.asarray(nib.load(scans / "a" / "a_flair.nii.gz").dataobj), 16)
+    scan = write_nifti(tmp_path / "wide_flair.nii.gz", voxels, AFFINE)
+    box = write_nifti(tmp_path / "box.nii.gz", np.ones(voxels.shape, np.uint8), AFFINE)
+    options = {"image": str(scan), "brain_mask": str(box), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(RuntimeError) as error:
+        run_bundle("inference", model_file=str(model_file), **options)
+    assert re.search("wide_flair.* has one intensity in half of its brain: check the", innermost_message(error.value))
+    assert not list(tmp_path.glob("out/*/*.nii.gz"))
 
 
 def test_evaluation_scores_the_masks_of_inference(model_file, scans, tmp_path):

@@ -184,7 +184,7 @@ class IterMaskInferer(Inferer):
                     with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
                     warn_of_planes(with_brain, affine.cpu(), network.planes, name)
             if whole and spacing is not None:
-                volumes = [self._segment_whole(volume, network, spacing) for volume in plain]
+                volumes = [self._segment_whole(volume, network, spacing, name) for volume in plain]
             else:
                 volumes = [self._segment_volume(volume, network, spacing, name) for volume in plain]
             result = torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]
@@ -212,17 +212,14 @@ class IterMaskInferer(Inferer):
         found = found.flatten(1).t().contiguous().view(*found.shape[1:], len(found))
         return F.pad(found, [0, 0, *(-number for number in padding)])
 
-    def _segment_whole(self, volume: Tensor, network: Refinement, spacing: Tensor) -> Tensor:
+    def _segment_whole(self, volume: Tensor, network: Refinement, spacing: Tensor, name: str) -> Tensor:
         """Find the lesions of a whole volume (M + 1, X, Y, Z) in all its planes at once, (K, X, Y, Z)."""
         lesions: Any = network.lesions
-        found = segment_volume(
-            lesions,
-            volume[:-1],
-            volume[-1:] > 0.5,
-            spacing.tolist(),
-            self.options["threshold_scale"],
-            self.options["batch_size"],
-        )
+        options = self.options["threshold_scale"], self.options["batch_size"]
+        try:
+            found = segment_volume(lesions, volume[:-1], volume[-1:] > 0.5, spacing.tolist(), *options)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
         mask = found.mask.float()
         channels = {
             "mask": mask if self.drop_small is None else torch.as_tensor(self.drop_small(mask)),
