@@ -19,6 +19,9 @@ from scripts.method.networks import ReconstructionUNet
 from scripts.method.published import IterMask
 from torch import nn
 
+# commands that tests start and compare would else take as many threads as are free just then
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
 CONFIGS = Path(__file__).parent.parent / "bundle" / "configs"
 needs_data = pytest.mark.skipif(
     not os.environ.get("ITERMASK_DATA"),

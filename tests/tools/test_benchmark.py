@@ -128,12 +128,14 @@ def test_command_measures_all_parts(small_data, tmp_path):
         "20",
         "--batch_size",
         "1",
+        "--seconds",
+        "1",
     ]
     command += ["--image", image, "--slices", slices_dir, "--output_file", tables]
     done = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     text = tables.read_text()
-    for part in ("Refinement", "Passes", "Training", "Preprocessing"):
+    for part in ("Refinement", "Passes", "Training", "Sharing", "Preprocessing"):
         assert f"### {part}" in text
     row = next(line for line in text.splitlines() if line.startswith("| float32 |")).split(" | ")
     assert row[3] == row[4] and row[5] == "0"  # slice-passes are each slice's own; the plain loop's voxels

@@ -19,6 +19,7 @@ from monai.bundle.scripts import run as bundle_run
 from tqdm import tqdm
 
 from .settings import check_config
+from .threads import watch_cores
 
 TRACEBACK_VARIABLE = "ITERMASK_TRACEBACK"
 TRACEBACK = "Traceback (most recent call last)"
@@ -206,6 +207,8 @@ def guard() -> str:
     """
     report_errors()
     check_overrides()
+    if _arguments():
+        watch_cores()
     resolver, run_id = running_config()
     if resolver is not None:
         take_null_as_null(resolver)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.settings import check_settings
+from ..common.threads import fit_threads
 from ..method.precision import in_precision
 from ..method.refinement import Refinement
 from ..method.volume import is_whole, segment_volume
@@ -169,6 +170,7 @@ class IterMaskInferer(Inferer):
                 f"`inputs` must have shape (N, {expected}, H, W) or (N, {expected}, H, W, D), the last channel being "
                 f"the brain mask, got {list(inputs.shape)}: check `modalities`."
             )
+        fit_threads()
         network = in_precision(network, self.precision)
         plain = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
         if plain.ndim == 5:
@@ -241,6 +243,7 @@ class IterMaskInferer(Inferer):
         return result
 
     def _segment_group(self, slices: Tensor, network: Refinement) -> Tensor:
+        fit_threads()
         size, working_size = slices.shape[-2:], (network.image_size, network.image_size)
         brain_mask = slices[:, -1:] > 0.5
         small = F.interpolate(slices[:, :-1], working_size, mode="bilinear")

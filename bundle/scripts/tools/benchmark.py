@@ -11,6 +11,7 @@ import gzip
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ sys.path.insert(0, str(BUNDLE))
 from scripts.common.files import atomic  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
+from scripts.common.threads import OWN_WORD, SPARE, usage  # noqa: E402
 from scripts.data.nifti import load_nifti  # noqa: E402
 from scripts.evaluation.metrics import overlap  # noqa: E402
 from scripts.inference.volumes import find_inputs  # noqa: E402
@@ -44,7 +46,7 @@ from scripts.method.precision import computes_bfloat16  # noqa: E402
 from scripts.method.refinement import Refinement  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
 
-PARTS = ("refinement", "passes", "training", "preprocessing")
+PARTS = ("refinement", "passes", "training", "sharing", "preprocessing")
 FAST = {"max_passes": 1}
 
 
@@ -346,6 +348,116 @@ def benchmark_training(options: argparse.Namespace, device: torch.device) -> str
     return "\n".join(tables) + f"\nMatrix product: {rates}.\n"
 
 
+STEPS = """
+import sys
+import numpy as np
+import torch
+from scripts.common.threads import fit_threads, watch_cores
+from scripts.tools.benchmark import TrainingStep
+kind, counter, position, folder, slices = sys.argv[1:]
+done = np.memmap(counter, np.float64, "r+")
+if kind == "busy":
+    matrix = torch.randn(400, 400)
+    step = lambda: [torch.mm(matrix, matrix).add_(1).relu_() for _ in range(20)]
+else:
+    settings = {"dataset_dir": slices, "device": torch.device("cpu"), "batch_size": 8, "precision": "float32"}
+    step = TrainingStep(["train"], settings | {"output_dir": folder}, channels_last=True, compiled=False)
+if kind == "default":
+    watch_cores()
+while True:
+    fit_threads()
+    step()
+    done[int(position)] += 1
+"""
+SHARERS = {"threads as set by PyTorch": "plain", "one thread": "plain", "default: as many as are free": "default"}
+
+
+class Sharers:
+    """Trainings, and a process of matrix products with a thread for each core, of which a chosen few run at a time.
+
+    Args:
+        options: Their data, and a folder for their counter.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        counter = Path(options.folder) / "steps"
+        np.zeros(len(SHARERS) + 1).tofile(counter)
+        self.done = np.memmap(counter, np.float64, "r+")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(OWN_WORD)}
+        self.processes = []
+        for position, (name, kind) in enumerate([*SHARERS.items(), ("other", "busy")]):
+            environment = clean | ({"OMP_NUM_THREADS": "1"} if name == "one thread" else {})
+            command = [sys.executable, "-c", STEPS, kind, counter, position, options.folder, options.slices]
+            process = subprocess.Popen([*map(str, command)], cwd=BUNDLE, env=environment)
+            self.processes.append(process)
+            while self.done[position] < 3 and process.poll() is None:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGSTOP)
+
+    def rate(self, position: int, beside: bool, seconds: float) -> tuple[float, float]:
+        """Steps a second of one training, alone or beside the busy process, once it has had two seconds to settle.
+
+        Returns:
+            The rate, and how many cores processes of other users kept busy meanwhile.
+        """
+        running = [self.processes[position], *([self.processes[-1]] if beside else [])]
+        for process in running:
+            process.send_signal(signal.SIGCONT)
+        time.sleep(2)
+        before = self._seen(running, position)
+        time.sleep(seconds)
+        elapsed, busy, own, steps = (
+            now - then for now, then in zip(self._seen(running, position), before, strict=True)
+        )
+        for process in running:
+            process.send_signal(signal.SIGSTOP)
+        return steps / elapsed, max(0.0, busy - own) / elapsed
+
+    def _seen(self, running: Sequence[subprocess.Popen], position: int) -> tuple[float, float, float, float]:
+        """The time, seconds of all cores, of which some processes of this one, and steps of a training."""
+        own = 0.0
+        for process in running:
+            ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            own += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        now, busy, _ = usage(os.sched_getaffinity(0))
+        return now, busy, own, float(self.done[position])
+
+    def end(self) -> None:
+        """End all processes."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def benchmark_sharing(options: argparse.Namespace, device: torch.device) -> str:
+    """Training steps alone and beside a busy process, with several ways to choose threads.
+
+    Turns in which processes of others use the cores do not count, where there are better ones.
+    """
+    sharers = Sharers(options)
+    cases = [(position, beside) for position in range(len(SHARERS)) for beside in (False, True)]
+    turns: dict[tuple[int, bool], list[tuple[float, float]]] = {case: [] for case in cases}
+    try:
+        for _ in range(options.repeats):
+            for case in cases:
+                turns[case].append(sharers.rate(*case, options.seconds))
+    finally:
+        sharers.end()
+    quiet = {case: [turn for turn in found if turn[1] < SPARE] or found for case, found in turns.items()}
+    rates = {case: float(np.median([rate for rate, _ in found])) for case, found in quiet.items()}
+    rows = []
+    for position, name in enumerate(SHARERS):
+        cells = [name]
+        for beside in (False, True):
+            rate = rates[position, beside]
+            cells += [f"{rate:.2f}", f"{rate / max(rates[0, False], 1e-9):.2f}"]
+        rows.append(cells)
+    columns = ["training of the default method", "alone, steps/s", "ratio", "beside a busy process, steps/s", "ratio"]
+    used = [others for found in quiet.values() for _, others in found]
+    noise = f"Medians of {len(used)} turns, in which other processes kept {max(used):.2f} cores busy at most.\n"
+    return f"{markdown(columns, rows)}\n{noise}"
+
+
 def benchmark_preprocessing(options: argparse.Namespace, device: torch.device) -> str:
     """Preprocessing of one scan against unpacking its file, and memory over many small scans."""
     transform = read_config("preprocess").get_parsed_content("preprocessing")
@@ -450,6 +562,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model_file", default=model_file, help="weights of the default method")
     parser.add_argument("--batch_size", type=int, default=8, help="of the published method's training step")
     parser.add_argument("--subjects", type=int, default=1000, help="small scans whose memory is looked at")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn beside a busy process")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each variant, of which the fastest counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_file", help="write the tables there too (Markdown)")

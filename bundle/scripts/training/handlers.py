@@ -14,6 +14,7 @@ from monai.engines import IterationEvents
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..common.threads import fit_threads
 from .corruption import PrepareCorruptedBatch
 from .sampling import SliceStream
 
@@ -103,6 +104,14 @@ class AverageWeights:
 
     def _update(self, engine: Engine) -> None:
         self.averaged.update_parameters(self.network)
+
+
+class FitThreads:
+    """Attaches `fit_threads` to every iteration."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.ITERATION_STARTED, fit_threads)
 
 
 class Progress:
