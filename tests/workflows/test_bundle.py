@@ -295,3 +295,29 @@ def test_commands_work_from_any_folder(folder, tmp_path):
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: No split file") or "No folder" in result.stderr
+
+
+MODULES = """
+import sys
+import monai.bundle
+before = set(sys.modules)
+config, image, output = sys.argv[1:]
+workflow = monai.bundle.ConfigWorkflow(config, run_id="run", logging_file=False, image=image, output_dir=output)
+workflow.initialize()
+workflow.run()
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_inference_loads_nothing_that_only_other_steps_need(scans_dir, tmp_path):
+    image = scans_dir / "d" / "d_flair.nii.gz"
+    command = [sys.executable, "-c", MODULES, CONFIGS / "inference.json", image, tmp_path / "out"]
+    done = subprocess.run([*map(str, command)], cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = done.stdout.splitlines()[-1].split()
+    assert "scripts.inference.volumes" in modules
+    rooms = {name for name in modules if name.startswith(("scripts.training", "scripts.evaluation", "scripts.tools"))}
+    packages = {name.partition(".")[0] for name in modules}
+    heavy = {"deepbet", "matplotlib", "onnx", "onnxruntime", "pandas", "skimage", "tensorboard", "tensorboardX"}
+    assert not rooms and not packages & heavy
+    assert "torch._inductor" not in modules and "torch.utils.tensorboard" not in modules
