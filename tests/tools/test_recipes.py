@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from scripts.common.model_file import load_model
 from scripts.tools import recipes
 
 
@@ -69,3 +71,15 @@ def test_a_row_that_does_not_train_is_calibrated_on_other_weights(tmp_path, monk
     commands = run("b", tmp_path, monkeypatch, recipes.Row("b", weights="bundle", calibration={"first_fraction": 0.2}))
     assert [names[0] for names, _ in commands] == ["calibrate", "evaluate"]
     assert (tmp_path / "b" / "model.pt").read_bytes() == (recipes.BUNDLE / "models" / "model.pt").read_bytes()
+
+
+def test_a_row_that_scores_otherwise_has_a_model_that_says_so(tmp_path, monkeypatch):
+    row = recipes.Row("b", {"sign": "both", "network_def#last_weight": 0.0}, weights="bundle")
+    run("b", tmp_path, monkeypatch, row)
+    shipped = load_model(str(recipes.BUNDLE / "models" / "model.pt"))
+    model = load_model(str(tmp_path / "b" / "model.pt"), sign="both", last_weight=0.0, sigma=2.0)
+    assert all(
+        torch.equal(value, model.state_dict()[name])
+        for name, value in shipped.state_dict().items()
+        if name != "description"
+    )

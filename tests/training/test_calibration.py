@@ -129,9 +129,8 @@ def test_finished_model_holds_what_its_slices_were(model, tmp_path, capsys):
         model.threshold.fill_(2.5)
         return 2.5
 
-    finish_training(
-        model, checkpoint, ["first_iteration", "masked"], path, calibration, [], (150.0, 190.0), (-20.0, 30.0)
-    )
+    slices = [{"field_of_view": [150, 190], "position": position} for position in (-20, 30, 5)]
+    finish_training(model, checkpoint, ["first_iteration", "masked"], path, calibration, [], slices)
     found = load_model(path)
     assert found.field_of_view.tolist() == [150, 190] and found.planes.tolist() == [-20, 30]
     assert found.threshold == 2.5 and all(torch.equal(found.state_dict()[name], value) for name, value in best.items())

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, SMALL_NETWORK, run_bundle
+from conftest import CONFIGS, SMALL_NETWORK, files_of, run_bundle
 from monai.bundle import ConfigParser
 from scripts.common.guard import innermost_message
 from scripts.evaluation.pictures import to_display
+from scripts.method.description import from_description
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -171,6 +172,57 @@ def test_calibrate_changes_the_threshold_alone(trained, tmp_path, two_modality_s
     assert all(torch.equal(after[name], before[name]) for name in before if name != "threshold")
     with pytest.raises(RuntimeError):
         run_bundle("train", method, run_id="calibrate", model_file=str(copy), **options | {"exceed_fraction": 20})
+
+
+OTHERS = {None: {"sign": "both", "sigma": 1.0, "mirror_weight": 0.0, "network_def#last_weight": 0.25}}
+OTHERS["paper"] = {"radius": 3, "sigma": 0.5, "first_fraction": 0.4}
+
+
+@pytest.fixture(scope="module")
+def trained_otherwise(tmp_path_factory, two_modality_slices, method):
+    """A model that differs from what the configs say in all that describes it."""
+    folder = tmp_path_factory.mktemp("otherwise")
+    options = {"iterations": 6, "validation_interval": 3, "batch_size": 2, **OTHERS[method], **two_modality_slices}
+    run_bundle("train", method, "training", output_dir=str(folder), model_file=str(folder / "model.pt"), **options)
+    return folder / "model.pt"
+
+
+def test_calibrate_needs_no_id_of_the_training(trained_otherwise, tmp_path, slices_dir, method):
+    """What training has measured is measured again, to the last bit."""
+    copy = tmp_path / "model.pt"
+    copy.write_bytes(trained_otherwise.read_bytes())
+    options = {"dataset_dir": str(slices_dir), "batch_size": 2}  # masks are drawn for a batch
+    run_bundle("train", method, run_id="calibrate", model_file=str(copy), **options)
+    before, after = (torch.load(path, weights_only=True) for path in (trained_otherwise, copy))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    settings = from_description(after["description"])
+    assert all(settings[name.removeprefix("network_def#")] == value for name, value in OTHERS[method].items())
+
+
+def refused_calibration(monkeypatch, model_file, slices_dir, method, **given):
+    """What `calibrate` says of ids on the command line, where the model file stays as it is."""
+    before = model_file.read_bytes()
+    arguments = [argument for name, value in given.items() for argument in (f"--{name}", str(value))]
+    command = ["/monai/bundle/__main__.py", "run", "calibrate", "--config_file", str(files_of("train", method))]
+    monkeypatch.setattr(sys, "argv", [*command, *arguments])
+    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
+        options = {"model_file": str(model_file), "dataset_dir": str(slices_dir), **given}
+        run_bundle("train", method, run_id="calibrate", **options)
+    assert model_file.read_bytes() == before
+    return innermost_message(error.value)
+
+
+@pytest.mark.parametrize("name", ["sigma", "image_size", "backbone#channels", "network_def#sigma"])
+def test_calibrate_refuses_an_id_that_contradicts_the_model(trained_otherwise, slices_dir, method, monkeypatch, name):
+    message = refused_calibration(monkeypatch, trained_otherwise, slices_dir, method, **{name: 8})
+    assert message.startswith(f"`{name}` is 8, but the model in {trained_otherwise} was trained with ")
+
+
+def test_calibrate_refuses_the_config_of_the_other_method(trained_otherwise, slices_dir, method, monkeypatch):
+    other = "paper" if method is None else None
+    message = refused_calibration(monkeypatch, trained_otherwise, slices_dir, other)
+    assert message.startswith(f"{trained_otherwise} holds a model of the method ")
+    assert ("leave configs/paper.json out" if method is None else "add configs/paper.json") in message
 
 
 def test_non_finite_loss_stops_the_training(tmp_path, two_modality_slices):

@@ -12,12 +12,16 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 
 from monai.bundle import ConfigItem, ConfigParser, ReferenceResolver
 from monai.bundle.scripts import run as bundle_run
 from tqdm import tqdm
 
+from ..method.networks import ReconstructionUNet
+from ..method.refinement import SCALING
+from .model_file import METHODS, OTHER_NAMES, check_given, read_settings, read_weights
 from .settings import check_config
 from .threads import watch_cores
 
@@ -197,6 +201,52 @@ def take_null_as_null(resolver: ReferenceResolver) -> None:
     for name in words | (given & top):
         resolver.items[name] = ConfigItem(config=None, id=name)
         resolver.resolved_content[name] = None  # noted, or MONAI would read the config anew
+
+
+def take_model_settings(model_file: str) -> None:
+    """Let what describes a model in the running config be as its file says, whatever the config files say.
+
+    Args:
+        model_file: As `save_model` writes it; one of before files said what they are leaves the config as it is.
+
+    Raises:
+        ValueError: When the command line contradicts the file, or the config is that of another method.
+    """
+    resolver, _ = running_config()
+    settings = read_settings(read_weights(model_file), model_file)
+    model = resolver.items["network_def"] if resolver else None
+    if resolver is None or model is None or not settings:
+        return
+    method = model.get_config()["_target_"].rpartition(".")[2]
+    if method not in METHODS:  # volumes.json loads the file
+        return
+    if settings["method"] != method:
+        other = "add configs/paper.json to" if settings["method"] == "IterMask" else "leave configs/paper.json out of"
+        raise ValueError(
+            f"{model_file} holds a model of the method {settings['method']}, but the config is that of {method}: "
+            f"{other} --config_file, or set another `model_file`."
+        )
+    sizes, options = settings["network"], {name: settings[name] for name in settings.keys() - {*OTHER_NAMES, "lesions"}}
+    _check_command_line(resolver, options, sizes or {}, model_file)
+    for name in options.keys() & resolver.items.keys():
+        resolver.items[name] = ConfigItem(config=options[name], id=name)
+        resolver.resolved_content[name] = options[name]
+    own = {name: value for name, value in options.items() if name not in SCALING}
+    model.update_config({**model.get_config(), **own})
+    if sizes is not None:
+        target = f"{ReconstructionUNet.__module__}.{ReconstructionUNet.__name__}"
+        resolver.items["backbone"].update_config({"_target_": target, "_mode_": "callable", **sizes})
+
+
+def _check_command_line(
+    resolver: ReferenceResolver, options: Mapping[str, object], sizes: Mapping[str, object], model_file: str
+) -> None:
+    """Refuse what the command line says of a model and its networks where its file says something else."""
+    described = {**options, **{f"network_def#{name}": value for name, value in options.items()}}
+    described |= {f"backbone#{name}": value for name, value in sizes.items()}
+    said = {name: resolver.normalize_id(name) for name in _overrides(_arguments()) if name in described}
+    given = {name: resolver.get_resolved_content(key) for name, key in said.items()}
+    check_given(described, {name: value for name, value in given.items() if value is not None}, model_file)
 
 
 def guard() -> str:

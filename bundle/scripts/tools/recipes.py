@@ -17,6 +17,7 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
+from scripts.common.model_file import build, read_settings, read_weights, save_model  # noqa: E402
 from scripts.common.ownership import written  # noqa: E402
 from scripts.evaluation.metrics import bootstrap_interval  # noqa: E402
 from scripts.tools.demo import run_bundle  # noqa: E402
@@ -99,6 +100,17 @@ def folder_of(output: Path, name: str) -> Path:
     return output / "".join(c if c.isalnum() else "_" for c in name)
 
 
+def take_model(source: Path, target: Path, changes: Mapping[str, object]) -> None:
+    """Copy a model file, and let it say that it scores as the ids ``changes`` have it."""
+    shutil.copy(source, target)
+    if changes:
+        weights = read_weights(str(source))
+        changed = {name.removeprefix("network_def#"): value for name, value in changes.items()}
+        model = build({**read_settings(weights, source), **changed})
+        model.load_state_dict({**weights, "description": model.description})
+        save_model(model, str(target))
+
+
 def run_row(row: Row, dataset_dir: str, output: Path, iterations: int, subset: str | None) -> None:
     """Train if need be, calibrate and evaluate one row, unless an earlier run has done so."""
     folder = folder_of(output, row.name)
@@ -117,7 +129,7 @@ def run_row(row: Row, dataset_dir: str, output: Path, iterations: int, subset: s
         run_bundle("training", *training, dataset_dir=dataset_dir, output_dir=folder, model_file=model, resume=True)
     else:
         source = BUNDLE / "models" if row.weights == "bundle" else folder_of(output, row.weights)
-        shutil.copy(source / "model.pt", model)
+        take_model(source / "model.pt", model, row.model)
         run_bundle("calibrate", *training, dataset_dir=dataset_dir, model_file=model)
     scoring = {"dataset_dir": dataset_dir, "output_dir": folder / "evaluation", "model_file": model, "pictures": False}
     if subset:

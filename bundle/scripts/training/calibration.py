@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..common.files import check_writable
 from ..common.model_file import keep_lesions, save_model, take_weights
 from ..common.ownership import TRAINING, begin, check_not_read_only, model_name, settle, unlock_folder
+from ..data.slices import common_field_of_view, covered_planes
 from ..method.default import ProbabilisticIterMask
 from ..method.published import IterMask
 from ..method.refinement import Refinement, pass_noise
@@ -224,8 +226,7 @@ def finish_training(
     model_file: str,
     calibration: Callable[..., float],
     batches: Iterable[dict[str, Tensor]],
-    field_of_view: Sequence[float] = (0.0, 0.0),
-    planes: Sequence[float] = (math.inf, -math.inf),
+    slices: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Take the best averaged weights, calibrate, and write the model file.
 
@@ -239,8 +240,7 @@ def finish_training(
         model_file: Where the model goes.
         calibration: `calibrate` or `calibrate_scores` with its options.
         batches: Healthy slices for it.
-        field_of_view: Height and width of the training slices in mm, kept in the model; zeros: unknown.
-        planes: Lowest and highest position of the training slices in mm, kept in the model; inf, -inf: unknown.
+        slices: Those of the training, as `read_slices` lists them; their size and levels are kept in the model.
 
     Raises:
         SystemExit: When the training was interrupted.
@@ -253,8 +253,8 @@ def finish_training(
         take_weights(model, model_file)
         complete = True
     model.load_state_dict(checkpoint.best_weights, strict=False)
-    model.field_of_view.copy_(torch.tensor(field_of_view))
-    model.planes.copy_(torch.tensor(planes))
+    model.field_of_view.copy_(torch.tensor(common_field_of_view(slices)))
+    model.planes.copy_(torch.tensor(covered_planes(slices)))
     if complete:
         threshold = calibration(model, batches)
         check_thresholds(model)
