@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from conftest import make_scan, run_bundle
-from scripts.data.slices import common_field_of_view, covered_planes, read_slices
+from scripts.data.slices import common_field_of_view, covered_planes, read_slices, slices_digest
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -79,3 +80,12 @@ def test_field_of_view_is_the_median_of_what_the_slices_tell():
 
 def test_planes_of_slices_that_do_not_tell_theirs_are_unknown():
     assert covered_planes([{}]) == (float("inf"), -float("inf"))
+
+
+def test_digest_of_slices_is_that_of_what_they_hold(slices_dir, tmp_path):
+    slices = read_slices(slices_dir, "training")
+    shutil.copytree(slices_dir, tmp_path / "moved")
+    assert slices_digest(read_slices(tmp_path / "moved", "training")) == slices_digest(slices)
+    others = [slices[1:], slices[::-1], [{**slices[0], "position": 1.0}, *slices[1:]], [slices[1], *slices[1:]]]
+    assert len({slices_digest(items) for items in [slices, *others]}) == 5
+    assert slices_digest([{"image": "scan.nii.gz"}]) is None

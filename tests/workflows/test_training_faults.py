@@ -1,6 +1,7 @@
 """Trainings and calibrations that go wrong stop, or warn, with what to do, and what was good stays."""
 
 import fcntl
+import json
 import math
 import os
 import shutil
@@ -194,6 +195,35 @@ def test_folder_that_holds_a_training_is_not_trained_in_anew(finished, two_modal
     train(finished, two_modality_slices, iterations=2, resume=True)  # the same command again
     (finished / "checkpoint.pt").unlink()
     train(finished, two_modality_slices, iterations=2, seed=1)
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_training_does_not_go_on_with_other_slices(finished, tmp_path, slices_dir, two_modality_slices, split):
+    moved = {**two_modality_slices, "dataset_dir": str(tmp_path / "moved")}
+    shutil.copytree(slices_dir, tmp_path / "moved")
+    train(finished, moved, iterations=4, resume=True)  # the same slices in another place
+    image = next((tmp_path / "moved").glob(f"{split}_1_image.npy"))
+    np.save(image, np.load(image) + 0.1)
+    message = sentence(finished, moved, iterations=6, resume=True)
+    assert message.startswith(
+        f"The checkpoint {finished}/checkpoint.pt belongs to another training (the slices for {split} are others"
+    )
+
+
+def test_training_does_not_go_on_without_some_of_its_slices(finished, tmp_path, slices_dir, two_modality_slices):
+    shutil.copytree(slices_dir, tmp_path / "fewer")
+    content = json.loads((slices_dir / "datalist.json").read_text())
+    (tmp_path / "fewer" / "datalist.json").write_text(json.dumps({**content, "training": content["training"][:-1]}))
+    fewer = {**two_modality_slices, "dataset_dir": str(tmp_path / "fewer")}
+    assert "(the slices for training are others" in sentence(finished, fewer, iterations=4, resume=True)
+
+
+def test_checkpoint_of_before_slices_were_noted_goes_on(finished, two_modality_slices):
+    checkpoint = torch.load(finished / "checkpoint.pt", weights_only=True)
+    del checkpoint["settings"]["slices"]
+    torch.save(checkpoint, finished / "checkpoint.pt")
+    train(finished, two_modality_slices, iterations=4, resume=True)
+    assert torch.load(finished / "checkpoint.pt", weights_only=True)["trainer"]["iteration"] == 4
 
 
 def test_model_of_another_training_is_not_replaced(finished, tmp_path, two_modality_slices):

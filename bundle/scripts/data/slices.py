@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import statistics
@@ -11,6 +13,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from ..common.ownership import file_digest
 from ..common.settings import is_text
 from ..method.refinement import SCALING
 from ..method.volume import PLANES
@@ -132,6 +135,24 @@ def read_source(
             )
         modalities, scaling = noted, scaling or {name: found.get(name, value) for name, value in SCALING.items()}
     return {"modalities": modalities or ["flair"], "scaling": scaling or dict(SCALING)}
+
+
+def slices_digest(slices: Sequence[Mapping[str, Any]]) -> str | None:
+    """SHA-256 of all that slices hold and what is known of them, wherever their files lie.
+
+    Args:
+        slices: As `read_slices` lists them.
+
+    Returns:
+        The digest; None where one is a whole scan, as MONAI Label gives them.
+    """
+    if not all("slice" in item for item in slices):
+        return None
+    total = hashlib.sha256()
+    for item in slices:
+        files = {key: file_digest(item[key]) for key in ("image", "brain_mask", "label") if key in item}
+        total.update(json.dumps([{key: item[key] for key in (*KNOWN, "certain") if key in item}, files]).encode())
+    return total.hexdigest()
 
 
 def _check_planes(files: Mapping[str, str], modalities: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,28 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from ..common.files import read_tensors, save_tensors
+from ..data.slices import slices_digest
 from ..method.description import from_description
 from ..method.refinement import Refinement
 from .handlers import validation_error
 
 logger = logging.getLogger(__name__)
+SLICES = "slices"  # in the settings of a checkpoint: a digest for each split
 
 
-def training_settings(model: Refinement, **settings: object) -> dict[str, object]:
+def training_settings(
+    model: Refinement, slices: Mapping[str, Sequence[Mapping[str, Any]]] | None = None, **settings: object
+) -> dict[str, object]:
     """Join what describes a model with what else decides how its training goes, for the checkpoint.
 
     Args:
         model: The model in training.
+        slices: Those that it is trained and validated on, by the name of the split; see `slices_digest`.
         settings: Other ids and their values: numbers, texts, truth values or lists of them.
     """
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    return {**from_description(model.description), **plain}
+    digests = {split: slices_digest(items) for split, items in (slices or {}).items()}
+    return {**from_description(model.description), **plain, SLICES: digests}
 
 
 class TrainingCheckpoint:
@@ -70,7 +76,7 @@ class TrainingCheckpoint:
         self.save_dict = save_dict
         self.ema = ema
         self.validator = validator
-        self.settings = dict(settings or {})
+        self.settings: dict[str, Any] = dict(settings or {})
         self.resume = resume
         self.best_metric = float("inf")
         self.best_weights: dict[str, Tensor] = {}
@@ -114,14 +120,18 @@ class TrainingCheckpoint:
         except Exception as error:  # whatever a file of another's makes the parts of a training raise
             raise ValueError(
                 f"The checkpoint {self.path} belongs to another training ({str(error).partition(chr(10))[0][:200]}): "
-                "train without `resume`, or with the settings it was made with."
+                "train without `resume`, or with the settings and slices it was made with."
             ) from None
         logger.info(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
 
-    def _check_settings(self, before: Mapping[str, object]) -> None:
+    def _check_settings(self, before: Mapping[str, Any]) -> None:
         """Refuse to go on with settings that the training so far did not have."""
-        for name in [*self.settings, *(name for name in before if name not in self.settings)]:
-            if self.settings.get(name) != before.get(name):
+        slices = before.get(SLICES, {})  # of older versions: not noted
+        for split, digest in self.settings.get(SLICES, {}).items():
+            if slices.get(split, digest) != digest:
+                raise ValueError(f"the slices for {split} are others than before")
+        for name in {**self.settings, **before}:
+            if name != SLICES and self.settings.get(name) != before.get(name):
                 raise ValueError(f"`{name}` was {before.get(name)!r} and is {self.settings.get(name)!r}")
 
     def _check(self, checkpoint: Mapping[str, Any]) -> None:
