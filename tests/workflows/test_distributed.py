@@ -1,6 +1,7 @@
 """Several processes, with gloo on this machine's CPU, through the configs and commands of the documentation."""
 
 import csv
+import fcntl
 import json
 import os
 import re
@@ -128,7 +129,7 @@ def test_two_processes_follow_one_with_twice_the_batch(alone, together):
 def test_first_process_alone_writes_and_speaks(alone, together):
     folder, output = together
     assert {path.name for path in (folder / "0").iterdir()} == {path.name for path in alone.iterdir()}
-    assert list((folder / "1").iterdir()) == []
+    assert not (folder / "1").exists()
     for words in ("Model: ", "Best validation error", "training [2/2]", "Saved "):
         assert output.count(words) >= 1
     assert output.count("Model: ") == 1 and output.count("Saved ") == 2
@@ -365,3 +366,28 @@ def test_killed_process_leaves_whole_files_and_the_next_run_does_what_is_missing
         if name in whole:
             np.testing.assert_array_equal(whole[name], expected[name])
     assert (tmp_path / "out/lesions.csv").read_bytes() == (tmp_path / "alone/lesions.csv").read_bytes()
+
+
+@pytest.mark.parametrize("step", ["training", "inference", "evaluate"])
+def test_second_run_into_a_folder_ends_all_its_processes_with_one_sentence(
+    step, slices_dir, volumes_dir, model_file, two_modality_slices, tmp_path, one_thread
+):
+    """Another run, here this test, writes in the folder."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    configs = [step]
+    if step == "training":
+        configs, options = ["train", "multi_gpu_train"], training_options(folder, two_modality_slices)
+    elif step == "inference":
+        options = inference_options(volumes_dir, model_file(["flair"]), folder)
+    else:
+        configs = ["evaluate_slices", "multi_gpu_evaluate"]
+        options = {"dataset_dir": str(slices_dir), "output_dir": str(folder), "model_file": model_file(["flair", "t1"])}
+    other = os.open(folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    process = start(2, tmp_path / "arguments", step, configs, **options)
+    output, _ = process.communicate(timeout=60)
+    os.close(other)
+    assert process.returncode != 0 and not list(folder.iterdir())
+    sentences = re.findall(r"^(?:\[rank\d\]: )?((?:error: |SIG|interrupted|\w+Error: ).*)", output, re.MULTILINE)
+    assert len(sentences) == 1 and sentences[0].startswith(f"error: Another run is writing in {folder}: wait"), output

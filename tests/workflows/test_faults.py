@@ -448,6 +448,25 @@ def test_report_that_cannot_be_written_is_one_sentence(reference, tmp_path):
     assert code == 0 and report.read_text().startswith("<!DOCTYPE html>"), output
 
 
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "calibrate"])
+def test_second_of_two_runs_into_one_folder_is_refused_and_the_first_ends_well(reference, tmp_path, name):
+    """The first is at work, and goes on when the second has ended."""
+    step, expected, *_ = reference(name)
+    options = step.prepare(tmp_path)
+    (tmp_path / "second").mkdir()
+    wait = f"touch {tmp_path}/working; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done"
+    first = Command(*step.command, tmp_path, fault=(step.work, 2, ["sh", "-c", wait]), **options)
+    while not (tmp_path / "working").exists():
+        assert first.process.is_alive(), first.wait()
+        time.sleep(0.02)
+    code, output, _ = Command(*step.command, tmp_path / "second", **options).wait()
+    (tmp_path / "go").touch()
+    assert last_error(code, output).startswith(f"error: Another run is writing in {tmp_path}/out: wait until it ends")
+    code, output, _ = first.wait()
+    assert code == 0, output
+    assert step.results(tmp_path / "out") == expected and not temporary_files(tmp_path)
+
+
 class TestAtomic:
     def test_reader_sees_the_earlier_file_until_the_end(self, tmp_path):
         write_json(tmp_path / "a.json", 1)

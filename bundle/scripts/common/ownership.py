@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import check_writable, not_empty, read_tensors, write_json
+from .share import first_checks
 
 try:
     import fcntl
@@ -285,6 +286,8 @@ def check_outputs(
 ) -> None:
     """Refuse outputs of a training that cannot be written or would replace others, before any long work starts.
 
+    Of several processes the first, which writes them, looks for all.
+
     Args:
         model_file: Where the model will go.
         checkpoint: Where the checkpoint is, or will be.
@@ -297,6 +300,10 @@ def check_outputs(
         ValueError: When one of them is there and is no file of this product, or that of another training.
         RuntimeError: When another run writes in the folder of the checkpoint.
     """
+    first_checks(lambda: _check_outputs(model_file, checkpoint, resume, updates, anew))
+
+
+def _check_outputs(model_file: str, checkpoint: str, resume: bool, updates: bool, anew: bool) -> None:
     if is_same_file(model_file, checkpoint):
         raise ValueError(f"`model_file` is {model_file}, the checkpoint of this training: set another `model_file`.")
     for path in (checkpoint, model_file):
@@ -312,5 +319,5 @@ def check_outputs(
             f"{checkpoint} holds a training already: add --resume True to go on with it, set another `output_dir`, or "
             "delete it to train anew."
         )
-    if not updates and os.environ.get("RANK", "0") == "0":  # the process that writes it
+    if not updates:
         check_claim(folder, TRAINING, [model_name(model_file, checkpoint)], "model_file")

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
+import torch.distributed as dist
+
 Item = TypeVar("Item")
+SECONDS_TO_END = 30.0  # that torchrun has, to notice that one process failed
 
 
 def share(items: Sequence[Item], rank: int, world_size: int, group: int = 1) -> list[Item]:
@@ -28,3 +35,46 @@ def share(items: Sequence[Item], rank: int, world_size: int, group: int = 1) -> 
     return [
         item for start in range(rank * group, len(items), world_size * group) for item in items[start : start + group]
     ]
+
+
+def join_group() -> bool:
+    """Whether this is one of several processes of torchrun, which can speak to each other from now on."""
+    if not dist.is_initialized():
+        if not dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return False
+        dist.init_process_group("gloo", timeout=timedelta(days=1))
+    return dist.get_world_size() > 1
+
+
+def first_checks(check: Callable[[], None]) -> None:
+    """Let the first of several processes check what it alone will write; where it refuses, all end, and it says why.
+
+    Args:
+        check: Raises an error that says what is wrong.
+
+    Raises:
+        Exception: What ``check`` raises, in the first process.
+        SystemExit: In the others.
+    """
+    if not join_group():
+        check()
+        return
+    error = None
+    if dist.get_rank() == 0:
+        try:
+            check()
+        except Exception as caught:
+            error = caught
+    agreed = [error is None]
+    dist.broadcast_object_list(agreed, src=0)
+    if error is not None:
+        raise error
+    if not agreed[0]:
+        _end_silently()
+
+
+def _end_silently() -> None:
+    """Wait until torchrun ends this process, so that it does not end the first one before that has said why."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+    time.sleep(SECONDS_TO_END)
+    raise SystemExit(1)

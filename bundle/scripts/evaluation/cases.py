@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
@@ -24,6 +25,7 @@ from torch import Tensor
 from ..common.batch import Cases, raise_failed, shown_list
 from ..common.files import atomic, check_writable
 from ..common.ownership import begin, claim, lock_folder, settle, unlock_folder
+from ..common.share import first_checks
 from ..data.brain import lesion_of
 from ..data.nifti import load_nifti
 from ..data.scans import Subject, find_subjects, mark_unusable
@@ -303,12 +305,9 @@ class Evaluation:
         subsets: Mapping[str, str] | None = None,
     ):
         self.subsets = read_subsets(subsets or {})
-        self.output_dir = check_writable(output_dir)
-        lock_folder(self.output_dir)
+        self.output_dir = Path(output_dir)
         self.files = [name for name in FILES if pictures or name not in PICTURES]
-        if idist.get_rank() == 0:
-            claim(output_dir, STEP, self.files)
-            begin(output_dir, STEP, [name for name in self.files if name in PICTURES])
+        first_checks(self._claim_folder)
         self.failures = Cases()
         self.threshold = float(threshold)
         self.modalities = list(modalities)
@@ -326,6 +325,11 @@ class Evaluation:
         }
         self.cases: list[CaseScores] = []
         self.healthy = HealthyScores()
+
+    def _claim_folder(self) -> None:
+        lock_folder(check_writable(self.output_dir))
+        claim(self.output_dir, STEP, self.files)
+        begin(self.output_dir, STEP, [name for name in self.files if name in PICTURES])
 
     def _counts(self, sample: Sample) -> dict[str, np.ndarray]:
         maps = {METHOD: sample.anomaly_map}

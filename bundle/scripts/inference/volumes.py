@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from ..common.ownership import (
     read_record,
     unlock_folder,
 )
-from ..common.share import share
+from ..common.share import first_checks, join_group, share
 from ..data.nifti import case_of
 from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, check_case_name, find_subjects, mark_unusable
 from ..method.refinement import Refinement
@@ -149,8 +148,11 @@ class Volumes:
         self.pending = [subject for subject in sound if not self._finished(subject["case"])]
         self.finished = len(sound) - len(self.pending)
         self._check_places(sound)
-        check_claim(output_dir, STEP, (VOLUMES, LESIONS))
-        lock_folder(check_writable(output_dir))
+        first_checks(self._check_folder)
+
+    def _check_folder(self) -> None:
+        check_claim(self.output_dir, STEP, (VOLUMES, LESIONS))
+        lock_folder(check_writable(self.output_dir))
 
     def _record(self, subject: Subject) -> dict[str, Any]:
         inputs = [[os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in _files(subject)]
@@ -280,8 +282,5 @@ def _files(subject: Subject) -> list[str]:
 
 def wait_for_others() -> None:
     """Wait under torchrun until every process is done: it ends all of them when one fails."""
-    if not dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(days=1))
-    dist.barrier()
+    if join_group():
+        dist.barrier()
