@@ -140,9 +140,10 @@ class Sees(torch.nn.Module):
     def __init__(self, image_size):
         super().__init__()
         self.image_size = image_size
+        self.seen = {}
 
     def refine(self, image, brain_mask, **options):
-        self.image, self.brain_mask = image, brain_mask
+        self.seen.update(image=image, brain_mask=brain_mask)
         return brain_mask, image, image, torch.ones(len(image), dtype=torch.int64)
 
 
@@ -150,9 +151,9 @@ class Sees(torch.nn.Module):
 def test_mirrored_brain_is_mirrored_on_the_grid_of_the_network(axis):
     image = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))  # 40 / 24: no center on a border
     slices, infer, network = torch.cat([image, (image > 0.5).float()], dim=1), IterMaskInferer(), Sees(24)
-    mask, brain = infer(slices, network), network.brain_mask
+    mask, brain = infer(slices, network), network.seen["brain_mask"]
     mirrored = infer(slices.flip(axis), network)
-    assert torch.equal(network.brain_mask, brain.flip(axis)) and torch.equal(mirrored, mask.flip(axis))
+    assert torch.equal(network.seen["brain_mask"], brain.flip(axis)) and torch.equal(mirrored, mask.flip(axis))
 
 
 def test_mask_and_anomaly_map_end_where_the_brain_of_the_input_does():
@@ -175,7 +176,7 @@ def test_room_around_a_scan_is_filled_with_its_background(background):
     infer = IterMaskInferer()
     found = infer(MetaTensor(volume, affine=torch.eye(4)), network)
     assert found.shape == (1, 1, 20, 20, 3) and torch.equal(found[0, 0] > 0, volume[0, 1] > 0)
-    assert network.image.shape == (3, 1, 40, 40)
-    assert torch.equal(network.brain_mask.sum((1, 2, 3)), torch.tensor([100] * 3))
-    assert (network.image[~network.brain_mask] == background).all()
-    assert network.image[network.brain_mask].unique(return_counts=True)[1].tolist() == [1, 299]
+    assert network.seen["image"].shape == (3, 1, 40, 40)
+    assert torch.equal(network.seen["brain_mask"].sum((1, 2, 3)), torch.tensor([100] * 3))
+    assert (network.seen["image"][~network.seen["brain_mask"]] == background).all()
+    assert network.seen["image"][network.seen["brain_mask"]].unique(return_counts=True)[1].tolist() == [1, 299]

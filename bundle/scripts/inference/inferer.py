@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..common.settings import check_settings
 from ..common.threads import fit_threads
+from ..method.parallel import in_threads
 from ..method.precision import in_precision
 from ..method.refinement import Refinement
 from ..method.volume import is_whole, segment_volume
@@ -171,7 +172,7 @@ class IterMaskInferer(Inferer):
                 f"the brain mask, got {list(inputs.shape)}: check `modalities`."
             )
         fit_threads()
-        network = in_precision(network, self.precision)
+        network = in_threads(in_precision(network, self.precision))
         plain = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
         if plain.ndim == 5:
             spacing, name = None, "volume"
