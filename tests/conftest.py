@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -14,6 +15,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from scripts.common.paths import config_files
+from scripts.data.nifti import ITK_SUFFIXES, NIFTI_SUFFIXES
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 from scripts.method.published import IterMask
@@ -30,6 +32,10 @@ needs_data = pytest.mark.skipif(
 needs_deepbet = pytest.mark.skipif(
     importlib.util.find_spec("deepbet") is None, reason="deepbet is not installed (requirements-scans.txt)"
 )
+needs_itk = pytest.mark.skipif(
+    importlib.util.find_spec("itk") is None, reason="ITK is not installed (requirements-formats.txt)"
+)
+FORMATS = [*NIFTI_SUFFIXES, ".mgz", *(pytest.param(suffix, marks=needs_itk) for suffix in ITK_SUFFIXES)]
 
 
 @pytest.fixture
@@ -153,6 +159,27 @@ def write_nifti(path, voxels, affine=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
     return path
+
+
+def _write_itk(path, voxels, affine):
+    """Write a format of ITK by ITK itself, whose coordinates go to the left, the back, and up."""
+    itk = importlib.import_module("itk")
+    image = itk.image_from_array(np.ascontiguousarray(voxels.T))
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing)
+    image.SetOrigin(lps[:3, 3])
+    image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
+    itk.imwrite(image, str(path), compression=path.suffix == ".nrrd")
+    return path
+
+
+def write_volume(path, voxels, affine):
+    """Save an array in the format that the suffix names."""
+    if path.suffix == ".mgz":
+        nib.save(nib.MGHImage(voxels, affine), path)
+        return path
+    return _write_itk(path, voxels, affine) if path.suffix in ITK_SUFFIXES else write_nifti(path, voxels, affine)
 
 
 def make_scan(root, case, lesion=None, modalities=("flair", "t1"), suffix=".nii.gz", affine=None):

@@ -1,12 +1,21 @@
 """What the header and the size of a NIfTI file tell."""
 
 import gzip
+import re
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import write_nifti
-from scripts.data.nifti import check_forms, content_size, load_nifti, number_of_slices, read_header
+from conftest import FORMATS, needs_itk, write_nifti, write_volume
+from scripts.data.nifti import (
+    ITK_SUFFIXES,
+    check_forms,
+    content_size,
+    load_volume,
+    number_of_slices,
+    read_header,
+)
+from scripts.data.transforms import ScanReader
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -24,6 +33,69 @@ def test_gzip_of_several_members_is_whole(tmp_path):
     content = path.read_bytes()
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]))
     assert read_header(str(tmp_path / "scan.nii.gz"))[0] == (5, 6, 7)
+
+
+AFFINE = np.array([[0, 2.0, 0, -10], [-3, 0, 0, 20], [0, 0, 4, -30], [0, 0, 0, 1]])  # its axes: P, R, S
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32])
+def test_formats_give_the_same_volume_in_the_same_space(tmp_path, suffix, kind):
+    affine = AFFINE
+    voxels = np.random.default_rng(0).integers(0, 99, (5, 6, 7)).astype(kind)
+    path = write_volume(tmp_path / f"scan{suffix}", voxels, affine)
+    shape, found = read_header(str(path))
+    assert shape == (5, 6, 7)
+    np.testing.assert_allclose(found, affine, atol=1e-5)
+    reader = ScanReader()
+    array, meta = reader.get_data(reader.read(str(path)))
+    np.testing.assert_array_equal(array, voxels)
+    np.testing.assert_allclose(meta["affine"], affine, atol=1e-5)
+    assert array.dtype.newbyteorder("=") == kind
+
+
+@pytest.mark.parametrize("suffix", FORMATS[2:])
+@pytest.mark.parametrize("keep", [0.6, 0.01])
+def test_other_formats_that_are_cut_short_or_none(tmp_path, suffix, keep):
+    voxels = np.random.default_rng(0).integers(0, 99, (20, 21, 22)).astype(np.int16)
+    path = write_volume(tmp_path / f"scan{suffix}", voxels, np.eye(4))
+    cut(path, keep)
+    with pytest.raises(ValueError, match=rf"scan{suffix} is (cut short|not a {suffix} file that can be read)"):
+        read_header(str(path))
+
+
+@needs_itk
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("scan.mha", b"ElementDataFile = LOCAL\n", b"ElementDataFile = secret.raw\n"),
+        ("scan.nrrd", b"\n\n", b"\ndata file: secret.raw\n\n"),
+    ],
+)
+def test_voxels_of_another_file_are_not_read(tmp_path, name, old, new):
+    path = write_volume(tmp_path / name, np.ones((5, 6, 7), np.uint8), np.eye(4))
+    (tmp_path / "secret.raw").write_bytes(bytes(5 * 6 * 7))
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(ValueError, match=f"{name} keeps its voxels in another file"):
+        read_header(str(path))
+
+
+@needs_itk
+@pytest.mark.parametrize(("suffix", "old"), [(".mha", rb"DimSize = .*"), (".nrrd", rb"sizes: .*")])
+def test_little_file_that_announces_much_is_refused_before_it_is_read(tmp_path, suffix, old):
+    path = write_volume(tmp_path / f"scan{suffix}", np.ones((5, 6, 7), np.uint8), np.eye(4))
+    new = old.replace(b".*", b"2000 2000 2000")
+    path.write_bytes(re.sub(old, new, path.read_bytes(), count=1))
+    with pytest.raises(ValueError, match="has 8000000000 voxels, expected at most"):
+        read_header(str(path))
+
+
+@pytest.mark.parametrize("suffix", ITK_SUFFIXES)
+def test_what_to_install_is_said_where_itk_is_missing(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("scripts.data.nifti.optional_import", lambda name: (None, False))
+    (tmp_path / f"scan{suffix}").touch()
+    with pytest.raises(ValueError, match=rf"scan{suffix} needs ITK, .* pip install -r requirements-formats.txt"):
+        read_header(str(tmp_path / f"scan{suffix}"))
 
 
 def cut(path, keep):
@@ -95,11 +167,11 @@ def test_qform_that_lies_elsewhere_than_the_sform_is_told(tmp_path, caplog, move
 
 def test_content_is_what_the_header_announces(tmp_path):
     path = write_nifti(tmp_path / "scan.nii", np.zeros((4, 5, 6), np.int16))
-    assert content_size(load_nifti(path)) == path.stat().st_size == 352 + 4 * 5 * 6 * 2
+    assert content_size(load_volume(path)) == path.stat().st_size == 352 + 4 * 5 * 6 * 2
 
 
 def test_file_of_another_kind_is_no_scan(tmp_path):
     surface = nib.GiftiImage()
     nib.save(surface, tmp_path / "surface.gii")
     with pytest.raises(ValueError, match="surface.gii holds no voxels on a grid"):
-        load_nifti(tmp_path / "surface.gii")
+        load_volume(tmp_path / "surface.gii")

@@ -717,3 +717,21 @@ def test_slice_with_just_enough_brain_is_kept():
     brain = np.zeros((10, 10, 3), bool)
     brain[0, :2, 1], brain[0, :1, 2] = True, True
     assert select_slices(brain, None, "all", smallest_brain_fraction=0.02) == [1]
+
+
+def test_sessions_of_a_bids_folder_become_cases_of_one_person(tmp_path):
+    bids, source = tmp_path / "bids", make_scan(tmp_path / "scans", "a", lesion={4: 5}, modalities=["flair"])
+    for anat in ("sub-1/ses-1/anat", "sub-1/ses-2/anat", "sub-2/anat"):
+        stem = anat.removesuffix("/anat").replace("/", "_")
+        made = bids / "derivatives" / "manual" / anat / f"{stem}_label-lesion_mask.nii.gz"
+        for path, file in ((bids / anat / f"{stem}_FLAIR.nii.gz", "a_flair.nii.gz"), (made, "a_seg.nii.gz")):
+            path.parent.mkdir(parents=True)
+            path.write_bytes((source / file).read_bytes())
+    splits = {"split_training": ["sub-1"], "split_validation": ["sub-2"], "split_testing": None}
+    datalist = preprocess(bids, tmp_path / "out", modalities=["flair"], **splits)
+    healthy = [2, 3, 5, 6, 7, 8]
+    assert numbers(datalist, "training") == [(f"sub-1_ses-{n}", k) for n in (1, 2) for k in healthy]
+    assert numbers(datalist, "validation") == [("sub-2", k) for k in healthy]
+    splits = {"split_training": ["sub-1_ses-1"], "split_validation": ["sub-1_ses-2"], "split_testing": None}
+    message = failure(bids, tmp_path / "other", modalities=["flair"], **splits)
+    assert message == "sub-1 is in the splits training and validation: a case belongs to one split."

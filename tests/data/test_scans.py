@@ -282,9 +282,10 @@ def test_split_of_another_kind(scans_dir, split):
 def test_split_file_that_is_missing_or_no_text(tmp_path):
     with pytest.raises(FileNotFoundError, match="No split file .*gone.txt"):
         read_split(str(tmp_path / "gone.txt"))
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ValueError, match="binary.txt is no text file"):
-        read_split(str(tmp_path / "binary.txt"))
+    for content in (b"\x00\x81\xff\xfe", b"\xff\xfe\x00\x81\x00"):
+        (tmp_path / "binary.txt").write_bytes(content)
+        with pytest.raises(ValueError, match="binary.txt is no text file"):
+            read_split(str(tmp_path / "binary.txt"))
 
 
 def test_what_a_scan_lacks_is_named(scans_dir):

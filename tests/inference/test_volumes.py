@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,10 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, run_bundle
+from conftest import CONFIGS, FORMATS, run_bundle, write_volume
 from scripts.common.guard import innermost_message
 from scripts.common.model_file import save_model
-from scripts.data.nifti import case_of
+from scripts.common.paths import bundle_version
+from scripts.data.layouts import case_of
 from scripts.inference.volumes import find_inputs
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
@@ -127,6 +129,64 @@ def test_finished_volumes_are_not_done_again_until_something_changes(segmented, 
     infer(model_file, results, dataset_dir=str(scans), threshold_scale=0.9)
     assert "finished already" not in capsys.readouterr().out
     assert os.stat(mask).st_mtime_ns > before
+
+
+@pytest.mark.parametrize("suffix", FORMATS[1:])
+def test_every_format_gives_the_mask_of_the_same_volume_in_its_space(volume, model_file, tmp_path, suffix):
+    turn = np.array([[0, 0, -1, 5], [-0.8, 0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 0, 1]])  # an oblique LPI or so
+    affine = turn @ volume[1]
+    for name in ("plain.nii.gz", f"other{suffix}"):
+        write_volume(tmp_path / "scans" / name, volume[0]["flair"].astype(np.float32), affine)
+    infer(model_file, tmp_path / "out", dataset_dir=str(tmp_path / "scans"), save_brain_mask=True)
+    for name in ("anomaly_mask", "anomaly_map", "found_brain_mask"):
+        plain, other = (nib.load(tmp_path / "out" / case / f"{case}_{name}.nii.gz") for case in ("plain", "other"))
+        np.testing.assert_allclose(other.affine, affine, atol=1e-4)
+        np.testing.assert_array_equal(np.asanyarray(plain.dataobj), np.asanyarray(other.dataobj))
+        assert np.asanyarray(plain.dataobj).any()
+
+
+def test_results_are_a_derivative_of_bids_on_request(volume, model_file, tmp_path, capsys):
+    scans, results = tmp_path / "scans", tmp_path / "out"
+    for case in ("sub-01/anat/sub-01", "sub-02/ses-1/anat/sub-02_ses-1", "sub-02/ses-2/anat/sub-02_ses-2"):
+        write_volume(scans / f"{case}_FLAIR.nii.gz", volume[0]["flair"], volume[1])
+    write_volume(scans / "sub-03/anat/sub-03_FLAIR.nii.gz", np.zeros_like(volume[0]["flair"]), volume[1])
+    options = {"dataset_dir": str(scans), "layout": "bids"}
+    with pytest.raises(RuntimeError):  # of sub-03, of which nothing stays
+        infer(model_file, results, save_brain_mask=True, **options)
+    anat, folder = results / "sub-01" / "anat", results / "sub-02" / "ses-2" / "anat"
+    ends = ["desc-anomaly_map.nii.gz", "desc-anomaly_mask.json", "desc-anomaly_mask.nii.gz", "desc-brain_mask.nii.gz"]
+    assert sorted(path.name for path in anat.iterdir()) == [f"sub-01_{end}" for end in ends]
+    assert sorted(path.name for path in folder.iterdir()) == [f"sub-02_ses-2_{end}" for end in ends]
+    assert sorted(path.name for path in results.iterdir()) == [
+        "dataset_description.json",
+        "inference_record.json",
+        "lesions.csv",
+        "sub-01",
+        "sub-02",
+        "volumes.csv",
+    ]
+    sidecar = json.loads((anat / "sub-01_desc-anomaly_mask.json").read_text())
+    assert sidecar["Type"] == "Lesion" and sidecar["threshold_scale"] == 1 and len(sidecar["model_sha256"]) == 64
+    assert sidecar["Sources"] == [(scans / "sub-01/anat/sub-01_FLAIR.nii.gz").as_uri()]
+    description = json.loads((results / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative" and description["BIDSVersion"] and description["Name"]
+    assert description["GeneratedBy"] == [{"Name": "brain_mri_anomaly_segmentation", "Version": bundle_version()}]
+    infer(model_file, tmp_path / "plain", dataset_dir=str(scans / "sub-02" / "ses-1" / "anat"))
+    plain = nib.load(tmp_path / "plain" / "sub-02_ses-1" / "sub-02_ses-1_anomaly_mask.nii.gz")
+    found = nib.load(folder / "sub-02_ses-2_desc-anomaly_mask.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(plain.dataobj), np.asanyarray(found.dataobj))
+    capsys.readouterr()
+    infer(model_file, results, save_brain_mask=True, exclude=["sub-03"], **options)
+    assert "3 of 3 volumes are finished already." in capsys.readouterr().out
+
+
+def test_description_of_another_data_set_is_not_replaced(volume, model_file, tmp_path):
+    write_volume(tmp_path / "sub-01/anat/sub-01_FLAIR.nii.gz", volume[0]["flair"], volume[1])
+    (tmp_path / "dataset_description.json").write_text("{}")
+    with pytest.raises(RuntimeError) as error:
+        infer(model_file, tmp_path, dataset_dir=str(tmp_path), layout="bids")
+    assert "dataset_description.json is in the way" in innermost_message(error.value)
+    assert (tmp_path / "dataset_description.json").read_text() == "{}"
 
 
 def test_one_file_of_any_name(volume, model_file, tmp_path):

@@ -248,10 +248,10 @@ def test_what_is_no_file_of_voxels(segmenter, tmp_path, make, message):
     assert isinstance(found, str) and message in found
 
 
-@pytest.mark.parametrize("name", ["scan.mgz", "scan.nii.bz2", "scan.img", "scan", "scan.NII"])
+@pytest.mark.parametrize("name", ["scan.mgh", "scan.nii.bz2", "scan.img", "scan", "scan.NII"])
 def test_other_endings_are_named(segmenter, tmp_path, name):
     save(tmp_path, brain()).rename(tmp_path / name)
-    assert "has another ending than .nii.gz or .nii" in segmenter.check(tmp_path / name)
+    assert "has another ending than .nii.gz, .nii, .mgz, .nrrd, .mha" in segmenter.check(tmp_path / name)
 
 
 def test_little_file_that_unpacks_to_much_is_refused_before_it_fills_the_memory(segmenter, tmp_path):

@@ -19,3 +19,8 @@ def config_files(*names: str | Path) -> list[Path]:
     files = [name if isinstance(name, Path) else folder / f"{name}.json" for name in names]
     base = json.loads(files[0].read_text()).get("_base_")
     return [*(folder / name for name in (base.split(", ") if base else [])), *files]
+
+
+def bundle_version() -> str:
+    """The version of the bundle, as its ``metadata.json`` tells it."""
+    return str(json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text())["version"])

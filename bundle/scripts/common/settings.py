@@ -101,7 +101,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("brain_mask", "healthy_dir"), _either(PATH)),
     **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _either(CASES)),
     "image": _either(FILES),
-    "label": NAME,
+    "label": Rule(
+        "a name such as seg, or PIPELINE/NAME",
+        lambda value: isinstance(value, str) and value.count("/") < 2 and all(map(is_name, value.split("/"))),
+    ),
     "modalities": _either(Rule("a list of names such as ['flair']", lambda value: _is_list(value, is_name))),
     "trained_networks": Rule("a list of names such as ['masked']", lambda value: _is_list(value, is_name)),
     "slice_range": Rule(
@@ -146,6 +149,7 @@ RULES: dict[str, Rule] = {
     "weight_decay": _real(0, 100),
     "largest_gradient_norm": _positive(math.inf),
     "threshold_scale": _positive(1000),
+    "layout": Rule("folders or bids", lambda value: isinstance(value, str) and value in ("folders", "bids")),
     "precision": Rule(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
     "ssim_data_range": _positive(1e6),
     "sigma": _either(_real(0, 100)),
@@ -178,7 +182,7 @@ ORDERED = ("certain_fraction", "exceed_fraction", "first_fraction")
 def _hint(rule: Rule, value: object) -> str:
     if rule.words.startswith((PART.words, OPEN_PART.words)) and _is_real(value) and 1 < value <= 100:
         return "; did you pass a percentage?"
-    if rule in (PATH, FOLDERS, RULES["brain_mask"], NAME) and _is_real(value):
+    if rule in (PATH, FOLDERS, RULES["brain_mask"], RULES["label"]) and _is_real(value):
         return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."
     return "."
 

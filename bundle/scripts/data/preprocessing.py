@@ -44,6 +44,7 @@ from ..common.paths import bundle_root
 from ..common.settings import check_settings
 from ..method.volume import PLANES
 from .brain import lesion_of
+from .layouts import person_of
 from .scans import AUTO, Subject, find_subjects, mark_unusable, scan_subjects, without
 from .slices import DATALIST, SPLITS, read_slices
 
@@ -334,9 +335,9 @@ def plan(
         found[split] = find_subjects(dataset_dir, modalities, splits[split], label, brain_mask, allow_outside)
         for subject in found[split]:
             case = subject["case"]
-            if case in owner:
-                raise ValueError(f"{case} is in the splits {owner[case]} and {split}: a case belongs to one split.")
-            owner[case] = split
+            person = person_of(case)
+            if owner.setdefault(person, split) != split:
+                raise ValueError(f"{person} is in the splits {owner[person]} and {split}: a case belongs to one split.")
             if slice_selection[split] == "largest_lesion" and not {"label", "error"} & subject.keys():
                 raise FileNotFoundError(
                     f"{case} has no lesion mask NAME_{label}.nii.gz, which {split} needs to choose the slice with the "
@@ -346,7 +347,7 @@ def plan(
         raise ValueError("All splits are null: set `split_training`, `split_validation` or `split_testing`.")
     left = without([subject for subjects in found.values() for subject in subjects], exclude, dataset_dir)
     usable = mark_unusable(left, slice_range, planes)
-    return {split: [subject for subject in usable if owner[subject["case"]] == split] for split in found}
+    return {split: [subject for subject in usable if owner[person_of(subject["case"])] == split] for split in found}
 
 
 def preprocess(
@@ -560,13 +561,14 @@ def _kept_splits(
         path.unlink()
         return {}
     kept = {split: before[split] for split in SPLITS if split in before and split not in subjects}
-    owner = {entry["case"]: split for split, entries in kept.items() for entry in entries}
+    owner = {person_of(entry["case"]): split for split, entries in kept.items() for entry in entries}
     for split, members in subjects.items():
         for subject in members:
-            if subject["case"] in owner:
+            person = person_of(subject["case"])
+            if person in owner:
                 raise ValueError(
-                    f"{subject['case']} is in {split} now and in {owner[subject['case']]} of {path}: a case belongs to "
-                    "one split; make both anew, or set another `output_dir`."
+                    f"{person} is in {split} now and in {owner[person]} of {path}: a case belongs to one split; make "
+                    "both anew, or set another `output_dir`."
                 )
     for split, entries in kept.items():
         cases = len({entry["case"] for entry in entries})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,25 @@ import numpy as np
 
 from ..common.batch import shown_list
 from ..common.settings import LONGEST_NAME, is_name, is_path
-from .nifti import (
-    NIFTI_SUFFIXES,
+from .layouts import (
+    MODALITIES,
+    Place,
     case_of,
-    check_forms,
-    file_stem,
-    find_nifti,
-    is_nifti_name,
-    number_of_slices,
-    read_header,
+    ending_of,
+    endings_of,
+    names_of,
+    place_named,
+    place_of_file,
+    places_of,
 )
+from .nifti import VOLUME_SUFFIXES, check_forms, file_stem, is_volume_name, number_of_slices, read_header
 
 Subject = dict[str, Any]  # case, image, and label, brain_mask or error where there are any
 AUTO = "auto"  # as `brain_mask`: none is given, and scans that still have their skull are stripped
 RESULTS = ("anomaly_mask", "anomaly_map")  # what inference adds to a case's name
 FOUND_BRAIN = "found_brain_mask"  # and on request
-MASKS = ("seg", "mask", "label", *RESULTS, FOUND_BRAIN)  # endings of files that are no scans
+MASKS = ("seg", "mask", "label", "dseg", "probseg", *RESULTS, FOUND_BRAIN)  # endings of files that are no scans
+UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)  # how text files of PowerShell begin
 PLAIN = (".txt", ".json", ".csv", ".tsv", ".md")  # endings of files beside scans that need no word
 
 
@@ -107,7 +111,7 @@ def read_json(path: Path, kind: str) -> object:
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}: give {kind}.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}): give {kind}.") from None
 
@@ -129,7 +133,8 @@ def read_split(split: str | Sequence[str], what: str = "The split") -> list[str]
         if not path.is_file():
             raise FileNotFoundError(f"No split file {path}: give a text file with one case name a line, or null.")
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            content = path.read_bytes()
+            lines = content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise ValueError(f"The split file {path} is no text file: give one case name a line.") from None
         names = [name for line in lines if (name := line.partition("#")[0].strip())]
@@ -148,40 +153,61 @@ def read_split(split: str | Sequence[str], what: str = "The split") -> list[str]
     return names
 
 
-def _subject(
+def _subject(place: Place, modalities: Sequence[str], label: str | None, brain_mask: str | None) -> Subject:
+    """The files of a case.
+
+    Raises:
+        FileNotFoundError: When an image, or the brain mask, is missing.
+        ValueError: When two files could be the same thing.
+    """
+    subject: Subject = {"case": place.case, "image": []}
+    for modality in modalities:
+        path = place.file or place.image(modality)
+        if path is None:
+            raise FileNotFoundError(
+                f"{place.case} has no {modality}: expected {place.expected(modality)}; exclude the case or change "
+                "`modalities`."
+            )
+        subject["image"].append(str(path))
+    for key, role in (("label", label), ("brain_mask", brain_mask)):
+        path = place.mask(role) if role else None
+        if path is not None:
+            subject[key] = str(path)
+        elif key == "brain_mask" and role:
+            raise FileNotFoundError(
+                f"{place.case} has no brain mask: expected {place.expected(role)}; set `brain_mask` to null to take "
+                "every voxel unlike the background."
+            )
+    return subject
+
+
+def _named_subjects(
     root: Path,
     name: str,
     modalities: Sequence[str],
     label: str | None,
     brain_mask: str | None,
     source: object,
-    allow_outside: bool = False,
-) -> Subject:
-    folder = inside(root, name, source, allow_outside)
-    if not folder.is_dir():
+    allow_outside: bool,
+) -> list[Subject]:
+    """The case of a name, or the sessions of a person, without those that lack an image where others have it."""
+    inside(root, name, source, allow_outside)
+    places = place_named(root, name, modalities)
+    if not places:
         raise FileNotFoundError(
             f"{source} names {name}, but {root} has no folder of that name: correct the list, or add it."
         )
-    stem = folder / folder.name
-    subject: Subject = {"case": folder.name, "image": []}
-    for modality in modalities:
-        path = find_nifti(stem.with_name(f"{stem.name}_{modality}"))
-        if path is None:
-            raise FileNotFoundError(
-                f"{folder.name} has no {modality}: expected {stem.name}_{modality}.nii.gz in {folder}; exclude the "
-                "case or change `modalities`."
-            )
-        subject["image"].append(str(path))
-    for key, suffix in (("label", label), ("brain_mask", brain_mask)):
-        path = find_nifti(stem.with_name(f"{stem.name}_{suffix}")) if suffix else None
-        if path is not None:
-            subject[key] = str(path)
-        elif key == "brain_mask" and suffix:
-            raise FileNotFoundError(
-                f"{folder.name} has no brain mask: expected {stem.name}_{suffix}.nii.gz in {folder}; set `brain_mask` "
-                "to null to take every voxel unlike the background."
-            )
-    return subject
+    found, lacking = [], []
+    for place in places:
+        try:
+            found.append(_subject(place, modalities, label, brain_mask))
+        except FileNotFoundError as error:
+            lacking.append(error)
+    if not found:
+        raise lacking[0]
+    for reason in lacking:
+        print(f"Left out: {str(reason).partition(';')[0]}")
+    return found
 
 
 def find_subjects(
@@ -193,17 +219,17 @@ def find_subjects(
     allow_outside: bool = False,
     exclude: str | Sequence[str] | None = None,
 ) -> list[Subject]:
-    """List scans in the BraTS folder convention, ``NAME/NAME_<modality>.nii.gz``, or of a Decathlon-style datalist.
+    """List scans of a folder, in any of the conventions of `layouts`, or of a Decathlon-style datalist.
 
-    Without a split every subfolder NAME that holds ``NAME_<modality>`` for each modality is a scan, and so is, for one
-    modality and no brain mask, every NIfTI file beside them whose name does not end like that of a mask. How many were
-    found is printed, and what was left out and why.
+    Without a split every case that has a file for each modality is a scan. How many were found is printed, and what
+    was left out and why.
 
     Args:
         dataset_dir: The folder, or a datalist (JSON): lists of ``image`` (a file or one for each modality), ``label``
             and ``brain_mask`` under names such as "training"; its paths are relative to it.
         modalities: File name endings, in the order of the channels.
-        split: Case names, a split file, a list's name in the datalist, or None for all there is.
+        split: Case names, a split file, a list's name in the datalist, or None for all there is. The name of a person
+            is that of all its sessions.
         label: File name ending of lesion masks; a scan may have none.
         brain_mask: File name ending of brain masks; None or `AUTO` where there are none.
         allow_outside: Let the datalist or the split name files outside the folder.
@@ -228,7 +254,8 @@ def find_subjects(
     if split is not None:
         source = split if isinstance(split, str) else "The split"
         names = read_split(split)
-        found = [_subject(root, name, modalities, label, brain_mask, source, allow_outside) for name in names]
+        options = modalities, label, brain_mask, source, allow_outside
+        found = [subject for name in names for subject in _named_subjects(root, name, *options)]
         return without(_each_once(found, source), exclude, source)
     found, left_out = _look_through(root, modalities, label, brain_mask)
     if not found:
@@ -242,62 +269,77 @@ def _look_through(
     root: Path, modalities: Sequence[str], label: str | None, brain_mask: str | None
 ) -> tuple[list[Subject], dict[str, str]]:
     """The scans of a folder by the rule of `find_subjects`, and for each other thing in it why it is none."""
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
-    files = [path for path in sorted(root.iterdir()) if not path.is_dir() and not path.name.endswith(PLAIN)]
-    found, left_out = [], {path.name: "hidden" for path in (*folders, *files) if path.name.startswith(".")}
-    for folder in (path for path in folders if path.name not in left_out):
+    paths = sorted(root.iterdir())
+    left_out = {path.name: "hidden" for path in paths if path.name.startswith(".")}
+    folders = [path for path in paths if path.is_dir() and path.name not in left_out]
+    for folder in folders:
         inside(root, folder.name, root)
-        try:
-            found.append(_subject(root, folder.name, modalities, label, brain_mask, root))
-        except FileNotFoundError as error:
-            left_out[folder.name] = str(error).partition(";")[0]
-        except ValueError as error:
-            found.append({"case": folder.name, "image": [], "error": str(error)})
+    places = [place for folder in folders for place in places_of(folder)]
+    found = _take(places, modalities, label, brain_mask, left_out)
     taken = {subject["case"].casefold() for subject in found}
-    for path in (path for path in files if path.name not in left_out):
-        reason = _why_no_scan(path, len(modalities), label, brain_mask)
-        if reason is None and case_of(path, modalities).casefold() in taken:
+    loose: dict[str, Place] = {}
+    for path in paths:
+        if path.is_dir() or path.name in left_out or path.name.endswith(PLAIN):
+            continue
+        place, reason = place_of_file(path, modalities), _why_no_scan(path, modalities, label)
+        if reason is None and place.case.casefold() in taken:
             reason = "a folder of this name holds a scan"
-        if reason is None:
-            found.append(_loose_subject(path, modalities, label))
-        else:
+        if reason is not None:
             left_out[path.name] = reason
-    labels = {Path(subject["label"]).name for subject in found if "label" in subject and subject["case"] not in taken}
-    return found, {name: reason for name, reason in left_out.items() if name not in labels}
+        else:  # of several modalities the files of a case belong together
+            loose.setdefault(place.case if place.file is None else path.name, place)
+    beside = _take(loose.values(), modalities, label, brain_mask, left_out)
+    used = {Path(subject[key]).name for subject in beside for key in ("label", "brain_mask") if key in subject}
+    return found + beside, {name: reason for name, reason in left_out.items() if name not in used}
 
 
-def _loose_subject(path: Path, modalities: Sequence[str], label: str | None) -> Subject:
-    """A scan that lies beside the folders, with the label that lies beside it under the name of its case or its own."""
-    case = case_of(path, modalities)
-    subject: Subject = {"case": case, "image": [str(path)]}
-    try:
-        stems = sorted({f"{name}_{label}" for name in (case, file_stem(path))})
-        found = find_nifti(*(path.with_name(stem) for stem in stems)) if label else None
-    except ValueError as error:
-        return {**subject, "error": str(error)}
-    return subject if found is None else {**subject, "label": str(found)}
+def _take(
+    places: Iterable[Place],
+    modalities: Sequence[str],
+    label: str | None,
+    brain_mask: str | None,
+    left_out: dict[str, str],
+) -> list[Subject]:
+    """The cases that are scans; for the others adds to ``left_out`` what they lack."""
+    found = []
+    bids = any(place.is_bids for place in places)
+    for place in places:
+        try:
+            found.append(_subject(place, modalities, label, brain_mask))
+        except FileNotFoundError as error:
+            other = bids and not place.case.startswith("sub-")
+            left_out[place.case] = "no folder of a subject (sub-...)" if other else str(error).partition(";")[0]
+        except ValueError as error:
+            found.append({"case": place.case, "image": [], "error": str(error)})
+    return found
 
 
-def _why_no_scan(path: Path, modalities: int, label: str | None, brain_mask: str | None) -> str | None:
+def _why_no_scan(path: Path, modalities: Sequence[str], label: str | None) -> str | None:
     """Why a file beside the folders of scans is not taken as one, or None where it is."""
-    if not is_nifti_name(path.name):
+    if not is_volume_name(path.name):
         return "no NIfTI file"
-    ending = next((name for name in (*MASKS, label) if name and file_stem(path).endswith(f"_{name}")), None)
+    stem = file_stem(path)
+    masks = [*MASKS, *(endings_of(label) if label else [])]
+    ending = next((name for name in masks if stem.endswith(f"_{name}")), None)
     if ending is not None:
         return f"_{ending} is the ending of masks"
-    if modalities > 1 or brain_mask is not None:
-        return "scans of several modalities, or with brain masks, need a folder each"
+    if ending_of(stem, modalities) is None:
+        ending = ending_of(stem, MODALITIES)
+        if ending is not None:
+            return f"_{ending} is the ending of another modality"
+        if len(modalities) > 1:
+            return f"of several modalities, each file needs its ending, such as NAME_{modalities[0]}"
     return None
 
 
 def _raise_nothing_found(root: Path, modalities: Sequence[str], left_out: Mapping[str, str]) -> None:
-    lacking = [reason for name, reason in left_out.items() if reason.startswith(f"{name} has no ")]
     for name, reason in left_out.items():
-        if reason in lacking and any(is_nifti_name(path.name) for path in (root / name).iterdir()):
+        places = place_named(root, name, modalities) if reason.startswith(f"{name} has no ") else []
+        if any(is_volume_name(path.name) for place in places for path in place.folder.iterdir()):
             raise FileNotFoundError(f"{reason}; add it, or change `modalities`.")
     raise ValueError(
-        f"No scan in {root}: expected folders NAME with files NAME_{modalities[0]}.nii.gz; check `dataset_dir` and "
-        "`modalities`."
+        f"No scan in {root}: expected folders NAME with files NAME_{modalities[0]}.nii.gz, or BIDS; check "
+        "`dataset_dir` and `modalities`."
     )
 
 
@@ -326,10 +368,10 @@ def without(subjects: list[Subject], exclude: str | Sequence[str] | None, source
     if exclude is None:
         return subjects
     names = read_split(exclude, "`exclude`")
-    unknown = sorted({*names} - {subject["case"] for subject in subjects})
+    unknown = sorted({*names} - {name for subject in subjects for name in names_of(subject["case"])})
     if unknown:
         raise ValueError(f"`exclude` names {unknown[0]}, but {source} has no case of that name: correct `exclude`.")
-    left = [subject for subject in subjects if subject["case"] not in names]
+    left = [subject for subject in subjects if not {*names} & names_of(subject["case"])]
     if not left:
         raise ValueError(f"`exclude` names every case of {source}: leave at least one.")
     return left
@@ -346,8 +388,8 @@ def scan_subjects(
         slice_range: First axial slice, and the one after the last, that will be used; None: all.
 
     Raises:
-        ValueError: What `check_subjects` finds in NIfTI files; or when a scan has another number of files than there
-            are modalities, or two have the same name.
+        ValueError: What `check_subjects` finds in files of known formats; or when a scan has another number of files
+            than there are modalities, or two have the same name.
     """
     subjects = []
     for scan in scans:
@@ -358,8 +400,8 @@ def scan_subjects(
         subjects.append({"case": case_of(files[0], modalities), "image": files, **label})
     _check_slice_range(slice_range)
     files_of = [[*subject["image"], subject.get("label", ".nii")] for subject in subjects]
-    nifti = [all(file.endswith(NIFTI_SUFFIXES) for file in files) for files in files_of]
-    check_subjects(list(compress(subjects, nifti)), slice_range)
+    known = [all(file.endswith(VOLUME_SUFFIXES) for file in files) for files in files_of]
+    check_subjects(list(compress(subjects, known)), slice_range)
     return _each_once(subjects, "The list of scans")
 
 
@@ -401,7 +443,7 @@ def _datalist_subjects(
 
 def _is_of_words(value: list) -> bool:
     """Whether a list of a datalist holds words, such as authors, and not scans."""
-    return bool(value) and all(isinstance(item, str) and not is_nifti_name(os.path.basename(item)) for item in value)
+    return bool(value) and all(isinstance(item, str) and not is_volume_name(os.path.basename(item)) for item in value)
 
 
 def _check_modalities(path: Path, content: Mapping[str, Any], modalities: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Hashable, Mapping, Sequence
 
 import nibabel as nib
@@ -18,7 +17,7 @@ from torch import Tensor
 from ..common.settings import check_settings
 from ..method.volume import PIXEL_SIZE
 from .brain import brain_mask_of, warn_of_skull
-from .nifti import content_size
+from .nifti import content_size, load_volume, open_packed
 from .stripping import brain_mask_or_strip
 
 LOWEST, HIGHEST = -3.0, 3.0
@@ -98,9 +97,11 @@ def _with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
     The affine too is that of the file: where qform, sform and voxel size disagree, MONAI has changed it.
     """
-    path = str(image.get_filename())
+    path = image.get_filename()
+    if path is None:  # read whole already
+        return image
     try:
-        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+        with open_packed(str(path)) as file:
             content = file.read(content_size(image))
             trailing = len(file.read(MOST_TRAILING))
         whole = image.from_bytes(content)
@@ -112,12 +113,21 @@ def _with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
     return type(image)(voxels, whole.affine, image.header)
 
 
+def _as_nifti(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
+    return image if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image(image.dataobj, image.affine, image.header)
+
+
 class ScanReader(NibabelReader):
-    """Reads the modalities of a scan, one file each, as one image on the grid of the first.
+    """Reads the modalities of a scan, one file each and of any format of `load_volume`, on the grid of the first.
 
     Affines that differ by a rounding error, and 4-D files of one volume beside 3-D ones, which `check_subjects` lets
     pass, are no reason to refuse a scan, as MONAI's reader does.
     """
+
+    def read(self, data: PathLike | Sequence[PathLike], **kwargs: object) -> list[nib.spatialimages.SpatialImage]:
+        """Open the files."""
+        self.filenames = ensure_tuple(data)
+        return [load_volume(path) for path in self.filenames]
 
     def get_data(self, img: nib.Nifti1Image | Sequence[nib.Nifti1Image]) -> tuple[np.ndarray, dict]:
         """Read the voxels of opened files, on the affine of the first.
@@ -127,7 +137,7 @@ class ScanReader(NibabelReader):
         Raises:
             ValueError: When the content of a file is damaged.
         """
-        images = [nib.squeeze_image(_with_content(image)) for image in ensure_tuple(img)]
+        images = [nib.squeeze_image(_as_nifti(_with_content(image))) for image in ensure_tuple(img)]
         return super().get_data([type(image)(image.dataobj, images[0].affine, image.header) for image in images])
 
 

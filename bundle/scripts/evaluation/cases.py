@@ -27,7 +27,7 @@ from ..common.files import atomic, check_writable
 from ..common.ownership import begin, claim, lock_folder, settle, unlock_folder
 from ..common.share import first_checks
 from ..data.brain import lesion_of
-from ..data.nifti import load_nifti
+from ..data.nifti import load_volume
 from ..data.scans import Subject, find_subjects, mark_unusable
 from ..method.frequency import high_frequency
 from .metrics import overlap_from_counts, ssim_map, threshold_counts
@@ -139,7 +139,7 @@ def _tell_healthy(cases: Sequence[str], label: str) -> None:
 
 
 def _voxel_ml(subject: Subject) -> float:
-    return float(abs(np.linalg.det(load_nifti(subject["image"][0]).affine[:3, :3]))) / 1000
+    return float(abs(np.linalg.det(load_volume(subject["image"][0]).affine[:3, :3]))) / 1000
 
 
 def as_slices(array: Tensor) -> Tensor:

@@ -32,10 +32,11 @@ from ..common.ownership import (
     unlock_folder,
 )
 from ..common.share import first_checks, join_group, share
-from ..data.nifti import case_of
+from ..data.layouts import case_of
 from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, check_case_name, find_subjects, mark_unusable
 from ..method.refinement import Refinement
 from .inferer import is_for_volumes
+from .results import DESCRIPTION, ResultFiles
 from .tables import LESIONS, STEP, VOLUMES, measure_volume, write_tables
 from .writer import write_brain_mask
 
@@ -90,15 +91,6 @@ def find_inputs(
     return mark_unusable(subjects)
 
 
-def output_name(meta: Mapping[str, object], transform: object, modalities: Sequence[str]) -> dict[str, object]:
-    """Names an output of `SaveImage` after its case, as the ``output_name_formatter`` of that transform.
-
-    `BrainMaskd` notes the case; without one (in MONAI Label) the file's name tells it. MONAI takes one suffix off.
-    """
-    case = str(meta.get("case") or case_of(str(meta["filename_or_obj"]), modalities))
-    return {"subject": f"{case}.nii", "idx": None}
-
-
 class Volumes:
     """The volumes of one run, without those that an earlier run with the same settings finished.
 
@@ -116,6 +108,7 @@ class Volumes:
         rank: This process.
         world_size: Number of processes; each segments its share of the volumes.
         save_brain_mask: The brain mask of each volume is a result too.
+        layout: Of the results, see `ResultFiles`.
 
     Attributes:
         pending: The volumes that are left to do.
@@ -133,9 +126,12 @@ class Volumes:
         rank: int = 0,
         world_size: int = 1,
         save_brain_mask: bool = False,
+        layout: str = "folders",
     ) -> None:
         self.names = (*RESULTS, FOUND_BRAIN) if save_brain_mask else RESULTS
         self.output_dir = Path(output_dir)
+        self.files = ResultFiles(output_dir, layout)
+        self.files.check_apart(subject["case"] for subject in subjects)
         weights = Path(model_file)
         self.settings = {"model_sha256": file_digest(weights) if weights.is_file() else None, **settings}
         self.records = {subject["case"]: self._record(subject) for subject in Cases().sound(subjects)}
@@ -151,18 +147,19 @@ class Volumes:
         first_checks(self._check_folder)
 
     def _check_folder(self) -> None:
-        check_claim(self.output_dir, STEP, (VOLUMES, LESIONS))
+        check_claim(self.output_dir, STEP, (VOLUMES, LESIONS, *([DESCRIPTION] if self.files.is_bids else [])))
         lock_folder(check_writable(self.output_dir))
 
     def _record(self, subject: Subject) -> dict[str, Any]:
         inputs = [[os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in _files(subject)]
-        return json.loads(json.dumps({"product": PRODUCT, "inputs": inputs, **self.settings}))
+        remarks = self.files.remarks(_files(subject))
+        return json.loads(json.dumps({"product": PRODUCT, "inputs": inputs, **remarks, **self.settings}))
 
     def _record_file(self, case: str) -> Path:
-        return self.output_dir / case / f"{case}_record.json"
+        return self.files.record(case)
 
     def _results(self, case: str) -> list[Path]:
-        return [self.output_dir / case / f"{case}_{name}.nii.gz" for name in self.names]
+        return [self.files.path(case, name) for name in self.names]
 
     def _finished(self, case: str) -> dict[str, Any]:
         """The record of a finished volume; empty while it is not."""
@@ -234,14 +231,16 @@ class Volumes:
         for case in self.cases.failed:
             if case in self.records and not any(map(os.path.lexists, self._results(case))):
                 self._record_file(case).unlink(missing_ok=True)
-                with suppress(OSError):
-                    self._record_file(case).parent.rmdir()
+                with suppress(OSError):  # where something else is left
+                    for folder in self._record_file(case).relative_to(self.output_dir).parents[:-1]:
+                        (self.output_dir / folder).rmdir()
 
     def _write_tables(self) -> None:
         """Write the tables until no record changes meanwhile: two processes may end at once."""
         written = None
         while (finished := {case: record for case in self.records if (record := self._finished(case))}) != written:
             write_tables(self.output_dir, finished)
+            self.files.describe()
             written = finished
 
     def run(self, evaluator: SupervisedEvaluator) -> None:
@@ -257,8 +256,10 @@ class Volumes:
             self._forget_failed()
         self._write_tables()
         if len(self.cases.failed) < self.number:
-            names = ", ".join(f"<case>_{name}.nii.gz" for name in self.names)
-            print(f"Masks and anomaly maps: {self.output_dir.resolve()}/<case>/{names}")
+            first, *others = (
+                self.files.path("sub-CASE" if self.files.is_bids else "<case>", name) for name in self.names
+            )
+            print(f"Masks and anomaly maps: {', '.join([str(first.resolve()), *(path.name for path in others)])}")
             print(f"Tables: {self.output_dir.resolve()}/{VOLUMES}, {LESIONS}")
         wait_for_others()
         unlock_folder(self.output_dir)

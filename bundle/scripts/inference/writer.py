@@ -12,7 +12,7 @@ from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, NibabelWriter
 
 from ..common.files import atomic
-from ..data.nifti import NIFTI_SUFFIXES, load_nifti
+from ..data.nifti import NIFTI_SUFFIXES, load_volume
 
 
 class AtomicNibabelWriter(NibabelWriter):
@@ -54,7 +54,7 @@ def write_brain_mask(path: str | os.PathLike, brain_mask: MetaTensor, scan: str)
     """
     affine = np.asarray(brain_mask.affine.cpu(), dtype=np.float64)
     image = nib.Nifti1Image(brain_mask.as_tensor()[0].cpu().numpy().astype(np.uint8), affine)
-    own = nib.orientations.io_orientation(load_nifti(scan).affine)
+    own = nib.orientations.io_orientation(load_volume(scan).affine)
     image = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), own))
     copy_forms(scan, image)
     with atomic(path) as temporary:
@@ -73,7 +73,7 @@ def copy_forms(scan: str, image: nib.Nifti1Image) -> None:
     image.header.set_xyzt_units("mm")
     if not (scan.endswith(NIFTI_SUFFIXES) and os.path.isfile(scan)):
         return
-    source = load_nifti(scan)
+    source = load_volume(scan)
     if not isinstance(source, nib.Nifti1Image):
         return
     if source.shape[:3] != image.shape[:3] or not np.allclose(source.affine, image.affine, atol=1e-3):

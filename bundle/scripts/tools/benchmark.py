@@ -38,7 +38,7 @@ from scripts.common.files import atomic  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
 from scripts.common.threads import OWN_WORD, SPARE, usage  # noqa: E402
-from scripts.data.nifti import load_nifti  # noqa: E402
+from scripts.data.nifti import load_volume  # noqa: E402
 from scripts.evaluation.metrics import overlap  # noqa: E402
 from scripts.inference.volumes import find_inputs  # noqa: E402
 from scripts.method.default import ProbabilisticIterMask, standardize  # noqa: E402
@@ -472,7 +472,7 @@ def benchmark_preprocessing(options: argparse.Namespace, device: torch.device) -
 
     def read() -> None:
         for file in files:
-            np.asarray(load_nifti(file).dataobj)
+            np.asarray(load_volume(file).dataobj)
 
     variants = {"unpacking the files": unpack, "reading with nibabel": read}
     variants["preprocessing"] = lambda: transform(dict(subject))
@@ -481,7 +481,7 @@ def benchmark_preprocessing(options: argparse.Namespace, device: torch.device) -
     times = fastest(variants, options.repeats, torch.device("cpu"))
     torch.set_num_threads(threads)
     rows = [[name, f"{t:.3f}", f"{times['unpacking the files'] / t:.0%}"] for name, t in times.items()]
-    shape = " x ".join(map(str, load_nifti(files[0]).shape))
+    shape = " x ".join(map(str, load_volume(files[0]).shape))
     table = markdown([f"{len(files)} files of {shape}, one core", "s", "unpacking"], rows)
     return f"{table}\n{_many_scans(options)}"
 
@@ -506,7 +506,7 @@ def _many_scans(options: argparse.Namespace) -> str:
         command = [sys.executable, "-c", COMMAND, str(BUNDLE), str(scans), f"{scans}_slices", str(workers)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         elapsed, main_kb, worker_kb = json.loads(output.splitlines()[-1])
-        shape = " x ".join(map(str, load_nifti(file).shape))
+        shape = " x ".join(map(str, load_volume(file).shape))
         rows.append([f"{number} of {shape}", workers, f"{elapsed:.2f}", f"{number / elapsed:.1f}"])
         rows[-1] += [f"{kb / 1024:.0f}" for kb in (main_kb, worker_kb)]
     return markdown(["scans", "workers", "s", "scans/s", "MB of the main process", "MB of the largest worker"], rows)

@@ -19,7 +19,7 @@ from scripts.common.files import atomic, check_writable  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import claim, lock_folder, written  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
-from scripts.data.nifti import load_nifti  # noqa: E402
+from scripts.data.nifti import load_volume  # noqa: E402
 from scripts.data.scans import RESULTS  # noqa: E402
 from scripts.evaluation.pictures import LABEL_COLOR, PRED_COLOR, enlarge, gray, heat, outline, tile, to_display  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
@@ -53,8 +53,8 @@ def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> None:
 
 def draw_volume(image_file: Path, label_file: Path, results: Path, case: str, picture: Path) -> None:
     """Draw every third slice of a volume: image, anomaly map, and mask (red) on label (green)."""
-    image, label = (load_nifti(path).get_fdata() for path in (image_file, label_file))
-    mask, anomaly_map = (load_nifti(results / case / f"{case}_{name}.nii.gz").get_fdata() for name in RESULTS)
+    image, label = (load_volume(path).get_fdata() for path in (image_file, label_file))
+    mask, anomaly_map = (load_volume(results / case / f"{case}_{name}.nii.gz").get_fdata() for name in RESULTS)
     high, peak = np.percentile(image[image > 0], 99.5), float(anomaly_map.max())
     rows = []
     for k in range(1, image.shape[2], 3):

@@ -28,7 +28,7 @@ from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import written  # noqa: E402
 from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
-from scripts.data.nifti import load_nifti  # noqa: E402
+from scripts.data.nifti import load_volume  # noqa: E402
 
 GRAY_LEVELS = 500  # of white matter
 SMALLEST_ML, LARGEST_ML = 1.0, 100.0
@@ -87,7 +87,7 @@ def with_lesions(
 
 def write_case(case: Case, output_dir: Path, transform: RandLabelToImaged) -> dict[str, object]:
     """Write the files of one volume, ``NAME/NAME_<contrast>``, ``_seg`` and ``_brain``, and return its table row."""
-    source = load_nifti(case.label_map)
+    source = load_volume(case.label_map)
     label_map = MetaTensor(torch.from_numpy(np.asarray(source.dataobj).astype(np.int16))[None], affine=source.affine)
     transform.set_random_state(case.seed)
     made = transform({"label_map": label_map, "case": case.label_map.name})

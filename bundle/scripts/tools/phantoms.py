@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..common.files import atomic, check_writable
 from ..common.ownership import begin, claim, settle
-from ..data.nifti import load_nifti
+from ..data.nifti import load_volume
 
 VERSION = 4  # of the drawing; raise it when the same seed gives other voxels
 MODALITIES = ("flair", "t1", "t2")
@@ -368,7 +368,7 @@ def _write_case(output_dir: Path, seed: int, shape: tuple[int, ...], case: tuple
         volumes = phantom(subject_seed, shape, lesion, contrast)
         for key, path in paths.items():
             _save(path, volumes[key], settings)
-    voxels = int(np.count_nonzero(load_nifti(paths["seg"]).dataobj))
+    voxels = int(np.count_nonzero(load_volume(paths["seg"]).dataobj))
     return {
         "case": name,
         "split": split,
