@@ -5,8 +5,14 @@ import logging
 import sys
 
 import pytest
-from monai.bundle import ConfigWorkflow
-from scripts.common.guard import _is_no_engine_error, check_overrides, innermost_message, report_errors
+from monai.bundle import ConfigParser, ConfigWorkflow
+from scripts.common.guard import (
+    _is_no_engine_error,
+    check_overrides,
+    innermost_message,
+    report_errors,
+    trained_model_file,
+)
 from torch._utils import ExceptionWrapper  # what DataLoader hands an error of a worker over with
 from tqdm import tqdm
 
@@ -209,3 +215,16 @@ def test_other_commands_are_left_alone(config_file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", *sys.argv[1:]])
     with pytest.raises(ValueError, match="did you mean --slice_range?"):
         check_overrides()
+
+
+@pytest.mark.parametrize(
+    "data", ["@slices", [{"image": "scan.nii.gz", "label": "lesion.nii.gz"}]], ids=["own", "label"]
+)
+def test_training_writes_its_model_beside_the_checkpoint_unless_a_server_trains(data):
+    """MONAI Label replaces `train#dataset#data` by a list, and reads the model of the bundle's folder."""
+    content = {"output_dir": "RUN", "bundle_root": "BUNDLE", "slices": [], "train": {"dataset": {"data": data}}}
+    content["model_file"] = {"_target_": "scripts.common.guard.trained_model_file"}
+    content["model_file"] |= {"output_dir": "@output_dir", "bundle_root": "@bundle_root"}
+    expected = "RUN/model.pt" if data == "@slices" else "BUNDLE/models/model.pt"
+    assert ConfigParser(content).get_parsed_content("model_file") == expected
+    assert trained_model_file("RUN", "BUNDLE") == "RUN/model.pt"

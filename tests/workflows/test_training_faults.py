@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run_bundle, warnings_of
+from conftest import CONFIGS, run_bundle, warnings_of
 from ignite.engine import Engine
 from scripts.common.guard import innermost_message
 from scripts.common.model_file import load_model
@@ -224,6 +224,23 @@ def test_checkpoint_of_before_slices_were_noted_goes_on(finished, two_modality_s
     torch.save(checkpoint, finished / "checkpoint.pt")
     train(finished, two_modality_slices, iterations=4, resume=True)
     assert torch.load(finished / "checkpoint.pt", weights_only=True)["trainer"]["iteration"] == 4
+
+
+def test_training_without_a_model_file_leaves_the_weights_of_the_bundle(tmp_path, two_modality_slices):
+    """Its model lies beside its checkpoint; `calibrate` and volumes.json take none that they were not given."""
+    shipped = CONFIGS.parent / "models" / "model.pt"
+    before = shipped.read_bytes()
+    options = {**two_modality_slices, "output_dir": str(tmp_path / "run"), "batch_size": 2}
+    options |= {"iterations": 2, "validation_interval": 2}
+    run_bundle("train", run_id="training", **options)
+    run_bundle("train", run_id="training", **options | {"resume": True, "iterations": 4})
+    assert load_model(tmp_path / "run" / "model.pt").modality_names == ["flair", "t1"]
+    options["output_dir"] = str(tmp_path / "other")
+    for overlay, run_id in ((None, "calibrate"), ("volumes", "training")):
+        with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
+            run_bundle("train", overlay, run_id=run_id, **options)
+        assert innermost_message(error.value).startswith(f"No weights at {tmp_path}/other/model.pt: ")
+    assert shipped.read_bytes() == before
 
 
 def test_model_of_another_training_is_not_replaced(finished, tmp_path, two_modality_slices):

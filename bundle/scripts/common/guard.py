@@ -203,6 +203,21 @@ def take_null_as_null(resolver: ReferenceResolver) -> None:
         resolver.resolved_content[name] = None  # noted, or MONAI would read the config anew
 
 
+def trained_model_file(output_dir: str, bundle_root: str) -> str:
+    """Where training writes its model, unless told: beside its checkpoint, and never over the weights of the bundle.
+
+    MONAI Label, which writes a list of scans into the running config, trains the weights that its server reads.
+
+    Args:
+        output_dir: The folder of the training.
+        bundle_root: The folder of the bundle.
+    """
+    resolver, _ = running_config()
+    data = resolver.items.get(resolver.normalize_id("train#dataset#data")) if resolver else None
+    from_label = data is not None and isinstance(data.get_config(), list)
+    return os.path.join(bundle_root, "models", "model.pt") if from_label else os.path.join(output_dir, "model.pt")
+
+
 def take_model_settings(model_file: str) -> None:
     """Let what describes a model in the running config be as its file says, whatever the config files say.
 
