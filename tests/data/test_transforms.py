@@ -13,6 +13,8 @@ from scripts.data.transforms import (
     ScaleBrainIntensity,
     ScaleBrainIntensityd,
     ScanReader,
+    last_axis_first,
+    quantiles,
     scale_brain_intensity,
 )
 
@@ -38,6 +40,23 @@ def test_quantiles_of_the_brain_become_minus_3_and_3(scan, lower, upper):
         np.testing.assert_allclose(np.quantile(values, [lower, upper]), [-3, 3], atol=1e-5)
         assert upper == 1 or values.max() > 3.01
         assert lower == 0 or values.min() < -3.01
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 50, 1001])
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+def test_quantiles_are_bit_for_bit_those_of_numpy(number, kind):
+    values = (np.random.default_rng(number).normal(size=number) * 300).astype(kind)
+    before, fractions = values.copy(), [0.02, 0.9, 0.0, 1.0, 0.5, 1 / 3]
+    assert quantiles(values, fractions) == np.quantile(values.astype(np.float64), fractions).tolist()
+    assert (values == before).all()
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 7), (4, 7, 3), (4, 7, 3, 2)])
+def test_another_order_of_the_axes_changes_no_voxel(shape):
+    voxels = np.asfortranarray(np.random.default_rng(0).integers(0, 99, shape).astype(np.int16))
+    ordered = last_axis_first(voxels)
+    np.testing.assert_array_equal(ordered, voxels)
+    assert ordered.flags.c_contiguous and ordered.dtype == voxels.dtype
 
 
 def test_background_is_minus_3_whatever_it_was(scan):

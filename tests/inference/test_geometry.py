@@ -64,6 +64,7 @@ def test_largest_component_and_what_a_window_cuts_of_it():
     brain[2:8, 3:9], brain[9, 11, 2] = True, True
     found = largest_component(brain)
     assert found.sum() == 6 * 6 * 3 and not found[9, 11, 2]
+    assert torch.equal(largest_component(found), found) and not largest_component(found & False).any()
     padding = window(found.any(dim=2)[None], torch.tensor([1.0, 1.0]), torch.tensor([4.0, 6.0]))
     assert padding == [-3, -3, -3, -3]
     assert part_cut_off(found, padding) == pytest.approx(1 - 4 / 6)

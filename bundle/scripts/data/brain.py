@@ -132,6 +132,21 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return labels == np.bincount(labels[labels > 0]).argmax() if number > 1 else np.asarray(mask, bool)
 
 
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) with its holes, as `scipy.ndimage.binary_fill_holes` gives it, several times faster."""
+    outside, _ = ndimage.label(~np.pad(mask, 1))
+    return (outside != outside[0, 0])[1:-1, 1:-1]
+
+
+def box_of(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box that holds all of a mask of any dimension, which is not empty."""
+    spans = []
+    for axis in range(mask.ndim):
+        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        spans.append(slice(int(places[0]), int(places[-1]) + 1))
+    return tuple(spans)
+
+
 def depth_profile(image: np.ndarray, brain_mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
     """Median intensity of what is taken for brain at each depth below its outline, in the larger axial slices.
 
@@ -149,10 +164,12 @@ def depth_profile(image: np.ndarray, brain_mask: np.ndarray, spacing: tuple[floa
     chosen = np.unique(large[np.linspace(0, len(large) - 1, min(RING_SLICES, len(large))).round().astype(int)])
     depths, values = [], []
     for k in chosen:
-        inside = largest_component(ndimage.binary_fill_holes(brain_mask[..., k]))
+        plane = np.ascontiguousarray(brain_mask[..., k])  # its pixels lie far apart
+        box = box_of(plane)
+        inside = largest_component(fill_holes(plane[box]))
         depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=spacing)[1:-1, 1:-1]
         depths.append(depth[inside])
-        values.append(image[..., k][inside])
+        values.append(image[..., k][box][inside])
     depth, value = np.concatenate(depths), np.concatenate(values).astype(np.float64)
     low, high = np.percentile(value, [2, 90])
     step = max(1.0, *spacing)

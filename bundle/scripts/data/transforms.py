@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import nibabel as nib
@@ -41,6 +42,24 @@ def check_fractions(lower_fraction: float, upper_fraction: float) -> None:
         )
 
 
+def quantiles(values: np.ndarray, fractions: Sequence[float]) -> list[float]:
+    """Some quantiles of values (n,), as `numpy.quantile` finds them in float64, bit for bit, but without a copy to it.
+
+    Args:
+        values: At least one.
+        fractions: In [0, 1].
+    """
+    places = [fraction * (len(values) - 1) for fraction in fractions]
+    around = [(math.floor(place), min(math.floor(place) + 1, len(values) - 1)) for place in places]
+    ordered = np.partition(values, sorted({index for pair in around for index in pair}))
+    found = []
+    for place, pair in zip(places, around, strict=True):
+        low, high = (float(ordered[index]) for index in pair)
+        part = place - pair[0]
+        found.append(high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part)
+    return found
+
+
 def scale_brain_intensity(
     image: Tensor,
     brain_mask: Tensor,
@@ -68,16 +87,19 @@ def scale_brain_intensity(
     inside = brain_mask[0].cpu().numpy()
     scaled = np.full(image.shape, LOWEST, dtype=np.float32)
     for channel, modality in enumerate(image.cpu().numpy()):  # NumPy takes and puts masked voxels 5 times faster
-        brain = modality[inside].astype(np.float64)
-        lower, upper = np.quantile(brain, [lower_fraction, upper_fraction])
+        voxels = modality[inside]
+        lower, upper = quantiles(voxels, [lower_fraction, upper_fraction])
         if lower_over_volume:
-            lower = np.quantile(modality.astype(np.float64), lower_fraction)
+            lower = quantiles(modality.ravel(), [lower_fraction])[0]
         if not upper > lower:
             raise ValueError(
                 f"has a brain of constant intensity in channel {channel} (quantiles {lower:g} and {upper:g}): exclude "
                 "the case, or check its modality."
             )
-        brain = LOWEST + (brain - lower) * ((HIGHEST - LOWEST) / (upper - lower))
+        brain = voxels.astype(np.float64)
+        brain -= lower
+        brain *= (HIGHEST - LOWEST) / (upper - lower)
+        brain += LOWEST
         if not -LARGEST_SCALED <= brain.min() <= brain.max() <= LARGEST_SCALED:
             raise ValueError(
                 f"has voxels in channel {channel} that lie more than {LARGEST_SCALED:g} times the brain's own range "
@@ -90,6 +112,20 @@ def scale_brain_intensity(
 def _named(data: Mapping[Hashable, object], image: Tensor) -> str:
     meta = image.meta if isinstance(image, MetaTensor) else {}
     return str(data.get("case") or meta.get("filename_or_obj") or "the image")
+
+
+def last_axis_first(voxels: np.ndarray) -> np.ndarray:
+    """Bring voxels (H, W, ...) from the order of a file, whose first axis runs fastest, to that of PyTorch.
+
+    Plane by plane both orders stay within the processor's caches; NumPy, which MONAI would ask, takes five times as
+    long.
+    """
+    if voxels.ndim < 2 or voxels.flags.c_contiguous:
+        return voxels
+    ordered = np.empty(voxels.shape, voxels.dtype)
+    for row in range(voxels.shape[1]):
+        ordered[:, row] = voxels[:, row]
+    return ordered
 
 
 def _with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
@@ -105,7 +141,7 @@ def _with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
             content = file.read(content_size(image))
             trailing = len(file.read(MOST_TRAILING))
         whole = image.from_bytes(content)
-        voxels = np.asanyarray(whole.dataobj)
+        voxels = last_axis_first(np.asanyarray(whole.dataobj))
     except Exception as error:
         raise ValueError(f"{path} is damaged ({error}): copy it again, or exclude the case.") from None
     if trailing == MOST_TRAILING:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from ..data.brain import box_of
+
 
 def largest_component(brain_mask: Tensor) -> Tensor:
     """The largest connected part (26 neighbors) of a brain mask (H, W, D), bool: stray voxels are no brain."""
-    labels, number = ndimage.label(brain_mask.cpu().numpy(), structure=ndimage.generate_binary_structure(3, 3))
+    mask = brain_mask.cpu().numpy()
+    if not mask.any():
+        return brain_mask
+    box = box_of(mask)
+    labels, number = ndimage.label(mask[box], structure=ndimage.generate_binary_structure(3, 3))
     if number < 2:
         return brain_mask
-    parts = torch.from_numpy(labels).flatten().bincount()
+    parts = np.bincount(labels.ravel())
     parts[0] = 0
-    return torch.from_numpy(labels == int(parts.argmax())).to(brain_mask.device)
+    largest = np.zeros_like(mask)
+    largest[box] = labels == parts.argmax()
+    return torch.from_numpy(largest).to(brain_mask.device)
 
 
 def window(brain_mask: Tensor, spacing: Tensor, field_of_view: Tensor) -> list[int]:
