@@ -63,8 +63,8 @@ def test_a_row_that_trains_gets_its_changes_and_the_length(tmp_path, monkeypatch
     assert training[0] == ("training", "train", "paper", tmp_path / "a" / "train.json")
     changes = json.loads((tmp_path / "a" / "train.json").read_text())
     assert changes["iterations"] == 20 and changes["sigma"] == 1 and changes["noise_fraction"] == 0
-    assert evaluation[0] == ("evaluate", "evaluate_slices", "paper", tmp_path / "a" / "evaluate.json")
-    assert json.loads((tmp_path / "a" / "evaluate.json").read_text()) == {"sigma": 1, "max_passes": 1}
+    assert evaluation[0] == ("evaluate", "evaluate_slices", tmp_path / "a" / "evaluate.json")
+    assert json.loads((tmp_path / "a" / "evaluate.json").read_text()) == {"max_passes": 1}
 
 
 def test_a_row_that_does_not_train_is_calibrated_on_other_weights(tmp_path, monkeypatch):

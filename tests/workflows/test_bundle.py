@@ -234,7 +234,8 @@ def test_request_for_the_whole_config_trains_and_calibrates_once(run_id, tmp_pat
 
 @pytest.mark.parametrize("name", ["evaluate", "evaluate_slices"])
 def test_overlay_without_its_base_says_what_is_missing(name, tmp_path):
-    workflow = ConfigWorkflow(str(CONFIGS / f"{name}.json"), run_id="evaluate", logging_file=False)
+    with pytest.warns(UserWarning, match="guard"):
+        workflow = ConfigWorkflow(str(CONFIGS / f"{name}.json"), run_id="evaluate", logging_file=False)
     workflow.initialize()
     with pytest.raises(Exception) as caught:
         workflow.run()

@@ -123,7 +123,7 @@ class ProbabilisticIterMask(Refinement):
         lesions: bool = False,
         threshold: float = float("nan"),
     ):
-        super().__init__(modalities, image_size, scaling)
+        super().__init__(modalities, image_size, scaling, threshold)
         if sign not in ("bright", "both"):
             raise ValueError(f"`sign` must be bright or both, got {sign!r}.")
         if not 0 <= last_weight < 1:
@@ -137,7 +137,6 @@ class ProbabilisticIterMask(Refinement):
         if lesions:
             self.networks = ["masked", "lesions"]
             self.lesions = network(in_channels=self.modalities + 1, out_channels=2 * self.modalities + 1)
-        self.threshold.fill_(threshold), self.certain_threshold.fill_(threshold), self.first_threshold.fill_(threshold)
         self.register_buffer("deviation", torch.ones(()))
         self.describe(
             sigma=self.sigma,

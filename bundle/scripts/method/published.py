@@ -46,13 +46,12 @@ class IterMask(Refinement):
         first_fraction: float = 0.6,
         threshold: float = float("nan"),
     ):
-        super().__init__(modalities, image_size, scaling)
+        super().__init__(modalities, image_size, scaling, threshold)
         if not 0 < first_fraction <= 1:
             raise ValueError(f"`first_fraction` must be in (0, 1], got {first_fraction}; did you pass a percentage?")
         self.radius, self.sigma, self.first_fraction = float(radius), float(sigma), float(first_fraction)
         self.first_iteration = network(in_channels=self.modalities, out_channels=self.modalities)
         self.masked = network(in_channels=2 * self.modalities, out_channels=self.modalities)
-        self.threshold.fill_(threshold)
         self.describe(radius=self.radius, sigma=self.sigma, first_fraction=self.first_fraction)
 
     def prepare(self, image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,6 +58,7 @@ class Refinement(nn.Module):
         modalities: Names of the M modalities, in the order of the channels.
         image_size: Height and width in pixels that the networks work at.
         scaling: How preprocessing scaled the training slices: arguments of `scale_brain_intensity`.
+        threshold: First value of all thresholds.
     """
 
     networks: list[str] = []  # names of the attributes that hold them
@@ -68,14 +69,20 @@ class Refinement(nn.Module):
     planes: Tensor
     description: Tensor
 
-    def __init__(self, modalities: Sequence[str], image_size: int, scaling: Mapping[str, object] | None = None):
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        image_size: int,
+        scaling: Mapping[str, object] | None = None,
+        threshold: float = float("nan"),
+    ):
         super().__init__()
         self.modality_names = list(modalities)
         self.modalities = len(self.modality_names)
         self.image_size = int(image_size)
         self.scaling: dict[str, object] = {**SCALING, **(scaling or {})}
         for name in self.thresholds:
-            self.register_buffer(name, torch.tensor(float("nan")))
+            self.register_buffer(name, torch.tensor(float(threshold)))
         self.register_buffer("field_of_view", torch.zeros(2))
         self.register_buffer("planes", torch.tensor([math.inf, -math.inf]))
         self.register_buffer("description", torch.zeros(DESCRIPTION_BYTES, dtype=torch.uint8))

@@ -36,7 +36,7 @@ MEAN_LOSS = {"_target_": "scripts.training.losses.masked_error", "_mode_": "call
 
 @dataclass
 class Row:
-    """One change: to the model in every step, to the training alone, to the calibration or to the evaluation.
+    """One change: to the model, to the training alone, to the calibration or to the evaluation.
 
     A row whose training changes is trained, the others take the weights of ``weights``.
     """
@@ -119,7 +119,7 @@ def run_row(row: Row, dataset_dir: str, output: Path, iterations: int, subset: s
     folder.mkdir(exist_ok=True)
     length = {"iterations": iterations, "validation_interval": 100, "batch_size": 8, "learning_rate": 0.0015}
     training_changes = {**length, **row.model, **(row.training or {}), **row.calibration}
-    overlays = {"train.json": training_changes, "evaluate.json": {**row.model, **row.evaluation}}
+    overlays = {"train.json": training_changes, "evaluate.json": row.evaluation}
     with written(folder, "recipes", overlays):
         for name, changes in overlays.items():
             (folder / name).write_text(json.dumps(changes, indent=4))
@@ -135,7 +135,7 @@ def run_row(row: Row, dataset_dir: str, output: Path, iterations: int, subset: s
     if subset:
         scoring["subsets"] = {"subset": subset}
     atlas = ["atlas"] if row.name == "default" else []
-    run_bundle("evaluate", "evaluate_slices", *row.overlays, *atlas, folder / "evaluate.json", **scoring)
+    run_bundle("evaluate", "evaluate_slices", *atlas, folder / "evaluate.json", **scoring)
 
 
 def read_row(output: Path, name: str) -> tuple[dict, np.ndarray]:
