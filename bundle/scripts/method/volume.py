@@ -110,28 +110,33 @@ class Grid:
         brain_mask: (X, Y, Z), bool, not empty.
         spacing: Of its voxels in mm.
         pixel_size: Of the grid's voxels in mm.
+
+    Attributes:
+        box: Where the brain is in the volume; what lies around it is neither read nor written.
     """
 
     def __init__(self, brain_mask: Tensor, spacing: Sequence[float], pixel_size: float = PIXEL_SIZE):
-        self.forward, self.backward = [], []
+        self.forward, self.backward, self.box = [], [], []
         for axis, step in enumerate(map(float, spacing)):
             others = [other for other in range(3) if other != axis]
             shown = brain_mask.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
+            box = slice(int(shown[0]), int(shown[-1]) + 1)
             first, last = float(shown[0]) * step, float(shown[-1]) * step
             size = math.ceil(((last - first + step) / pixel_size + 2) / MULTIPLE) * MULTIPLE
             number, center = brain_mask.shape[axis], (first + last) / 2
             start = center - (size - 1) / 2 * pixel_size
-            there = resampling_matrix(number, step, size, pixel_size, center)
-            back = resampling_matrix(size, pixel_size, number, step, (number - 1) / 2 * step - start)
+            there = resampling_matrix(number, step, size, pixel_size, center)[:, box]
+            back = resampling_matrix(size, pixel_size, number, step, (number - 1) / 2 * step - start)[box]
             self.forward.append(there.to(brain_mask.device))
             self.backward.append(back.to(brain_mask.device))
+            self.box.append(box)
 
     def resample(self, volume: Tensor) -> Tensor:
-        """Bring a volume (C, X, Y, Z) to the grid."""
-        return _along_axes(volume, self.forward)
+        """Bring a volume (C, X, Y, Z), 0 outside the brain, to the grid."""
+        return _along_axes(volume[(slice(None), *self.box)], self.forward)
 
     def restore(self, volume: Tensor) -> Tensor:
-        """Bring a volume (C, X', Y', Z') of the grid back."""
+        """Bring a volume (C, X', Y', Z') of the grid back to the box of the brain."""
         return _along_axes(volume, self.backward)
 
 
@@ -264,7 +269,11 @@ def segment_volume(
     low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
     kept = torch.nn.functional.max_pool3d(hysteresis(score, low, high)[None].float(), 3, 1, 1)
     restored = grid.restore(torch.cat([score[None], kept, healthy]))
-    score, kept, healthy = restored[0], restored[1], restored[2:]
-    mask = inside & (kept > 0.5) & (score > low)
-    probability = torch.sigmoid(score + UNLIKELY) * inside
-    return VolumeResult(mask[None], probability[None], torch.where(brain_mask, healthy, image))
+    score, kept, healthy = restored[:1], restored[1:2], restored[2:]
+    box = (slice(None), *grid.box)
+    shown = brain_mask[box]
+    result = VolumeResult(torch.zeros_like(brain_mask), torch.zeros_like(image[:1]), image.clone())
+    result.mask[box] = shown & (kept > 0.5) & (score > low)
+    result.probability[box] = torch.sigmoid(score + UNLIKELY) * shown
+    result.reconstruction[box] = torch.where(shown, healthy, image[box])
+    return result
