@@ -79,7 +79,7 @@ def test_model_that_lacks_any_threshold_is_refused(tmp_path, small_network, name
 def test_network_of_another_kind_needs_its_overlay(tmp_path):
     network = partial(BasicUNet, spatial_dims=2, features=(4, 4, 4, 4, 4, 4))
     save_model(trained(ProbabilisticIterMask, network), str(tmp_path / "model.pt"))
-    with pytest.raises(ValueError, match="no ReconstructionUNet: give the overlay"):
+    with pytest.raises(ValueError, match="no ReconstructionUNet"):
         load_model(str(tmp_path / "model.pt"))
     assert load_model(str(tmp_path / "model.pt"), network).threshold == pytest.approx(0.8)
 
@@ -134,6 +134,6 @@ def test_weights_of_another_network_are_refused(tmp_path):
 def test_model_without_threshold_can_be_loaded_for_calibration(model, tmp_path):
     model.threshold.fill_(float("nan"))
     save_model(model, tmp_path / "model.pt")
-    with pytest.raises(RuntimeError, match="lacks a threshold: run configs/train.json to the end"):
+    with pytest.raises(RuntimeError, match="lacks a threshold"):
         load_model(tmp_path / "model.pt")
     load_model(tmp_path / "model.pt", calibrated=False)

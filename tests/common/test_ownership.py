@@ -56,7 +56,7 @@ def test_what_is_as_it_was_written_may_be_replaced(tmp_path, tables):
 @pytest.mark.parametrize("name", ["cases.csv", "pictures/b.png", "pictures/own.png"])
 def test_what_a_person_changed_is_not_replaced(tmp_path, tables, name):
     (tmp_path / name).write_text("by hand")
-    with pytest.raises(ValueError, match=rf"{name} was changed since `evaluate` wrote it, .* delete it, or set"):
+    with pytest.raises(ValueError, match=rf"{name} was changed since `evaluate` wrote it"):
         tables("anew")
     assert (tmp_path / name).read_text() == "by hand"
     (tmp_path / name).unlink()
@@ -65,7 +65,7 @@ def test_what_a_person_changed_is_not_replaced(tmp_path, tables, name):
 
 def test_read_only_file_is_not_replaced(tmp_path, tables):
     (tmp_path / "cases.csv").chmod(0o444)
-    with pytest.raises(OSError, match="cases.csv is read-only: make it writable, or set another `output_dir`"):
+    with pytest.raises(OSError, match="cases.csv is read-only"):
         tables("anew")
 
 
@@ -105,7 +105,7 @@ def test_folder_is_one_run_s_until_it_ends_however_it_ends(tmp_path, monkeypatch
     with subprocess.Popen(command, **pipes) as process:
         try:
             assert process.stdout.readline() == b"locked\n"
-            with pytest.raises(RuntimeError, match="Another run is writing in .*: wait until it ends, or set"):
+            with pytest.raises(RuntimeError, match="Another run is writing in"):
                 lock_folder(tmp_path)
             lock_folder(tmp_path / "other")
             monkeypatch.setenv("RANK", "1")
@@ -130,7 +130,7 @@ def test_folder_is_one_run_s_until_it_ends_however_it_ends(tmp_path, monkeypatch
 def test_what_was_there_before_is_not_claimed(tmp_path, kind):
     place = tmp_path / "cases.csv"
     {"file": place.touch, "folder": place.mkdir, "link to nothing": lambda: place.symlink_to("nowhere")}[kind]()
-    with pytest.raises(ValueError, match="cases.csv is in the way, which `evaluate` did not write"):
+    with pytest.raises(ValueError, match="cases.csv is in the way"):
         claim(tmp_path, "evaluate", ["summary.json", "cases.csv"])
     assert [path.name for path in tmp_path.iterdir()] == ["cases.csv"]
 
@@ -160,7 +160,7 @@ def test_model_and_checkpoint_of_another_are_not_replaced(tmp_path, content):
     place = tmp_path / "x.pt"
     place.write_text(content) if isinstance(content, str) else torch.save(content, place)
     for option in ("model_file", "checkpoint"):
-        with pytest.raises(ValueError, match="x.pt is in the way, which training did not write"):
+        with pytest.raises(ValueError, match="x.pt is in the way"):
             check_replaceable(**{option: str(place)})
 
 

@@ -75,7 +75,7 @@ def test_brain_of_a_slab_that_fills_most_of_its_box():
 def test_noise_around_a_head_is_no_background():
     voxels = made_head() + np.abs(np.random.default_rng(1).normal(0, 3, (220, 180, 12)))
     assert background_of(torch.from_numpy(voxels)) is None
-    with pytest.raises(ValueError, match="one has no constant background in channel 0.*give brain masks"):
+    with pytest.raises(ValueError, match="one has no constant background in channel 0"):
         BrainMaskd("image")({"image": scan_of(voxels), "case": "one"})
     given = scan_of(made_head(skull=False) > 0)
     found = BrainMaskd("image")({"image": scan_of(voxels), "brain_mask": given, "case": "one"})["brain_mask"]

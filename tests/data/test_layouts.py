@@ -102,7 +102,7 @@ def test_lists_name_persons_or_sessions(bids, names, expected, others):
 
 
 def test_what_a_bids_folder_lacks_is_told_in_its_words(bids):
-    with pytest.raises(FileNotFoundError, match="sub-01 has no t2: expected sub-01_T2w.nii.gz in .*/sub-01/anat; add"):
+    with pytest.raises(FileNotFoundError, match="sub-01 has no t2: expected sub-01_T2w.nii.gz in .*/sub-01/anat"):
         find_subjects(bids, ["t2"])
     with pytest.raises(FileNotFoundError, match="names sub-03, but .*bids has no folder of that name"):
         find_subjects(bids, ["flair"], ["sub-03"])

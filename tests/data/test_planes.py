@@ -64,7 +64,7 @@ def test_folders_of_slices_are_joined_where_they_agree(volume, tmp_path):
 
 @pytest.mark.parametrize("planes", ["axial", [], ["frontal"]])
 def test_unknown_planes_are_named(planes):
-    with pytest.raises(ValueError, match="`planes` must be a list of axial, coronal, sagittal, got"):
+    with pytest.raises(ValueError, match="`planes` must be a list of axial, coronal, sagittal"):
         check_settings(planes=planes)
 
 
@@ -91,7 +91,7 @@ def test_canvas_smaller_than_the_brain_cuts_it():
 
 def test_slice_without_its_size_is_named():
     data = {"image": torch.ones(1, 8, 8), "brain_mask": torch.ones(1, 8, 8), "case": "odd"}
-    with pytest.raises(ValueError, match="odd does not tell its height and width in mm: run configs/preprocess.json"):
+    with pytest.raises(ValueError, match="odd does not tell its height and width in mm"):
         ResampleSliced("image", (16, 16))(data)
     found = ResampleSliced("image", (8, 8), 2.0)({**data, "field_of_view": [16.0, 16.0]})
     assert torch.allclose(found["image"], data["image"]) and found["brain_mask"].shape == (1, 8, 8)

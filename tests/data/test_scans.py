@@ -275,7 +275,7 @@ def test_bad_split(scans_dir, names, message, as_file):
 
 @pytest.mark.parametrize("split", [5, True, {"a": 1}])
 def test_split_of_another_kind(scans_dir, split):
-    with pytest.raises(ValueError, match="A split must be a file, a list of case names, or null, got"):
+    with pytest.raises(ValueError, match="A split must be a file, a list of case names, or null"):
         find_subjects(scans_dir, ["flair"], split)
 
 
@@ -299,7 +299,7 @@ def test_what_a_scan_lacks_is_named(scans_dir):
 
 
 def test_missing_and_empty_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No folder .*gone: set `dataset_dir`"):
+    with pytest.raises(FileNotFoundError, match="No folder .*gone"):
         find_subjects(tmp_path / "gone", ["flair"])
     with pytest.raises(ValueError, match="No scan in .*expected folders NAME with files NAME_flair.nii.gz"):
         find_subjects(tmp_path, ["flair"])

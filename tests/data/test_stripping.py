@@ -51,7 +51,7 @@ def test_brains_and_given_masks_are_left_as_they_are(monkeypatch):
 
 def test_slab_is_not_stripped():
     voxels, _ = round_head(1.0)
-    with pytest.raises(ValueError, match=r"shows too little of the head \(20 mm along one axis.*give brain masks"):
+    with pytest.raises(ValueError, match=r"shows too little of the head \(20 mm along one axis"):
         brain_mask_or_strip(scan_of(voxels[..., 24:29], np.diag([4.0, 4, 4, 1])))
 
 
@@ -59,7 +59,7 @@ def test_without_deepbet_one_sentence_says_what_to_install(monkeypatch):
     stripping._deepbet.cache_clear()
     monkeypatch.setattr(stripping, "optional_import", lambda *args, **kwargs: (None, False))
     voxels, _ = round_head()
-    with pytest.raises(ValueError, match="deepbet.*is not installed: run pip install deepbet .requirements-scans.txt"):
+    with pytest.raises(ValueError, match="deepbet.*is not installed"):
         strip(scan_of(voxels, np.diag([4.0, 4, 4, 1])))
 
 

@@ -128,13 +128,13 @@ def test_without_healthy_slices_the_chart_over_them_is_left_out(tmp_path):
 def test_page_that_a_person_put_there_stays(tmp_path):
     write_evaluation(tmp_path / "a")
     (tmp_path / "a/report.html").write_text("by hand")
-    with pytest.raises(ValueError, match="report.html is in the way, which `report` did not write"):
+    with pytest.raises(ValueError, match="report.html is in the way"):
         write_report(str(tmp_path / "a"))
     assert (tmp_path / "a/report.html").read_text() == "by hand"
 
 
 def test_a_folder_without_evaluation_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No summary.json in .*: run `evaluate`"):
+    with pytest.raises(FileNotFoundError, match="No summary.json in"):
         write_report(str(tmp_path))
     assert not list(tmp_path.iterdir())
 

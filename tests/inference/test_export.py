@@ -31,7 +31,7 @@ def test_network_whose_output_is_no_number_is_not_written(tmp_path, model, monke
     model.first_iteration.head[-1].bias.data.fill_(float("nan"))
     inputs = {name: torch.ones(1, channels, 16, 16) for name, channels in (("first_iteration", 1), ("masked", 2))}
     monkeypatch.setattr(export, "network_inputs", lambda model: inputs)
-    with pytest.raises(RuntimeError, match="differs from PyTorch's by nan: it was not written"):
+    with pytest.raises(RuntimeError, match="differs from PyTorch's by nan"):
         export.export_networks(model, str(tmp_path))
     assert not list(tmp_path.glob("*.onnx"))
 

@@ -85,7 +85,7 @@ def test_file_of_another_is_not_replaced(tmp_path, name, content):
     write(tmp_path / "scan", b"scan")
     (tmp_path / "out/one").mkdir(parents=True)
     write(tmp_path / "out/one" / name, content)
-    with pytest.raises(ValueError, match=f"{name} is in the way, which this product did not write"):
+    with pytest.raises(ValueError, match=f"{name} is in the way"):
         Volumes([{"case": "one", "image": [str(tmp_path / "scan")]}], str(tmp_path / "out"), "", {})
     assert (tmp_path / "out/one" / name).read_bytes() == content and len(list((tmp_path / "out/one").iterdir())) == 1
 
@@ -105,9 +105,7 @@ def test_result_in_place_of_an_input_is_refused(tmp_path, kind):
 def test_result_of_another_scan_of_the_same_name_is_not_replaced(pending, tmp_path):
     write(tmp_path / "other", b"of somebody else")
     subjects = [{"case": "one", "image": [str(tmp_path / "other")]}]
-    with pytest.raises(
-        ValueError, match=r"holds the result of .*scan, which is another scan than .*other: set another"
-    ):
+    with pytest.raises(ValueError, match=r"holds the result of .*scan, which is another scan than .*other"):
         Volumes(subjects, str(tmp_path / "out"), str(tmp_path / "model"), {"seed": 0})
     (tmp_path / "scan").unlink()  # moved away, or its disk is gone: the same case at a new place is done again
     assert Volumes(subjects, str(tmp_path / "out"), str(tmp_path / "model"), {"seed": 0}).pending

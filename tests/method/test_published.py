@@ -93,7 +93,7 @@ def test_higher_threshold_scale_marks_less(model, image, brain_mask):
 
 def test_missing_threshold_is_an_error(model, image, brain_mask):
     model.threshold.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="The model lacks a threshold: run configs/train.json"):
+    with pytest.raises(RuntimeError, match="The model lacks a threshold"):
         refined(model, image, brain_mask)
 
 

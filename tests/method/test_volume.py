@@ -186,9 +186,9 @@ def test_mirrored_head_gives_the_mirrored_mask(head):
 def test_mask_that_is_no_brain_is_told(head):
     image, brain, _ = head
     half = torch.where(torch.arange(48)[None, :, None, None] > 22, image, 0.0)
-    with pytest.raises(ValueError, match="one intensity in half of its brain: check the brain mask"):
+    with pytest.raises(ValueError, match="one intensity in half of its brain"):
         v.segment_volume(Bright(), half, torch.ones_like(brain), (2, 2, 2))
-    with pytest.raises(ValueError, match="brain that vanishes on voxels of 1.25 mm: check the brain mask"):
+    with pytest.raises(ValueError, match="brain that vanishes on voxels of 1.25 mm"):
         sparse = brain & (
             torch.stack(torch.meshgrid(*map(torch.arange, brain.shape[1:]), indexing="ij")).sum(0) % 4 == 0
         )

@@ -72,5 +72,5 @@ def test_preprocessing_makes_slices_of_them(made, tmp_path):
 def test_too_few_heads_are_told(label_maps):
     with pytest.raises(ValueError, match="holds 3 label maps, of which 1 are to validate and 2 to test on"):
         split_maps(label_maps, 1, 2)
-    with pytest.raises(FileNotFoundError, match="No folder .*: set --label_maps_dir"):
+    with pytest.raises(FileNotFoundError, match="No folder "):
         split_maps(label_maps / "none", 1, 1)

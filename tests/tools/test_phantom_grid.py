@@ -10,7 +10,7 @@ from scripts.tools import phantom_grid
 
 
 def test_grid_needs_the_demo(tmp_path):
-    with pytest.raises(SystemExit, match="error: no .*model.pt: run scripts/tools/demo.py first"):
+    with pytest.raises(SystemExit, match="error: no .*model.pt"):
         phantom_grid.main(["--demo_dir", str(tmp_path)])
 
 

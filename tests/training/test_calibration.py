@@ -80,7 +80,7 @@ def calibrated(**values):
     ids=str,
 )
 def test_impossible_thresholds_are_refused(values):
-    with pytest.raises(RuntimeError, match="are impossible .*: expected all above 0, and the upper one not below"):
+    with pytest.raises(RuntimeError, match="are impossible"):
         check_thresholds(calibrated(**values))
 
 

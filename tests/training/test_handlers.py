@@ -59,7 +59,7 @@ def test_gradients_are_clipped_before_the_step(largest_norm, step):
 @pytest.mark.parametrize("loss", ["inf", "-inf", "nan"])
 def test_loss_that_is_no_finite_number_ends_the_training(loss):
     state = SimpleNamespace(output={"loss": torch.tensor(float(loss))}, iteration=7)
-    with pytest.raises(RuntimeError, match=f"The loss became {loss} at iteration 7: lower `learning_rate`"):
+    with pytest.raises(RuntimeError, match=f"The loss became {loss} at iteration 7"):
         stop_on_non_finite_loss(SimpleNamespace(state=state))
     state.output["loss"] = torch.tensor(1e30)
     stop_on_non_finite_loss(SimpleNamespace(state=state))

@@ -148,7 +148,7 @@ def inflated(rng: np.random.Generator, mask: np.ndarray, volume_ml: float) -> np
         ValueError: When the mask is empty.
     """
     if not mask.any():
-        raise ValueError("A drawn lesion has no pixel: choose a slice with lesion.")
+        raise ValueError("`mask` of a drawn lesion has no pixel: choose a slice with lesion.")
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     part = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 2)
     inside = ndimage.distance_transform_edt(part)

@@ -337,7 +337,7 @@ def plan(
             case = subject["case"]
             person = person_of(case)
             if owner.setdefault(person, split) != split:
-                raise ValueError(f"{person} is in the splits {owner[person]} and {split}: a case belongs to one split.")
+                raise ValueError(f"{person} is in the splits {owner[person]} and {split}: list it in one of them.")
             if slice_selection[split] == "largest_lesion" and not {"label", "error"} & subject.keys():
                 raise FileNotFoundError(
                     f"{case} has no lesion mask NAME_{label}.nii.gz, which {split} needs to choose the slice with the "

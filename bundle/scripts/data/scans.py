@@ -395,7 +395,9 @@ def scan_subjects(
     for scan in scans:
         files = [scan["image"]] if isinstance(scan["image"], str) else list(scan["image"])
         if len(files) != len(modalities):
-            raise ValueError(f"{files[0]} is one of {len(files)} files, but `modalities` has {len(modalities)}.")
+            raise ValueError(
+                f"{files[0]} is one of {len(files)} files, but `modalities` has {len(modalities)}: give one for each."
+            )
         label = {"label": scan["label"]} if scan.get("label") else {}
         subjects.append({"case": case_of(files[0], modalities), "image": files, **label})
     _check_slice_range(slice_range)

@@ -174,12 +174,14 @@ def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
     """
     if not SIZE_CLASSES.keys().isdisjoint(subsets):
         raise ValueError(
-            f"`subsets` must not use the names {', '.join(SIZE_CLASSES)}, which are classes of lesion size."
+            f"`subsets` must not use the names {', '.join(SIZE_CLASSES)}, which are classes of lesion size: name it otherwise."
         )
     names = {}
     for name, file in subsets.items():
         if not Path(file).is_file():
-            raise ValueError(f"`subsets` expects a file with a case name a line for {name}; {file} is missing.")
+            raise ValueError(
+                f"`subsets` expects a file with a case name a line for {name}, {file} is missing: correct its path."
+            )
         names[name] = {*read_split(str(file))}
     return names
 

@@ -43,7 +43,7 @@ def exceeded_by(values: Tensor, fraction: float) -> float:
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` must be in (0, 1), got {fraction}; did you pass a percentage?")
     if values.numel() == 0:
-        raise ValueError("No healthy pixel to calibrate the threshold on: check the validation slices.")
+        raise ValueError("No healthy pixel to calibrate `threshold` on: check the validation slices.")
     rank = int((1 - fraction) * (values.numel() - 1) + 1e-9)
     return float(values.flatten().kthvalue(rank + 1).values)
 
@@ -178,7 +178,7 @@ def check_thresholds(model: Refinement) -> None:
     if not possible or values.get("certain_threshold", values["threshold"]) < values["threshold"]:
         raise RuntimeError(
             f"The thresholds that the validation slices give are impossible ({shown}): expected all above 0, and the "
-            "upper one not below the lower. Check that the validation slices hold brain as preprocess.json makes it "
+            "upper one not below the lower; check that the validation slices hold brain as preprocess.json makes it "
             "and that the training's loss fell; the model file is as it was."
         )
     unexplained = values["deviation"] if "deviation" in values else values["threshold"] / UNEXPLAINED_ERROR
