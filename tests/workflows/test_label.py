@@ -168,13 +168,14 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
-    """A folder with each case as NIfTI and as NRRD."""
+    """A folder with each case as NIfTI, and below it one with each as NRRD."""
     folder = tmp_path_factory.mktemp("scans")
+    (folder / "nrrd").mkdir()
     for case, axcodes in CASES.items():
         image = scan_image(axcodes)
         assert nib.aff2axcodes(image.affine) == tuple(axcodes)
         nib.save(image, folder / f"{case}.nii.gz")
-        write_nrrd(folder / f"{case}.nrrd", image)
+        write_nrrd(folder / "nrrd" / f"{case}.nrrd", image)
     return folder
 
 
@@ -205,7 +206,7 @@ def server(environment, scans, tmp_path_factory):
         wait_for(client, process)
         for case in CASES:
             client.call("PUT", "/datastore/image", {"image": case}, {"file": scans / f"{case}.nii.gz"})
-            client.call("PUT", "/datastore/image", {"image": f"{case}_nrrd"}, {"file": scans / f"{case}.nrrd"})
+            client.call("PUT", "/datastore/image", {"image": f"{case}_nrrd"}, {"file": scans / "nrrd" / f"{case}.nrrd"})
         yield client
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # the server and, in a training, its child
@@ -256,7 +257,8 @@ def description():
 @pytest.mark.parametrize("case", CASES)
 def test_mask_is_that_of_the_command_line_voxel_for_voxel(server, scans, segmented, case, upload, suffix):
     stored = case if suffix == ".nii.gz" else f"{case}_nrrd"
-    content = server.infer(file=scans / f"{case}{suffix}") if upload else server.infer(stored)
+    folder = scans if suffix == ".nii.gz" else scans / "nrrd"
+    content = server.infer(file=folder / f"{case}{suffix}") if upload else server.infer(stored)
     mask = voxels_of(content, suffix)
     assert np.array_equal(mask, segmented[case])
     assert 0 < mask.mean() < 0.5
