@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import socket
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,12 @@ needs_deepbet = pytest.mark.skipif(
 needs_itk = pytest.mark.skipif(
     importlib.util.find_spec("itk") is None, reason="ITK is not installed (requirements-formats.txt)"
 )
+needs_nilearn = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("nilearn", "matplotlib")),
+    reason="nilearn is not installed (requirements-view.txt)",
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, or chrome; neither is on the PATH")
 FORMATS = [*NIFTI_SUFFIXES, ".mgz", *(pytest.param(suffix, marks=needs_itk) for suffix in ITK_SUFFIXES)]
 
 

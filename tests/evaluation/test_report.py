@@ -7,17 +7,16 @@ import csv
 import io
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from conftest import CHROMIUM, needs_browser
 from PIL import Image
 from scripts.evaluation.report import write_report
 
 CASES = {'<b>odd & "name"': 0.8, "middle": 0.4, "worst": 0.1, "healthy": None}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def write_csv(path, rows):
@@ -150,7 +149,7 @@ document.body.innerHTML = `<pre id="found">${btoa(unescape(encodeURIComponent(JS
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, or chrome; neither is on the PATH")
+@needs_browser
 def test_in_a_browser_pictures_load_sorting_works_and_the_console_is_quiet(folder, tmp_path):
     text = (folder / "report.html").read_text(encoding="utf-8")
     delayed = PROBE.replace("<script>", '<script>addEventListener("load", () => {').replace("</script>", "});</script>")

@@ -96,11 +96,12 @@ CASES = Rule(
 )
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("bundle_root", "output_dir", "model_file"), PATH),
+    **dict.fromkeys(("bundle_root", "output_dir", "model_file", "results_dir"), PATH),
     "dataset_dir": FOLDERS,
     **dict.fromkeys(("brain_mask", "healthy_dir"), _either(PATH)),
     **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _either(CASES)),
     "image": _either(FILES),
+    "case": _either(NAME),
     "label": Rule(
         "a name such as seg, or PIPELINE/NAME",
         lambda value: isinstance(value, str) and value.count("/") < 2 and all(map(is_name, value.split("/"))),
