@@ -1,9 +1,13 @@
 """What is said of many cases at once."""
 
 import logging
+import threading
 
 import pytest
-from scripts.common.batch import raise_failed, warning_lines
+import torch
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from scripts.common.batch import Cases, raise_failed, warning_lines
 
 
 def record(message, **extra):
@@ -41,3 +45,32 @@ def test_failures_are_told_with_their_names(capsys):
         *(f"  {k}: is empty." for k in range(10)),
         "  and 2 more",
     ]
+
+
+def test_cases_are_read_ahead_and_keep_their_own_warnings_and_errors():
+    began = {name: threading.Event() for name in "abc"}
+
+    def read(item):
+        logging.getLogger("scripts.reading").warning(f"{item['case']} is odd")
+        began[item["case"]].set()
+        if item["case"] == "b":
+            raise ValueError("b is damaged.")
+        return item
+
+    class Infer:
+        def __call__(self, inputs, network):
+            assert began["b" if float(inputs) == 0 else "c"].wait(10)
+            logging.getLogger("scripts.inferring").warning(f"{int(inputs)} is far")
+            return inputs
+
+    items = [{"case": name, "image": torch.full((1,), float(index))} for index, name in enumerate("abc")]
+    dataset = Dataset([*items], read)
+    transform = dataset.transform
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"), DataLoader(dataset, batch_size=1), torch.nn.Identity(), inferer=Infer()
+    )
+    cases = Cases()
+    cases.run(evaluator, show=False)
+    assert cases.failed == {"b": "b is damaged."}
+    assert cases.warnings == {"a": ["a is odd", "0 is far"], "b": ["b is odd"], "c": ["c is odd", "2 is far"]}
+    assert dataset.transform is transform and dataset.data == items

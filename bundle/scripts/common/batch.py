@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
+from .ahead import ReadAhead
 from .guard import innermost_message
 
 MOST_LINES = 10  # of a list that is shown
@@ -62,24 +64,32 @@ def raise_failed(failed: Mapping[str, str], number: int) -> None:
 
 
 class _Collector(logging.Handler):
-    """Keeps the warnings of this package."""
+    """Keeps the warnings of this package, those of each thread apart."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.records: list[logging.LogRecord] = []
+        self.records: dict[int, list[logging.LogRecord]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
+        self.own().append(record)
+
+    def own(self) -> list[logging.LogRecord]:
+        """The warnings of the thread that asks."""
+        return self.records.setdefault(threading.get_ident(), [])
+
+    def take(self) -> list[logging.LogRecord]:
+        """The warnings of the thread that asks; they are kept no longer."""
+        return self.records.pop(threading.get_ident(), [])
 
 
 @contextmanager
-def collected_warnings() -> Iterator[list[logging.LogRecord]]:
+def collected_warnings() -> Iterator[_Collector]:
     """Keep this package's warnings instead of showing them among progress bars."""
     package, collector = logging.getLogger(PACKAGE), _Collector()
     propagate, package.propagate = package.propagate, False
     package.addHandler(collector)
     try:
-        yield collector.records
+        yield collector
     finally:
         package.removeHandler(collector)
         package.propagate = propagate
@@ -144,21 +154,21 @@ class Cases:
         evaluator.state.epoch_length = 1
         told: list[logging.LogRecord] = []
         try:
-            for item in tqdm(items, desc=desc, unit="case", disable=not (show and items)):
-                data[:] = [item]
-                with collected_warnings() as records:
-                    self._run_one(evaluator, str(item["case"]), records, errors)
-                told += records
+            with collected_warnings() as warnings, _reading_ahead(loader, items, warnings):
+                for item in tqdm(items, desc=desc, unit="case", disable=not (show and items)):
+                    data[:] = [item]
+                    self._run_one(evaluator, str(item["case"]), warnings, errors)
+                    told += warnings.take()
         finally:
             data[:] = items
         for line in warning_lines(told, len(items)):
             logger.warning(line)
 
     def _run_one(
-        self, evaluator: SupervisedEvaluator, case: str, records: list[logging.LogRecord], errors: list[BaseException]
+        self, evaluator: SupervisedEvaluator, case: str, warnings: _Collector, errors: list[BaseException]
     ) -> None:
         errors.clear()
-        self.records = records
+        records = self.records = warnings.own()
         evaluator.run()
         if errors:
             sentence = innermost_message(errors[0])
@@ -167,6 +177,21 @@ class Cases:
             self.failed[case] = sentence
         if records:
             self.warnings[case] = [record.getMessage() for record in records]
+
+
+@contextmanager
+def _reading_ahead(loader: Any, items: Sequence[Mapping[str, Any]], warnings: _Collector) -> Iterator[None]:
+    """Let a data set without workers of its own read each case while the one before is computed."""
+    dataset = loader.dataset
+    if loader.num_workers > 0:
+        yield
+        return
+    transform = dataset.transform
+    with ReadAhead(transform, items, warnings.take, lambda noted: warnings.own().extend(noted)) as dataset.transform:
+        try:
+            yield
+        finally:
+            dataset.transform = transform
 
 
 def _keep(engine: Engine, error: BaseException, errors: list[BaseException]) -> None:

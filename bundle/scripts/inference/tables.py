@@ -2,8 +2,8 @@
 
 ``volumes.csv`` has a row for each volume that is finished: ``case``; ``marked_voxels`` and ``marked_ml``; ``lesions``,
 the number of connected areas (3-D, 26 neighbors); ``brain_ml``; ``outside_fraction``, the part of the axial slices
-with brain that lie far from those of training, in [0, 1], empty where these are unknown; ``seconds`` from reading the
-scan to its results; ``model``, the first 12 characters of the SHA-256 of the model file.
+with brain that lie far from those of training, in [0, 1], empty where these are unknown; ``seconds`` that the run
+took for it, while it read the scan after it; ``model``, the first 12 characters of the SHA-256 of the model file.
 
 ``lesions.csv`` has a row for each connected area: ``case``; ``lesion``, its number, the largest being 1; ``ml``;
 ``x_mm``, ``y_mm`` and ``z_mm``, its center in the coordinates of the scan's own affine (to the right, to the front,
