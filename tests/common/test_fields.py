@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from scripts.common.fields import blur, blur_inside, chance, coarse_field, grow, log_uniform, smoothing_matrix, uniform
+from scripts.common.fields import blur, blur_inside, chance, coarse_field, log_uniform, smoothing_matrix, uniform
 
 
 def generator(seed=0):
@@ -49,14 +49,6 @@ def test_blur_inside_does_not_mix_in_what_lies_outside():
     region[:, 3:9, 3:9] = 1
     found = blur_inside(torch.where(region > 0, 2.0, 99.0), region, (1.0, 1.0), 1e-3)
     torch.testing.assert_close(found[region > 0], torch.full((36,), 2.0))
-
-
-@pytest.mark.parametrize("shape", [(7, 9), (5, 6, 7)])
-@pytest.mark.parametrize("pixels", [0, 1, 2])
-def test_areas_grow_by_a_square_or_cube(shape, pixels):
-    area = np.random.default_rng(0).uniform(size=shape) > 0.95
-    expected = ndimage.binary_dilation(area, np.ones([2 * pixels + 1] * len(shape)))
-    assert np.array_equal(grow(torch.from_numpy(area)[None], pixels)[0].numpy(), expected)
 
 
 @pytest.mark.parametrize("size", [(32, 48), (24, 16, 12)])

@@ -74,3 +74,14 @@ def test_too_few_heads_are_told(label_maps):
         split_maps(label_maps, 1, 2)
     with pytest.raises(FileNotFoundError, match="No folder "):
         split_maps(label_maps / "none", 1, 1)
+
+
+def test_contrast_of_the_lesions_is_drawn_from_what_is_asked_for(label_maps, tmp_path):
+    options = ["--label_maps_dir", str(label_maps), *OPTIONS, "--lesion_contrast"]
+    main([*options, "0.5", "0.6", "--output_dir", str(tmp_path / "low")])
+    with open(tmp_path / "low" / "made_heads.csv", newline="") as file:
+        contrasts = {row["split"]: float(row["contrast"]) for row in csv.DictReader(file)}
+    assert 0.5 <= contrasts["testing"] <= 0.6 and contrasts["training"] == 0
+    with pytest.raises(ValueError, match="--lesion_contrast must be LOW HIGH"):
+        main([*options, "3", "2", "--output_dir", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scripts.training.losses import masked_error, masked_likelihood
+from scripts.training.losses import lesion_likelihood, masked_error, masked_likelihood
 
 
 def test_likelihood_is_least_at_the_true_mean_and_variance():
@@ -71,3 +71,20 @@ def test_mean_learns_from_its_squared_error_alone(prediction):
     found = torch.autograd.grad(masked_likelihood(torch.cat([mean, log_variance], dim=1), target), mean)[0]
     expected = torch.autograd.grad(masked_error(mean, target), mean)[0]
     torch.testing.assert_close(found, expected)
+
+
+def test_lesions_are_learned_where_pixels_count_alone(brain_mask):
+    brain = brain_mask.float()
+    label, counts = torch.zeros_like(brain), brain.clone()
+    label[..., 10:20, 15:30] = 1
+    counts[..., 24:] = 0
+    target = torch.cat([torch.zeros_like(brain), label * brain, counts, brain], dim=1)
+    healthy = torch.zeros(4, 2, 32, 48)
+
+    def loss(logit):
+        return lesion_likelihood(torch.cat([healthy, logit], dim=1), target)
+
+    right = 8 * (2 * label - 1)
+    assert loss(right) < loss(0 * right) < loss(-right)
+    assert loss(right) == loss(torch.where(counts > 0, right, -right))
+    assert loss(right) == loss(torch.where(brain > 0, right, torch.tensor(9.0)))

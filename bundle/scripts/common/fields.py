@@ -33,11 +33,6 @@ def chance(probability: float, shape: Sequence[int], generator: Generator) -> Te
     return torch.rand(tuple(shape), generator=generator, device=generator.device) < probability
 
 
-def per_image(values: Tensor, image: Tensor) -> Tensor:
-    """Give one value an image, (N,), the dimensions of images, (N, 1, ...)."""
-    return values.view(-1, *(1,) * (image.ndim - 1))
-
-
 def coarse_field(number: int, size: Sequence[int], knots: int, generator: Generator) -> Tensor:
     """Draw smooth fields: standard normal knots of a coarse grid, linear between them, shifted at random.
 
@@ -104,11 +99,3 @@ def blur_inside(image: Tensor, region: Tensor, sigmas: Sequence[float | Tensor],
         least_mass: Smallest part of the kernel that the result is divided by.
     """
     return blur(image * region, sigmas) / blur(region, sigmas).clamp(min=least_mass)
-
-
-def grow(area: Tensor, pixels: int) -> Tensor:
-    """Grow areas (N, H, W) or (N, H, W, D), bool, by a square or cube of this radius in pixels."""
-    if pixels <= 0:
-        return area
-    pool = F.max_pool3d if area.ndim == 4 else F.max_pool2d
-    return pool(area[:, None].float(), 2 * pixels + 1, 1, pixels)[:, 0] > 0.5

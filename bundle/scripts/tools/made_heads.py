@@ -33,6 +33,7 @@ from scripts.data.nifti import load_volume  # noqa: E402
 GRAY_LEVELS = 500  # of white matter
 SMALLEST_ML, LARGEST_ML = 1.0, 100.0
 MOST_LESIONS = 15
+CONTRAST = (1.5, 6.0)  # deviations of white matter
 COLUMNS = ("case", "split", "label_map", "lesion_ml", "contrast", "lesions")
 
 
@@ -75,17 +76,23 @@ def split_maps(label_maps_dir: str | os.PathLike, validation: int, testing: int)
 
 
 def with_lesions(
-    image: np.ndarray, brain_mask: np.ndarray, labels: np.ndarray, random: np.random.Generator
+    image: np.ndarray,
+    brain_mask: np.ndarray,
+    labels: np.ndarray,
+    random: np.random.Generator,
+    contrasts: Sequence[float] = CONTRAST,
 ) -> tuple[MadeLesions, float, int]:
     """Add lesions of a drawn size, number, place and contrast to a volume (X, Y, Z); give contrast and number too."""
     number = int(random.integers(1, MOST_LESIONS + 1))
-    contrast = float(random.uniform(1.5, 6.0))
+    contrast = float(random.uniform(*contrasts))
     volume_ml = float(np.exp(random.uniform(np.log(SMALLEST_ML), np.log(LARGEST_ML))))
     made = add_lesions(image, brain_mask, random, volume_ml, number, contrast, PLACES, labels)
     return made, contrast, number
 
 
-def write_case(case: Case, output_dir: Path, transform: RandLabelToImaged) -> dict[str, object]:
+def write_case(
+    case: Case, output_dir: Path, transform: RandLabelToImaged, contrasts: Sequence[float] = CONTRAST
+) -> dict[str, object]:
     """Write the files of one volume, ``NAME/NAME_<contrast>``, ``_seg`` and ``_brain``, and return its table row."""
     source = load_volume(case.label_map)
     label_map = MetaTensor(torch.from_numpy(np.asarray(source.dataobj).astype(np.int16))[None], affine=source.affine)
@@ -94,7 +101,7 @@ def write_case(case: Case, output_dir: Path, transform: RandLabelToImaged) -> di
     image, brain_mask, labels = (made[key][0].numpy() for key in ("image", "brain_mask", "label_map"))
     lesion, contrast, number = np.zeros(image.shape, bool), 0.0, 0
     if case.split == "testing":
-        result, contrast, number = with_lesions(image, brain_mask, labels, np.random.default_rng(case.seed))
+        result, contrast, number = with_lesions(image, brain_mask, labels, np.random.default_rng(case.seed), contrasts)
         image, lesion = np.where(brain_mask | transform.skull, result.image, 0), result.label
     levels = np.clip(np.round(image * GRAY_LEVELS), 0, np.iinfo(np.int16).max).astype(np.int16)
     levels = np.where(brain_mask, np.maximum(levels, 1), levels)
@@ -130,10 +137,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--volumes", type=int, default=4, help="of each head, every one drawn anew (default: 4)")
     parser.add_argument("--validation", type=int, default=2, help="heads to validate on (default: 2)")
     parser.add_argument("--testing", type=int, default=4, help="heads to test on, with lesions (default: 4)")
+    parser.add_argument(
+        "--lesion_contrast",
+        type=float,
+        nargs=2,
+        default=CONTRAST,
+        metavar=("LOW", "HIGH"),
+        help="of the lesions, in deviations of white matter (default: 1.5 6)",
+    )
     parser.add_argument("--skull", action="store_true", help="keep the skull, for tests of brain extraction")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
     options = parser.parse_args(arguments)
     report_errors()
+    low, high = options.lesion_contrast
+    if not 0 < low <= high:
+        raise ValueError(f"--lesion_contrast must be LOW HIGH with 0 < LOW <= HIGH, got {low:g} {high:g}.")
     heads = split_maps(options.label_maps_dir, options.validation, options.testing)
     output = check_writable(options.output_dir)
     cases = [
@@ -145,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = ["made_heads.csv", *(f"split_{split}.txt" for split in heads)]
     transform = RandLabelToImaged(contrast=options.contrast, skull=options.skull)
     with written(output, "made_heads", [*tables, *(case.name for case in cases)]):
-        rows = [write_case(case, output, transform) for case in tqdm(cases, desc="made heads", unit="volume")]
+        rows = [
+            write_case(case, output, transform, (low, high)) for case in tqdm(cases, desc="made heads", unit="volume")
+        ]
         write_tables(output, rows, list(heads))
     print(f"Scans, brain masks (ending brain) and split files: {output}")
 

@@ -1,41 +1,35 @@
-"""What the lesion network is trained on: slices with made lesions, of which an area is hidden."""
+"""What the lesion network is trained on: slices with made lesions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from monai.engines import PrepareBatch
 from torch import Generator, Tensor
 
-from ..common.fields import blur_inside, chance, normal, uniform
+from ..common.fields import blur_inside, chance, normal
 from ..method.default import standardize
-from ..method.volume import UNIT, to_network
+from ..method.volume import to_network
 from .augmentation import random_appearance, random_deformation, random_quality
 from .lesions import make_lesions
-from .masks import coarse_noise
 
-NOISE_KNOTS, NOISE_RANGE = (8, 16, 32), (0.5, 3.0)  # along each side of a slice; deviations of the brain
-VISIBLE_WEIGHT = 0.3  # of a pixel that is not hidden, in what is said of lesions
 SMOOTHING = 1.2  # pixels
-WITH_LESIONS_FRACTION = 0.4  # of the slices that are all hidden: standardized with their lesions, as volumes are
+WITH_LESIONS_FRACTION = 0.4  # of the slices that are standardized with their lesions, as volumes are
 SCAN_FRACTION, SCAN_SHIFT, SCAN_SCALE = 0.5, 0.1, 0.12  # slices by their scan's scale; deviations; log of the scale
 SLICE_SHIFT, SLICE_SCALE = 0.3, 0.18  # the same for slices by their own scale
 
 
 class PrepareLesionBatch(PrepareBatch):
-    """Hide an area of slices with made lesions, or under coarse noise: the training of the lesion network.
+    """Give slices made lesions: the training of the lesion network.
 
-    The network sees the slice and what is hidden, as 1 where it may hold lesions and as -1 under noise; it is asked
-    for the healthy slice and, but for the noise, for the lesions.
+    The network sees the slice and its brain, all of which may hold lesions; it is asked for the healthy slice and for
+    the lesions.
 
     Args:
-        spatial_masks: Draws hidden pixels from brain masks, a generator, slices and lesions: `masks.bright_areas`.
         seed: Seed of all that is drawn.
-        noise_fraction: Part of the slices, in [0, 1], with noise in place of lesions.
-        lesion_fraction: Part of the other slices, in [0, 1], that get lesions.
+        lesion_fraction: Part of the slices, in [0, 1], that get lesions.
         sign: See `make_lesions`.
         doubt: Pixels whose smoothed intensity lies this many robust deviations of the brain above its median may be
             lesions that nobody drew: the network is not taught that they are none, where slices are not certain.
@@ -44,16 +38,13 @@ class PrepareLesionBatch(PrepareBatch):
 
     def __init__(
         self,
-        spatial_masks: Callable[[Tensor, Generator, Tensor, Tensor], Tensor],
         seed: int = 0,
-        noise_fraction: float = 0.1,
         lesion_fraction: float = 0.88,
         sign: str = "bright",
         doubt: float = math.inf,
         augment: bool = True,
     ):
-        self.spatial_masks, self.seed, self.augment = spatial_masks, seed, augment
-        self.noise_fraction = noise_fraction
+        self.seed, self.augment = seed, augment
         self.lesions = partial(make_lesions, lesion_fraction=lesion_fraction, sign=sign)
         self.doubt = doubt
         self.iteration = 0
@@ -61,34 +52,29 @@ class PrepareLesionBatch(PrepareBatch):
     def __call__(  # type: ignore[override]  # the engine always gives a device
         self, batchdata: dict[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Give (N, M + 1, H, W) of slice and what is hidden, and (N, M + 4, H, W) of what is asked for.
+        """Give (N, M + 1, H, W) of slice and brain mask, and (N, M + 3, H, W) of what is asked for.
 
         The batch holds the slices as `StandardizeByScand` made them, under ``prepared``, their ``brain_mask``, and
-        whether they are ``certain``. Asked for are the healthy slice, the hidden lesions, how much each pixel's lesion
-        counts, spatial mask and brain mask.
+        whether they are ``certain``. Asked for are the healthy slice, the lesions, whether each pixel's lesion counts,
+        and the brain mask.
         """
         healthy, brain, certain = (
             batchdata[key].to(device, non_blocking=non_blocking) for key in ("prepared", "brain_mask", "certain")
         )
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.iteration)
-        brain_mask, one = brain > 0, (len(healthy), 1, 1, 1)
+        brain_mask = brain > 0
         if self.augment:
             healthy, brain_mask = moved(healthy, brain_mask, generator)
             healthy = random_appearance(healthy, generator)
-        doubtful = (smooth_level(healthy, brain_mask) > self.doubt) & ~(certain > 0).view(one) & brain_mask
+        uncertain = ~(certain > 0).view(-1, 1, 1, 1)
+        doubtful = (smooth_level(healthy, brain_mask) > self.doubt) & uncertain & brain_mask
         lesioned, label = self.lesions(healthy, brain_mask, generator)
         if self.augment:
             lesioned, healthy = random_quality(lesioned, healthy, brain_mask, generator)
-        noisy = chance(self.noise_fraction, one, generator)
-        lesioned, label = torch.where(noisy, healthy, lesioned), label & ~noisy
-        hidden = self.spatial_masks(brain_mask, generator, lesioned, label)
-        center, scale = random_scale(lesioned, brain_mask, label, hidden, generator)
+        center, scale = random_scale(lesioned, brain_mask, label, generator)
         seen, asked = (to_network((image - center) / scale, brain_mask) for image in (lesioned, healthy))
-        noise = uniform(*NOISE_RANGE, one, generator) / UNIT * coarse_noise(seen.shape, generator, NOISE_KNOTS)
-        seen = torch.where(noisy & hidden, seen + noise, seen)
-        weight = torch.where(hidden, 1.0, VISIBLE_WEIGHT) * (brain_mask & ~noisy & ~(doubtful & ~label))
-        inputs = torch.cat([seen, torch.where(noisy, -1.0, 1.0) * hidden], dim=1)
-        return inputs, torch.cat([asked, label & hidden, weight, hidden, brain_mask], dim=1)
+        counts = brain_mask & ~(doubtful & ~label)
+        return torch.cat([seen, brain_mask], dim=1), torch.cat([asked, label, counts, brain_mask], dim=1)
 
 
 def moved(image: Tensor, brain_mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -104,28 +90,25 @@ def smooth_level(image: Tensor, brain_mask: Tensor) -> Tensor:
     return smooth.amax(dim=1, keepdim=True)
 
 
-def random_scale(
-    image: Tensor, brain_mask: Tensor, label: Tensor, hidden: Tensor, generator: Generator
-) -> tuple[Tensor, Tensor]:
+def random_scale(image: Tensor, brain_mask: Tensor, label: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Draw by what median and deviation a slice is standardized.
 
-    They are those of its scan, or of what is not lesion in the slice, or of the whole slice where all is hidden;
-    changed a little, because lesions elsewhere in a scan change them, and a slice is no scan.
+    They are those of its scan, or of what is not lesion in the slice, or of the whole slice; changed a little, because
+    lesions elsewhere in a scan change them, and a slice is no scan.
 
     Args:
         image: Slices (N, M, H, W), in deviations of their scan.
         brain_mask: (N, 1, H, W), bool.
         label: Lesions (N, 1, H, W), bool.
-        hidden: (N, 1, H, W), bool.
         generator: Source of randomness.
 
     Returns:
         Median and deviation (N, M, 1, 1).
     """
-    whole = (hidden == brain_mask).flatten(1).all(dim=1)[:, None, None, None]
-    with_lesions = whole & chance(WITH_LESIONS_FRACTION, whole.shape, generator)
+    one = (len(image), 1, 1, 1)
+    with_lesions = chance(WITH_LESIONS_FRACTION, one, generator)
     _, center, scale = standardize(image, torch.where(with_lesions, brain_mask, brain_mask & ~label))
-    by_scan = chance(SCAN_FRACTION, whole.shape, generator)
+    by_scan = chance(SCAN_FRACTION, one, generator)
     center, scale = torch.where(by_scan, 0.0, center), torch.where(by_scan, 1.0, scale)
     shift, spread = (torch.where(by_scan, *pair) for pair in ((SCAN_SHIFT, SLICE_SHIFT), (SCAN_SCALE, SLICE_SCALE)))
     center = center + scale * shift * normal(center.shape, generator)

@@ -71,27 +71,25 @@ def lesion_likelihood(
     mean_weight: float = 4.0,
     lesion_weight: float = 2.0,
     overlap_weight: float = 0.5,
-    visible_weight: float = 0.1,
 ) -> Tensor:
     """Loss of predicted mean, log-variance and lesions: `masked_likelihood`, cross entropy and soft Dice.
 
     Args:
         prediction: Mean, log-variance and logit of lesion (N, 2 M + 1, H, W).
-        target: What `PrepareLesionBatch` asks for, (N, M + 4, H, W).
+        target: What `PrepareLesionBatch` asks for, (N, M + 3, H, W).
         mean_weight: Weight of the squared error of the mean.
         lesion_weight: Weight of the cross entropy of the lesions.
         overlap_weight: Weight of their soft Dice.
-        visible_weight: Weight of the squared error where nothing is hidden.
 
     Returns:
         The loss, a scalar.
     """
     healthy, logit = prediction[:, :-1], prediction[:, -1:]
-    label, weight = target[:, -4:-3], target[:, -3:-2]
-    slices = torch.cat([target[:, :-4], target[:, -2:]], dim=1)
-    error = masked_error(healthy.chunk(2, dim=1)[0], slices, visible_weight)
+    label, weight, brain = target[:, -3:].split(1, dim=1)
+    slices = torch.cat([target[:, :-3], brain, brain], dim=1)
+    error = masked_error(healthy.chunk(2, dim=1)[0], slices)
     lesions = lesion_weight * cross_entropy(logit, label, weight) + overlap_weight * overlap_error(logit, label, weight)
-    return masked_likelihood(healthy, slices, visible_weight) + (mean_weight - 1) * error + lesions
+    return masked_likelihood(healthy, slices) + (mean_weight - 1) * error + lesions
 
 
 def cross_entropy(logit: Tensor, label: Tensor, weight: Tensor) -> Tensor:

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
-
-from ..common.fields import blur_inside, chance, coarse_field, grow, log_uniform, per_image, uniform
-
-HIDDEN_FRACTION = (0.01, 0.8)  # part of the brain that is hidden where not all is
-AREA_KNOTS = (6, 20)  # of the random areas, along the rows
-BRIGHT_WEIGHT = 1.5  # largest, of a deviation of intensity beside one of the random areas
-BRIGHT_SMOOTHING = 1.2  # pixels
-GROWN_FRACTION = 0.5  # part of the slices whose areas are grown by a pixel
-LESION_MARGINS = (0, 1, 2, 4)  # pixels that are hidden around lesions
-SAMPLED_PIXELS = 800  # of the brain, that tell which value a part of it exceeds
+from torch import Tensor
 
 
 def random_blobs(brain_mask: Tensor, generator: torch.Generator, whole_brain_fraction: float = 0.1) -> Tensor:
@@ -47,46 +35,6 @@ def random_blobs(brain_mask: Tensor, generator: torch.Generator, whole_brain_fra
     cut = field.flatten(1).gather(1, order.flatten(1).argmax(dim=1, keepdim=True))[:, :, None, None]
     whole = torch.rand(number, generator=generator, device=device) < whole_brain_fraction
     return brain_mask & ((field >= cut) | whole[:, None, None, None])
-
-
-def bright_areas(
-    brain_mask: Tensor, generator: Generator, image: Tensor, label: Tensor, whole_brain_fraction: float = 0.5
-) -> Tensor:
-    """Draw what the refinement hides: all of the brain, or lesions beside other bright and random areas.
-
-    Areas without lesion belong to it: else what is hidden would tell where lesions are.
-
-    Args:
-        brain_mask: Brain pixels (N, 1, H, W), bool.
-        generator: Source of randomness, on the device of ``brain_mask``.
-        image: Slices (N, M, H, W) in robust deviations of the brain.
-        label: Lesions (N, 1, H, W), bool.
-        whole_brain_fraction: Probability in [0, 1] of hiding the whole brain.
-
-    Returns:
-        Hidden pixels (N, 1, H, W), bool, inside the brain.
-    """
-    inside, number = brain_mask[:, 0], len(image)
-    coarse, fine = (coarse_field(number, inside.shape[1:], knots, generator) for knots in AREA_KNOTS)
-    level = blur_inside(image, brain_mask.to(image.dtype), (BRIGHT_SMOOTHING, BRIGHT_SMOOTHING), 0.1).amax(dim=1)
-    field = 0.5 * (coarse + fine) + uniform(0, BRIGHT_WEIGHT, (number, 1, 1), generator) * level
-    area = inside & (field > per_image(_sampled_cut(field, inside, generator), field))
-    area = torch.where(chance(GROWN_FRACTION, (number, 1, 1), generator), grow(area, 1), area)
-    margin = LESION_MARGINS[int(torch.randint(len(LESION_MARGINS), (1,), generator=generator, device=image.device))]
-    whole = chance(whole_brain_fraction, (number, 1, 1), generator)
-    return (inside & (area | grow(label[:, 0], margin) | whole))[:, None]
-
-
-def _sampled_cut(field: Tensor, inside: Tensor, generator: Generator) -> Tensor:
-    """For each slice a value that a random part of the brain exceeds, measured on some pixels, (N,)."""
-    part = log_uniform(*HIDDEN_FRACTION, (len(field),), generator)
-    cut = torch.full_like(part, math.inf)
-    for k, region in enumerate(inside):
-        values = field[k][region]
-        if values.numel():
-            sample = torch.randint(values.numel(), (SAMPLED_PIXELS,), generator=generator, device=field.device)
-            cut[k] = values[sample].quantile(1 - part[k])
-    return cut
 
 
 def coarse_noise(shape: torch.Size, generator: torch.Generator, grids: tuple[int, ...] = (8, 12, 16, 24)) -> Tensor:
