@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import run_bundle, write_nifti
-from scripts.tools.made_heads import main, split_maps
+from scripts.tools.made_heads import main
 
 OPTIONS = ["--volumes", "1", "--validation", "1", "--testing", "1", "--seed", "3"]
 
@@ -67,13 +67,6 @@ def test_preprocessing_makes_slices_of_them(made, tmp_path):
         num_workers=0,
     )
     assert (tmp_path / "slices" / "datalist.json").is_file()
-
-
-def test_too_few_heads_are_told(label_maps):
-    with pytest.raises(ValueError, match="holds 3 label maps, of which 1 are to validate and 2 to test on"):
-        split_maps(label_maps, 1, 2)
-    with pytest.raises(FileNotFoundError, match="No folder "):
-        split_maps(label_maps / "none", 1, 1)
 
 
 def test_contrast_of_the_lesions_is_drawn_from_what_is_asked_for(label_maps, tmp_path):

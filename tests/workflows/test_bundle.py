@@ -251,17 +251,17 @@ def table_of_ids():
     """The rows of docs/configs.md: of each id the letters of its configs, and its default in each."""
     table = (CONFIGS.parent / "docs" / "configs.md").read_text().partition("## Ids")[2]
     for name, default, letters, meaning in re.findall(
-        r"^\| `(\w+)` \| (.*?) \| ([ptiesvw ]+) \| (.*) \|$", table, re.MULTILINE
+        r"^\| `(\w+)` \| (.*?) \| ([ptiesvwm ]+) \| (.*) \|$", table, re.MULTILINE
     ):
-        defaults = re.findall(r"(`.*?`|\(worked out\))([ ptiesvw]*)", default)
+        defaults = re.findall(r"(`.*?`|\(worked out\))([ ptiesvwm]*)", default)
         yield name, {letter: value for value, found in defaults for letter in (found or letters).split()}, meaning
 
 
-@pytest.mark.parametrize("name", [*MAIN, "volumes", "view"])
+@pytest.mark.parametrize("name", [*MAIN, "volumes", "view", "label_maps"])
 def test_table_of_ids_has_all_that_may_be_set_with_its_default(name):
     content = json.loads((CONFIGS / f"{name}.json").read_text())
     letters = {"preprocess": "p", "train": "t", "inference": "i", "evaluate": "e", "evaluate_slices": "s"}
-    letter = {**letters, "volumes": "v", "view": "w"}[name]
+    letter = {**letters, "volumes": "v", "view": "w", "label_maps": "m"}[name]
     defaults = {key: json.dumps(value) for key, value in content.items() if key in RULES and key != "bundle_root"}
     worked_out = {key for key, text in defaults.items() if any(sign in text for sign in ("$", "@", "_target_"))}
     expected = {key: "(worked out)" if key in worked_out else f"`{text}`" for key, text in defaults.items()}

@@ -96,7 +96,7 @@ CASES = Rule(
 )
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("bundle_root", "output_dir", "model_file", "results_dir"), PATH),
+    **dict.fromkeys(("bundle_root", "output_dir", "model_file", "results_dir", "label_maps_dir"), PATH),
     "dataset_dir": FOLDERS,
     **dict.fromkeys(("brain_mask", "healthy_dir"), _either(PATH)),
     **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _either(CASES)),
@@ -132,6 +132,9 @@ RULES: dict[str, Rule] = {
     "image_size": _either(_whole(1, 2048)),
     "least_pixels": _whole(0, 10**9),
     "slice_step": _whole(1, 10**6),
+    "volumes_per_head": _whole(1, 1000),
+    "validation_heads": _whole(1, 1000),
+    "contrast": Rule("one of flair, t1, t2, any", lambda value: value in ("flair", "t1", "t2", "any")),
     "planes": Rule(
         "a list of axial, coronal, sagittal",
         lambda value: _is_list(value, lambda name: name in ("axial", "coronal", "sagittal")),
@@ -236,8 +239,8 @@ def _references(item: ConfigItem) -> bool:
 
 
 def _last(name: str) -> bool:
-    """Baselines come last: they may read slices."""
-    return name == "baselines"
+    """What takes long comes last: baselines may read slices, and a data set may be made."""
+    return name in ("baselines", "dataset_dir")
 
 
 def check_complete(resolver: ReferenceResolver, run_id: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import torch
-from monai.data import MetaTensor
 from tqdm import tqdm
 
 BUNDLE = Path(__file__).resolve().parents[2]
@@ -28,7 +25,7 @@ from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import written  # noqa: E402
 from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
-from scripts.data.nifti import load_volume  # noqa: E402
+from scripts.data.made_slices import SEEDS_OF_A_HEAD, SEEDS_OF_A_RUN, make_head, split_maps  # noqa: E402
 
 GRAY_LEVELS = 500  # of white matter
 SMALLEST_ML, LARGEST_ML = 1.0, 100.0
@@ -44,35 +41,6 @@ class Case(NamedTuple):
     split: str
     label_map: Path
     seed: int
-
-
-def split_maps(label_maps_dir: str | os.PathLike, validation: int, testing: int) -> dict[str, list[Path]]:
-    """Share the label maps of a folder: the last ones are for testing, those before them for validation.
-
-    Args:
-        label_maps_dir: Folder with a NIfTI label map for each head.
-        validation: Heads to validate on.
-        testing: Heads to test on, with lesions.
-
-    Returns:
-        The files of each split.
-
-    Raises:
-        FileNotFoundError: When there is no such folder.
-        ValueError: When no head is left to train on.
-    """
-    folder = Path(label_maps_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No folder {folder}: set --label_maps_dir to a folder of FreeSurfer label maps.")
-    maps = sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz")))
-    training = len(maps) - validation - testing
-    if training < 1 or validation < 0 or testing < 0:
-        raise ValueError(
-            f"{folder} holds {len(maps)} label maps, of which {validation} are to validate and {testing} to test on: "
-            "leave at least one to train on."
-        )
-    ends = (training, training + validation)
-    return {"training": maps[: ends[0]], "validation": maps[ends[0] : ends[1]], "testing": maps[ends[1] :]}
 
 
 def with_lesions(
@@ -94,10 +62,7 @@ def write_case(
     case: Case, output_dir: Path, transform: RandLabelToImaged, contrasts: Sequence[float] = CONTRAST
 ) -> dict[str, object]:
     """Write the files of one volume, ``NAME/NAME_<contrast>``, ``_seg`` and ``_brain``, and return its table row."""
-    source = load_volume(case.label_map)
-    label_map = MetaTensor(torch.from_numpy(np.asarray(source.dataobj).astype(np.int16))[None], affine=source.affine)
-    transform.set_random_state(case.seed)
-    made = transform({"label_map": label_map, "case": case.label_map.name})
+    made = make_head(case.label_map, case.seed, transform)
     image, brain_mask, labels = (made[key][0].numpy() for key in ("image", "brain_mask", "label_map"))
     lesion, contrast, number = np.zeros(image.shape, bool), 0.0, 0
     if case.split == "testing":
@@ -154,8 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"--lesion_contrast must be LOW HIGH with 0 < LOW <= HIGH, got {low:g} {high:g}.")
     heads = split_maps(options.label_maps_dir, options.validation, options.testing)
     output = check_writable(options.output_dir)
+    first_seed = options.seed * SEEDS_OF_A_RUN
     cases = [
-        Case(f"made_{split}_{number:02d}_{draw}", split, path, options.seed * 100_003 + number * 1009 + draw)
+        Case(
+            f"made_{split}_{number:02d}_{draw}",
+            split,
+            path,
+            options.seed * SEEDS_OF_A_RUN + number * SEEDS_OF_A_HEAD + draw,
+        )
         for split, paths in heads.items()
         for number, path in enumerate(paths)
         for draw in range(options.volumes)
