@@ -159,7 +159,7 @@ def test_slab_is_no_whole_brain():
     assert not v.is_whole(torch.zeros_like(brain), (1, 1, 1))
 
 
-@pytest.mark.parametrize(("certain", "shift"), [(0.0, 0.0), (0.003, 0.0), (0.006, math.log(2)), (0.5, 2.0)])
+@pytest.mark.parametrize(("certain", "shift"), [(0.0, 0.0), (0.001, 0.0), (0.002, math.log(2)), (0.5, 2.0)])
 def test_logits_rise_with_what_is_certain(certain, shift):
     logit = torch.full((10_000,), -3.0)
     logit[: int(certain * 10_000)] = 1.0

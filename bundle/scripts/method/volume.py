@@ -20,10 +20,11 @@ BACKGROUND = -2.0  # what the network sees outside the brain
 PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (2, 1))}
 MULTIPLE = 16  # pixels: the network halves slices up to four times
 MARGIN = 4  # pixels around the brain of a slice
+PRIOR = -1.0  # added to the logits: a brain holds lesions less often than a slice of the training does
 UNLIKELY = -6.0  # logit: a lesion less likely than that is none
 LOW, HIGH = -0.5, 0.5  # logits: what is marked, and what a marked component holds somewhere
 CERTAIN = 0.5  # logit above which a voxel is taken for lesion for certain
-COMMON_LOAD, LARGEST_SHIFT = 0.003, 2.0  # certain part of a brain from which on logits rise; by how much at most
+COMMON_LOAD, LARGEST_SHIFT = 0.001, 2.0  # certain part of a brain from which on logits rise; by how much at most
 MIRROR_WEIGHT, MIRROR_SIGMA = 0.2, 2.5  # part of the mirrored score that is taken off; its smoothing in grid pixels
 SAMPLE = 200_000  # voxels that median and deviation are measured on
 FULL_SIZE = 60.0  # mm: a brain that is shorter along an axis is a slab of slices
@@ -263,7 +264,7 @@ def segment_volume(
     small = grid.resample(image * brain_mask) / share.clamp(min=0.05) * brain
     median, deviation = robust_scale(small, brain)
     prediction = predict(network, to_network((small - median) / deviation, brain), brain, batch_size)
-    logit, healthy = prediction[-1], prediction[:-1] * UNIT * deviation + median
+    logit, healthy = prediction[-1] + PRIOR, prediction[:-1] * UNIT * deviation + median
     score = take_off_mirrored((logit.clamp(min=UNLIKELY) - UNLIKELY) * brain, brain)
     score = score + prior_shift(logit[brain]) * brain
     low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
