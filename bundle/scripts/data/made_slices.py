@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,18 +52,20 @@ def split_maps(label_maps_dir: str | os.PathLike, validation: int, testing: int 
     return {"training": maps[: ends[0]], "validation": maps[ends[0] : ends[1]], "testing": maps[ends[1] :]}
 
 
-def make_head(label_map: Path, seed: int, transform: RandLabelToImaged) -> dict[str, Any]:
+def make_head(label_map: Path, seed: int, transform: RandLabelToImaged) -> dict[Hashable, Any]:
     """Make the volume of a label map file that this seed draws, see `RandLabelToImaged`."""
     source = load_volume(label_map)
     labels = torch.from_numpy(np.asarray(source.dataobj).astype(np.int16))[None]
     transform.set_random_state(seed)
-    return dict(transform({"label_map": MetaTensor(labels, affine=source.affine), "case": label_map.name}))
+    return transform({"label_map": MetaTensor(labels, affine=source.affine), "case": label_map.name})
 
 
-def _made_subject(item: Mapping[str, Any], transform: RandLabelToImaged, scale: ScaleBrainIntensityd) -> dict[Any, Any]:
+def _made_subject(
+    item: Mapping[Hashable, Any], transform: RandLabelToImaged, scale: ScaleBrainIntensityd
+) -> dict[str, Any]:
     """A subject of `write_slices`, whose label map becomes a scaled volume (1, X, Y, Z) with its brain mask."""
     made = make_head(Path(item["image"][0]), item["seed"], transform)
-    return dict(scale({**item, "image": made["image"], "brain_mask": made["brain_mask"]}))
+    return dict(scale({**item, "image": made["image"], "brain_mask": made["brain_mask"]}))  # type: ignore[arg-type]  # its keys are texts
 
 
 def slices_of_label_maps(
@@ -106,7 +108,7 @@ def slices_of_label_maps(
         raise ValueError("`validation_heads` is 0, but thresholds are measured on these heads: set it to 1 or more.")
     if idist.get_rank() == 0:
         drawn = {"contrast": contrast, "volumes": volumes, "validation_heads": validation_heads, "seed": seed}
-        scaling = {**SCALING, "lower_over_volume": lower_over_volume}
+        scaling: dict[str, Any] = {**SCALING, "lower_over_volume": lower_over_volume}
         write_slices(
             subjects={split: _subjects(split, heads[split], volumes, seed) for split in ("training", "validation")},
             output_dir=output_dir,

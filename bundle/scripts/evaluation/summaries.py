@@ -174,7 +174,8 @@ def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
     """
     if not SIZE_CLASSES.keys().isdisjoint(subsets):
         raise ValueError(
-            f"`subsets` must not use the names {', '.join(SIZE_CLASSES)}, which are classes of lesion size: name it otherwise."
+            f"`subsets` must not use the names {', '.join(SIZE_CLASSES)}, which are classes of lesion size: "
+            "name it otherwise."
         )
     names = {}
     for name, file in subsets.items():

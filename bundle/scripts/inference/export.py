@@ -125,6 +125,7 @@ def _largest_difference(network: nn.Module, example: Tensor, path: Path) -> floa
     difference = float((output - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise RuntimeError(
-            f"The ONNX network differs from PyTorch's by {difference:.2g}: nothing was written, export the method with `ckpt_export`."
+            f"The ONNX network differs from PyTorch's by {difference:.2g}: nothing was written, export the method with "
+            "`ckpt_export`."
         )
     return difference

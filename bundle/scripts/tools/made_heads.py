@@ -52,7 +52,7 @@ def with_lesions(
 ) -> tuple[MadeLesions, float, int]:
     """Add lesions of a drawn size, number, place and contrast to a volume (X, Y, Z); give contrast and number too."""
     number = int(random.integers(1, MOST_LESIONS + 1))
-    contrast = float(random.uniform(*contrasts))
+    contrast = float(random.uniform(contrasts[0], contrasts[1]))
     volume_ml = float(np.exp(random.uniform(np.log(SMALLEST_ML), np.log(LARGEST_ML))))
     made = add_lesions(image, brain_mask, random, volume_ml, number, contrast, PLACES, labels)
     return made, contrast, number
@@ -121,12 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = check_writable(options.output_dir)
     first_seed = options.seed * SEEDS_OF_A_RUN
     cases = [
-        Case(
-            f"made_{split}_{number:02d}_{draw}",
-            split,
-            path,
-            options.seed * SEEDS_OF_A_RUN + number * SEEDS_OF_A_HEAD + draw,
-        )
+        Case(f"made_{split}_{number:02d}_{draw}", split, path, first_seed + number * SEEDS_OF_A_HEAD + draw)
         for split, paths in heads.items()
         for number, path in enumerate(paths)
         for draw in range(options.volumes)
