@@ -229,9 +229,9 @@ def take_model_settings(model_file: str) -> None:
     """
     resolver, _ = running_config()
     settings = read_settings(read_weights(model_file), model_file)
-    model = resolver.items["network_def"] if resolver else None
-    if resolver is None or model is None or not settings:
+    if resolver is None or not settings:
         return
+    model = resolver.items["network_def"]
     method = model.get_config()["_target_"].rpartition(".")[2]
     if method not in METHODS:  # volumes.json loads the file
         return
