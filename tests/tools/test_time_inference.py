@@ -48,3 +48,9 @@ def test_command_that_fails_is_told(tmp_path):
 def test_tables_are_not_written_over_a_file(tmp_path):
     with pytest.raises(SystemExit, match="name a new file"):
         main(["--output_file", str(tmp_path)])
+
+
+def test_tables_are_printed_and_kept(tmp_path, capsys):
+    main(["--repeats", "0", "--numbers", "--sizes", "--output_file", str(tmp_path / "tables.md")])
+    text = (tmp_path / "tables.md").read_text()
+    assert "threads, torch" in text and text in capsys.readouterr().out

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -200,24 +200,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report_errors()
     if options.output_file and os.path.lexists(options.output_file):
         raise SystemExit(f"error: {options.output_file} is there already: name a new file for the tables.")
-    tables = [f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"]
+    tables: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if options.image is None and options.repeats:
-            make_phantoms(folder / "volume", 0, 0, 1, shape=(240, 240, 155), num_workers=1)
-            options.image = str(next((folder / "volume").glob("*/*_flair.nii.gz")))
-            options.brain_mask = options.image.replace("_flair.nii.gz", "_mask.nii.gz")
-        ids = ["--image", options.image, "--brain_mask", options.brain_mask or "null", "--fast", str(options.fast)]
-        if options.repeats:
-            tables.append(profile_command(ids, options.repeats, folder))
-        if options.numbers:
-            tables.append(growth_of_folders(options.numbers, folder))
-        if options.sizes:
-            tables.append(growth_of_slices(options.sizes))
-    print("\n".join(tables))
+        for table in _tables(options, Path(temporary)):
+            print(table, flush=True)
+            tables.append(table)
     if options.output_file:
         with atomic(options.output_file) as file:
             file.write_text("\n".join(tables))
+
+
+def _tables(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """What was asked for, one table after another."""
+    yield f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+    if options.repeats:
+        image, brain_mask = options.image, options.brain_mask
+        if image is None:
+            make_phantoms(folder / "volume", 0, 0, 1, shape=(240, 240, 155), num_workers=1)
+            image = str(next((folder / "volume").glob("*/*_flair.nii.gz")))
+            brain_mask = image.replace("_flair.nii.gz", "_mask.nii.gz")
+        ids = ["--image", image, "--brain_mask", brain_mask or "null", "--fast", str(options.fast)]
+        yield profile_command(ids, options.repeats, folder)
+    if options.numbers:
+        yield growth_of_folders(options.numbers, folder)
+    if options.sizes:
+        yield growth_of_slices(options.sizes)
 
 
 if __name__ == "__main__":
