@@ -1,10 +1,12 @@
 """The steps of a refinement one by one: what the networks see, and how their residuals become scores and masks."""
 
+import json
+
 import pytest
 import torch
-from conftest import Constant
+from conftest import CONFIGS, Constant
 from scripts.method.default import ProbabilisticIterMask, standardize
-from scripts.method.refinement import pass_noise
+from scripts.method.refinement import SCALING, pass_noise
 
 
 def test_every_pass_fills_what_is_hidden_with_other_noise(model, image, brain_mask):
@@ -75,3 +77,8 @@ def test_mirrored_pixel_is_the_one_of_the_other_side(constant):
     constant.mirror_weight = 0.5
     anomaly_map = constant.decide(brain, score, score, brain, 1.0)[1]
     assert anomaly_map[0, 0, 2, 2] < 0.8 and anomaly_map[0, 0, 2, 9] == pytest.approx(20.0, abs=0.1)
+
+
+def test_scaling_of_a_model_that_is_not_told_is_that_of_preprocessing():
+    defaults = json.loads((CONFIGS / "preprocess.json").read_text())
+    assert {name: defaults[name] for name in SCALING} == SCALING
