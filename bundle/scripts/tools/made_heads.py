@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 BUNDLE = Path(__file__).resolve().parents[2]
@@ -31,6 +34,9 @@ GRAY_LEVELS = 500  # of white matter
 SMALLEST_ML, LARGEST_ML = 1.0, 100.0
 MOST_LESIONS = 15
 CONTRAST = (1.5, 6.0)  # deviations of white matter
+LARGEST_ANGLE, LARGEST_SHIFT = 5.0, 5.0  # degrees about each axis, and mm along it, between scans of a head
+ROOM = 16  # mm around a head that moves
+RESCAN_NOISE = 0.04  # standard deviation, in parts of white matter
 COLUMNS = ("case", "split", "label_map", "lesion_ml", "contrast", "lesions")
 
 
@@ -58,26 +64,75 @@ def with_lesions(
     return made, contrast, number
 
 
+def rescan(arrays: Mapping[str, np.ndarray], random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Scan a head (X, Y, Z) once more: ``image`` turned, shifted and with noise of its own, the masks with it.
+
+    Args:
+        arrays: ``image``, in parts of white matter and without noise, and masks, bool.
+        random: Draws angles up to `LARGEST_ANGLE` degrees, shifts up to `LARGEST_SHIFT` mm, and the noise.
+    """
+    angles, shift = random.uniform(-LARGEST_ANGLE, LARGEST_ANGLE, 3), random.uniform(-LARGEST_SHIFT, LARGEST_SHIFT, 3)
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    padded = {key: np.pad(array, ROOM) for key, array in arrays.items()}
+    center = (np.array(padded["image"].shape) - 1) / 2
+    offset = center - turn @ (center + shift)
+    moved = {
+        key: ndimage.affine_transform(array.astype(np.float32), turn, offset, order=1) for key, array in padded.items()
+    }
+    noise = random.normal(0, RESCAN_NOISE, (2, *moved["image"].shape))
+    image = np.hypot(moved["image"] + noise[0], noise[1]) * (moved["image"] > 0)
+    return {key: image.astype(np.float32) if key == "image" else moved[key] > 0.5 for key in arrays}
+
+
 def write_case(
-    case: Case, output_dir: Path, transform: RandLabelToImaged, contrasts: Sequence[float] = CONTRAST
-) -> dict[str, object]:
-    """Write the files of one volume, ``NAME/NAME_<contrast>``, ``_seg`` and ``_brain``, and return its table row."""
+    case: Case,
+    output_dir: Path,
+    transform: RandLabelToImaged,
+    contrasts: Sequence[float] = CONTRAST,
+    rescans: int = 0,
+) -> list[dict[str, object]]:
+    """Write the files of one volume, ``NAME/NAME_<contrast>``, ``_seg`` and ``_brain``, and return its table rows.
+
+    With ``rescans`` a volume with lesions becomes as many, ``NAME_scan1`` and so on, see `rescan`.
+    """
     made = make_head(case.label_map, case.seed, transform)
     image, brain_mask, labels = (made[key][0].numpy() for key in ("image", "brain_mask", "label_map"))
     lesion, contrast, number = np.zeros(image.shape, bool), 0.0, 0
     if case.split == "testing":
         result, contrast, number = with_lesions(image, brain_mask, labels, np.random.default_rng(case.seed), contrasts)
         image, lesion = np.where(brain_mask | transform.skull, result.image, 0), result.label
-    levels = np.clip(np.round(image * GRAY_LEVELS), 0, np.iinfo(np.int16).max).astype(np.int16)
-    levels = np.where(brain_mask, np.maximum(levels, 1), levels)
-    volumes = {transform.contrast: levels, "seg": lesion.astype(np.uint8), "brain": brain_mask.astype(np.uint8)}
-    for key, volume in volumes.items():
-        output = nib.Nifti1Image(volume, made["image"].affine.numpy())
+    arrays, affine = {"image": image, "seg": lesion, "brain": brain_mask}, made["image"].affine.numpy()
+    if case.split != "testing" or not rescans:
+        return [_write_volume(case, case.name, arrays, affine, transform, contrast, number, output_dir)]
+    random = np.random.default_rng([case.seed, 1])
+    return [
+        _write_volume(
+            case, f"{case.name}_scan{scan}", rescan(arrays, random), affine, transform, contrast, number, output_dir
+        )
+        for scan in range(1, rescans + 1)
+    ]
+
+
+def _write_volume(
+    case: Case,
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    affine: np.ndarray,
+    transform: RandLabelToImaged,
+    contrast: float,
+    number: int,
+    output_dir: Path,
+) -> dict[str, object]:
+    levels = np.clip(np.round(arrays["image"] * GRAY_LEVELS), 0, np.iinfo(np.int16).max).astype(np.int16)
+    levels = np.where(arrays["brain"], np.maximum(levels, 1), levels if transform.skull else 0)
+    masks = {key: arrays[key].astype(np.uint8) for key in ("seg", "brain")}
+    for key, volume in {transform.contrast: levels, **masks}.items():
+        output = nib.Nifti1Image(volume, affine)
         output.header.set_xyzt_units("mm")
-        with atomic(output_dir / case.name / f"{case.name}_{key}.nii.gz") as temporary:
+        with atomic(output_dir / name / f"{name}_{key}.nii.gz") as temporary:
             nib.save(output, temporary)
-    values = (case.name, case.split, case.label_map.name, round(lesion.sum() / 1000, 3), round(contrast, 2), number)
-    return dict(zip(COLUMNS, values, strict=True))
+    ml = round(float(arrays["seg"].sum()) / 1000, 3)
+    return dict(zip(COLUMNS, (name, case.split, case.label_map.name, ml, round(contrast, 2), number), strict=True))
 
 
 def write_tables(output_dir: Path, rows: Sequence[dict[str, object]], splits: Sequence[str]) -> None:
@@ -89,6 +144,11 @@ def write_tables(output_dir: Path, rows: Sequence[dict[str, object]], splits: Se
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _names(case: Case, rescans: int) -> list[str]:
+    scans = rescans if case.split == "testing" else 0
+    return [f"{case.name}_scan{scan}" for scan in range(1, scans + 1)] or [case.name]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,6 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar=("LOW", "HIGH"),
         help="of the lesions, in deviations of white matter (default: 1.5 6)",
     )
+    parser.add_argument(
+        "--rescans", type=int, default=0, help="scan each head to test on so many times, moved and noisy anew"
+    )
     parser.add_argument("--skull", action="store_true", help="keep the skull, for tests of brain extraction")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
     options = parser.parse_args(arguments)
@@ -127,11 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for draw in range(options.volumes)
     ]
     tables = ["made_heads.csv", *(f"split_{split}.txt" for split in heads)]
-    transform = RandLabelToImaged(contrast=options.contrast, skull=options.skull)
-    with written(output, "made_heads", [*tables, *(case.name for case in cases)]):
-        rows = [
-            write_case(case, output, transform, (low, high)) for case in tqdm(cases, desc="made heads", unit="volume")
-        ]
+    make = partial(RandLabelToImaged, contrast=options.contrast, skull=options.skull)
+    transform = make(noise_fraction=(0.0, 0.0)) if options.rescans else make()  # each scan has noise of its own
+    names = [name for case in cases for name in _names(case, options.rescans)]
+    with written(output, "made_heads", [*tables, *names]):
+        progress = tqdm(cases, desc="made heads", unit="volume")
+        rows = [row for case in progress for row in write_case(case, output, transform, (low, high), options.rescans)]
         write_tables(output, rows, list(heads))
     print(f"Scans, brain masks (ending brain) and split files: {output}")
 
