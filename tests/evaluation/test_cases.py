@@ -25,7 +25,7 @@ def sample():
     pred_mask[0, 0, 6:10, 4:8] = True
     image = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     passes = torch.tensor([5.0, 2.0, 0.0]).view(3, 1, 1, 1).expand(3, 1, 16, 16)
-    return Sample("one", image, brain_mask, label, pred_mask, image.square() * brain_mask, 0.9 * image, passes)
+    return Sample("one", image, brain_mask, label, pred_mask, image.square() * brain_mask, 0.9 * image, passes, 1.0)
 
 
 def test_row_of_a_case_is_counted_by_hand(sample):
@@ -43,7 +43,7 @@ def test_ssim_of_the_healthy_brain_knows_nothing_of_lesion_and_background(sample
 
 def test_what_is_marked_outside_the_brain_does_not_count(sample, tmp_path):
     def counted(pred_mask):
-        evaluation = Evaluation(str(tmp_path), 1.0, ["flair"], {}, pictures=False)
+        evaluation = Evaluation(str(tmp_path), [1.0], ["flair"], {}, pictures=False)
         sample.pred_mask = pred_mask
         evaluation.add_case(sample)
         evaluation.add_healthy(sample)
@@ -60,5 +60,5 @@ def test_odd_case_names_make_safe_file_names(name):
 
 
 def test_the_calibrated_threshold_is_looked_at_exactly():
-    thresholds = anomaly_thresholds(0.123456789)
-    assert np.float32(0.123456789) in thresholds and (np.diff(thresholds) > 0).all()
+    thresholds = anomaly_thresholds([0.123456789, 0.4])
+    assert np.float32(0.123456789) in thresholds and np.float32(0.4) in thresholds and (np.diff(thresholds) > 0).all()

@@ -19,7 +19,7 @@ class Shrinking:
     def __call__(self, inputs, network):
         count = self.options["max_passes"]
         self.asked.append((count, self.options["seed"], self.progress))
-        result = torch.zeros(1, 4, *inputs.shape[-2:])
+        result = torch.zeros(1, 5, *inputs.shape[-2:])
         result[:, 0, 4 : 20 - count, 4 : 20 - count] = 1
         result[:, 3] = 1 + count
         return result
@@ -29,7 +29,7 @@ def engine(passes):
     """An evaluator that has processed a case for each number of passes, the first slice of two with a lesion."""
     batch, output = [], []
     for name, number in passes.items():
-        label, pred = torch.zeros(1, 24, 24, 2), torch.zeros(4, 24, 24, 2)
+        label, pred = torch.zeros(1, 24, 24, 2), torch.zeros(5, 24, 24, 2)
         label[:, 4:9, 4:9, 0] = 1
         pred[3, ..., 0], pred[3, ..., 1] = number, 99
         inputs = torch.rand(2, 24, 24, 2, generator=torch.Generator().manual_seed(0))

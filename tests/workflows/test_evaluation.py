@@ -40,14 +40,13 @@ BASELINES = {"zscore": {}, "smoothed": {"sigma": 1.3}}
 
 
 class SquaredIntensity(Inferer):
-    """Marks what is brighter than a threshold: mask, anomaly map, reconstruction and passes as the method's inferer."""
+    """Marks what is brighter than a threshold, with the channels of the method's inferer."""
 
     def __call__(self, inputs, network, *args, **kwargs):
         image, brain_mask = inputs[:, :-1], inputs[:, -1:]
         anomaly_map = image.square().mean(dim=1, keepdim=True) * brain_mask
-        return torch.cat(
-            [(anomaly_map > THRESHOLD).float(), anomaly_map, image * 0.9, torch.full_like(brain_mask, 4)], 1
-        )
+        passes, threshold = (torch.full_like(brain_mask, value) for value in (4, THRESHOLD))
+        return torch.cat([(anomaly_map > THRESHOLD).float(), anomaly_map, image * 0.9, passes, threshold], 1)
 
 
 def item(name: str, seed: int, lesion_side: int = 0, modalities: int = 1, slices: int = 0) -> dict:
@@ -68,7 +67,7 @@ def evaluate(folder, cases, healthy=(), modalities=1, batch_size=1, unlabeled_ar
     """Run the evaluators of the configs, with the stand-in for the method."""
     names = [f"modality{index}" for index in range(modalities)]
     baselines = {name: ZScoreBaseline(**arguments) for name, arguments in BASELINES.items()}
-    evaluation = Evaluation(folder, THRESHOLD, names, baselines, image_size=32, radius=4, **options)
+    evaluation = Evaluation(folder, [THRESHOLD], names, baselines, image_size=32, radius=4, **options)
     for items, is_healthy in ((healthy, True), (cases, False)):
         if items:
             SupervisedEvaluator(
@@ -277,7 +276,7 @@ def test_a_bad_case_does_not_stop_the_evaluation(tmp_path, capsys):
         return case
 
     cases = [item(name, seed, 6) for seed, name in enumerate("ABC")] + [{"case": "D", "error": "D is cut short."}]
-    evaluation = Evaluation(tmp_path, THRESHOLD, ["flair"], {}, image_size=32, radius=4, pictures=False)
+    evaluation = Evaluation(tmp_path, [THRESHOLD], ["flair"], {}, image_size=32, radius=4, pictures=False)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset(cases, refuse_b), batch_size=1),
@@ -295,13 +294,13 @@ def test_a_bad_case_does_not_stop_the_evaluation(tmp_path, capsys):
 def test_files_that_no_evaluation_wrote_stay(tmp_path):
     (tmp_path / "summary.json").write_text("another's")
     with pytest.raises(ValueError, match="summary.json is in the way"):
-        Evaluation(tmp_path, THRESHOLD, ["flair"], {})
+        Evaluation(tmp_path, [THRESHOLD], ["flair"], {})
     assert (tmp_path / "summary.json").read_text() == "another's"
 
 
-def test_an_inferer_without_the_four_outputs_is_an_error():
+def test_an_inferer_without_the_five_outputs_is_an_error():
     case = item("A", 0)
-    with pytest.raises(ValueError, match="mask, anomaly_map, reconstruction and passes, 4 channels"):
+    with pytest.raises(ValueError, match="mask, anomaly_map, reconstruction, passes and threshold, 5 channels"):
         Sample.from_item(case | {"pred": case["image"]})
 
 

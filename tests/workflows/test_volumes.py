@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import re
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -136,6 +138,28 @@ def test_evaluation_scores_the_masks_of_inference(model_file, scans, tmp_path):
     assert summary["dice"] == pytest.approx(2 * (mask & label).sum() / (mask.sum() + label.sum()), abs=1e-6)
     assert summary["threshold"] == pytest.approx(method.lowest_probability(1))
     assert not (tmp_path / "e" / "iterations.png").exists()
+
+
+def test_the_threshold_of_an_evaluation_is_that_of_what_was_segmented(model_file, scans, tmp_path):
+    """Slabs go to the network for slices, and a volume whose slices are scored stays a whole volume."""
+    slabs = tmp_path / "slabs"
+    for name in ("c_flair", "c_seg"):
+        (slabs / "s").mkdir(parents=True, exist_ok=True)
+        nib.save(nib.load(scans / "c" / f"{name}.nii.gz").slicer[:, :, 20:30], slabs / "s" / f"s_{name[2:]}.nii.gz")
+    shutil.copytree(scans / "c", tmp_path / "both" / "c")
+    shutil.copytree(slabs / "s", tmp_path / "both" / "s")
+
+    def threshold(dataset_dir, **options):
+        output = tmp_path / f"e{len(options)}{dataset_dir.name}"
+        options |= {"dataset_dir": str(dataset_dir), "output_dir": str(output), "model_file": str(model_file)}
+        run_bundle("evaluate", **options)
+        return json.loads((output / "summary.json").read_text())["threshold"]
+
+    of_slices = float(load_model(str(model_file)).threshold)
+    assert threshold(slabs) == pytest.approx(of_slices)
+    assert threshold(scans, split=["c"], slice_range=[20, 30]) == pytest.approx(method.lowest_probability(1))
+    both = threshold(tmp_path / "both")
+    assert both is None or math.isnan(both)
 
 
 def test_published_method_has_no_network_for_volumes(model, tmp_path):

@@ -7,7 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,13 @@ PICTURES = ("pictures", STRIP_FILE)  # written case by case
 FILES = ("cases.csv", "curves.csv", "summary.json", *PICTURES)
 
 
-def anomaly_thresholds(threshold: float) -> np.ndarray:
+def anomaly_thresholds(thresholds: Sequence[float]) -> np.ndarray:
     """Thresholds at which an anomaly map (squared error) is looked at: 0.6 % apart from 1e-6 to 1e4.
 
     Args:
-        threshold: The calibrated one; it is among them exactly.
+        thresholds: The calibrated ones; they are among them exactly.
     """
-    grid = np.concatenate([[BELOW_EVERY_SCORE, 0.0], np.geomspace(1e-6, 1e4, 4093), [threshold]])
+    grid = np.concatenate([[BELOW_EVERY_SCORE, 0.0], np.geomspace(1e-6, 1e4, 4093), thresholds])
     return np.unique(grid.astype(np.float32))
 
 
@@ -162,7 +162,7 @@ class Sample:
 
     ``image`` and ``reconstruction`` are (D, M, H, W), the others (D, 1, H, W); ``brain_mask``, ``label`` and
     ``pred_mask`` are bool. ``voxel_ml`` is the volume of a voxel, NaN where it is not known; ``spacing`` that between
-    slices, rows and columns in mm, 1 where it is not known.
+    slices, rows and columns in mm, 1 where it is not known. ``threshold`` is that of the anomaly map.
     """
 
     name: str
@@ -173,6 +173,7 @@ class Sample:
     anomaly_map: Tensor
     reconstruction: Tensor
     passes: Tensor
+    threshold: float
     voxel_ml: float = math.nan
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
 
@@ -182,8 +183,8 @@ class Sample:
 
         Args:
             item: ``image`` (M + 1, H, W[, D]), modalities and brain mask; ``label`` (1, H, W[, D]), or
-                none when it is healthy; ``pred`` (M + 3, H, W[, D]), mask, anomaly map, reconstruction and passes;
-                ``case``; ``slice`` and ``voxel_ml`` if it has them.
+                none when it is healthy; ``pred`` (M + 4, H, W[, D]), mask, anomaly map, reconstruction, passes
+                and threshold; ``case``; ``slice`` and ``voxel_ml`` if it has them.
 
         Raises:
             ValueError: When ``pred`` has other channels.
@@ -191,11 +192,11 @@ class Sample:
         inputs, pred = as_slices(item["image"]), as_slices(item["pred"])
         label = as_slices(item["label"]) if "label" in item else torch.zeros_like(inputs[:, :1])
         lesion = lesion_of(label, str(item["case"]))
-        channels = inputs.shape[1] + 2
+        channels = inputs.shape[1] + 3
         if pred.shape[1] != channels:
             raise ValueError(
-                f"The inferer must return mask, anomaly_map, reconstruction and passes, {channels} channels in all, "
-                f"got {pred.shape[1]}: set inferer#outputs to these four."
+                "The inferer must return mask, anomaly_map, reconstruction, passes and threshold, "
+                f"{channels} channels in all, got {pred.shape[1]}: set inferer#outputs to these five."
             )
         name = str(item["case"]) if "slice" not in item else f"{item['case']}_{int(item['slice']):03d}"
         return cls(
@@ -205,8 +206,9 @@ class Sample:
             label=lesion,
             pred_mask=pred[:, :1] > 0.5,
             anomaly_map=pred[:, 1:2],
-            reconstruction=pred[:, 2:-1],
-            passes=pred[:, -1:],
+            reconstruction=pred[:, 2:-2],
+            passes=pred[:, -2:-1],
+            threshold=float(pred[:, -1].max()),
             voxel_ml=float(item.get("voxel_ml", math.nan)),
             spacing=_spacing(item["image"]),
         )
@@ -214,7 +216,7 @@ class Sample:
     def select(self, chosen: Tensor) -> Sample:
         """The chosen slices alone, by a bool (D,)."""
         parts = {key: value[chosen] for key, value in vars(self).items() if isinstance(value, Tensor)}
-        return Sample(name=self.name, voxel_ml=self.voxel_ml, spacing=self.spacing, **parts)
+        return replace(self, **parts)
 
 
 def processed_sample(item: Mapping, output: Mapping) -> Sample:
@@ -273,7 +275,8 @@ class Evaluation:
 
     Args:
         output_dir: Folder for ``cases.csv``, ``summary.json``, ``curves.csv`` and ``pictures/``.
-        threshold: The label-free threshold of the method, for the tables; the masks are scored as they come.
+        thresholds: The label-free thresholds that the method may have, so that the curves hold them; each case brings
+            its own, and the masks are scored as they come.
         modalities: Names of the M modalities.
         baselines: Name to a callable that scores slices (D, M, H, W) inside brain pixels (D, 1, H, W); with an
             attribute ``by_volume`` it gets their spacing, with ``threshold`` this is its own.
@@ -293,7 +296,7 @@ class Evaluation:
     def __init__(
         self,
         output_dir: str,
-        threshold: float,
+        thresholds: Sequence[float],
         modalities: Sequence[str],
         baselines: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
         image_size: int = 128,
@@ -309,7 +312,6 @@ class Evaluation:
         self.files = [name for name in FILES if pictures or name not in PICTURES]
         first_checks(self._claim_folder)
         self.failures = Cases()
-        self.threshold = float(threshold)
         self.modalities = list(modalities)
         self.baselines = {f"baseline_{name}_": baseline for name, baseline in baselines.items()}
         self.image_size = image_size
@@ -318,7 +320,7 @@ class Evaluation:
         self.healthy_from_cases = healthy_from_cases
         self.first_slice = first_slice
         self.pictures = pictures
-        self.thresholds = {METHOD: anomaly_thresholds(self.threshold)}
+        self.thresholds = {METHOD: anomaly_thresholds(thresholds)}
         self.thresholds |= {prefix: zscore_thresholds() for prefix in self.baselines}
         self.own = {
             prefix: float(score.threshold) for prefix, score in self.baselines.items() if hasattr(score, "threshold")
@@ -361,7 +363,7 @@ class Evaluation:
             dice = float(overlap_from_counts(mask_counts[0], mask_counts[1], row["lesion_pixels"])["dice"])
             without = f"no lesion, {row['false_positive_pixels']} pixels marked"
             row["picture"] = self._draw(sample, without if math.isnan(dice) else f"Dice {dice:.3f}")
-        self.cases.append(CaseScores(row, mask_counts, counts))
+        self.cases.append(CaseScores(row, mask_counts, counts, sample.threshold))
         if self.healthy_from_cases:
             lesion_free = ~sample.label.flatten(1).any(dim=1)
             if lesion_free.any():
@@ -414,7 +416,7 @@ class Evaluation:
             raise_failed(failed, len(failed))
             raise RuntimeError("No case was evaluated: set `dataset_dir` to a folder that holds labeled cases.")
         healthy = sum((share["healthy"] for share in shares), HealthyScores())
-        rows, summary, curves = summarize(cases, healthy, self.thresholds, self.threshold, self.subsets, self.own)
+        rows, summary, curves = summarize(cases, healthy, self.thresholds, self.subsets, self.own)
         source = "lesion-free slices of the scored volumes" if self.healthy_from_cases else "validation slices"
         summary["baseline_threshold_source"] = source
         if idist.get_rank() == 0:

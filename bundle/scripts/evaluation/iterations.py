@@ -26,7 +26,7 @@ class IterationStrip:
     Of several such cases it takes the first by name.
 
     Args:
-        inferer: The inferer of the evaluation, with its four outputs.
+        inferer: The inferer of the evaluation, with its five outputs.
         network: What it runs.
         output_dir: Folder for ``iterations.png``.
         panels: At most so many passes are shown, the first and the last among them.
@@ -81,7 +81,7 @@ class IterationStrip:
             self.inferer.options = {**self.inferer.options, "max_passes": count}
             return self.inferer(inputs.to(device), self.network)[0].cpu().numpy()
 
-        refinements = passes - int(after(0)[-1].max())  # of the first iteration
+        refinements = passes - int(after(0)[-2].max())  # of the first iteration
         row = []
         for count in np.unique(np.linspace(0, refinements, min(self.panels, refinements + 1)).round().astype(int)):
             panel = outline(drawn, after(int(count))[0][box], PRED_COLOR)

@@ -139,7 +139,7 @@ def threshold_chart(curve: Mapping[str, np.ndarray], summary: Mapping[str, objec
     marks = []
     for caption, suffix, color in (("upper bound", "_upper_bound", 3), ("label-free", "", 4)):
         dice, threshold = (_number(summary[name + suffix]) for name in ("dice", "threshold"))
-        if not math.isnan(dice):
+        if not math.isnan(dice) and not math.isnan(threshold):
             marks.append(Mark(f"{caption}: Dice {_shown(dice)}", threshold, dice, color, below=suffix == ""))
     return chart(lines, "threshold of the anomaly map", "mean over cases", shown_range(curve), (0, 1), True, marks)
 

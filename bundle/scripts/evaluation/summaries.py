@@ -36,11 +36,13 @@ class CaseScores:
     """What is kept of a case: a row of the table, and counts from which every threshold can be scored.
 
     ``counts`` holds true positives and marked pixels per threshold, (2, T), for the method and each baseline.
+    ``threshold`` is what the method applied to its map.
     """
 
     row: dict[str, Any]
     mask_counts: np.ndarray
     counts: dict[str, np.ndarray]
+    threshold: float
 
 
 @dataclass
@@ -211,7 +213,6 @@ def summarize(
     cases: Sequence[CaseScores],
     healthy: HealthyScores,
     thresholds: Mapping[str, np.ndarray],
-    threshold: float,
     subsets: Mapping[str, set[str]] | None = None,
     own: Mapping[str, float] | None = None,
 ) -> tuple[list[dict], dict[str, Any], list[dict]]:
@@ -221,7 +222,6 @@ def summarize(
         cases: All cases, at least one.
         healthy: All healthy slices.
         thresholds: Prefix of each score to the thresholds that were counted, (T,).
-        threshold: The method's own.
         subsets: Name of each subset of the cases to the names of its cases (or of their slices).
         own: Prefix of a baseline to its own threshold, where it has one.
 
@@ -231,6 +231,8 @@ def summarize(
     rows = [dict(case.row) for case in cases]
     labeled = np.array([row["lesion_pixels"] for row in rows])
     sizes = np.array([row["lesion_pixels_128"] for row in rows])
+    applied = {case.threshold for case in cases}
+    threshold = applied.pop() if len(applied) == 1 else math.nan  # whole volumes and slices have each their own
     summary: dict[str, Any] = {"cases": len(rows)}
     curves: list[dict] = []
     for prefix, grid in thresholds.items():
@@ -312,6 +314,10 @@ def healthy_words(summary: Mapping[str, Any]) -> str:
     return f"{cases} without lesion: {size} marked in each on average, {fraction:.3%} of the brain, all of it false."
 
 
+def _shown(threshold: float) -> str:
+    return "s of volumes and of slices" if math.isnan(threshold) else f" {threshold:.4g}"
+
+
 def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_dir: Path) -> None:
     """Say what was found and where it lies."""
     if summary["cases"] > summary["cases_without_lesion"]:
@@ -333,7 +339,7 @@ def _print_scores(summary: Mapping[str, Any], prefixes: Sequence[str]) -> None:
     )
     print(
         f"Dice {summary['dice']:.4f} (95 % interval {summary['dice_ci_low']:.4f} to {summary['dice_ci_high']:.4f}) "
-        f"at the label-free threshold {summary['threshold']:.4g}"
+        f"at the label-free threshold{_shown(summary['threshold'])}"
     )
     for name in sorted(key.removeprefix("cases_") for key in summary if key.startswith("cases_")):
         if f"dice_{name}_ci_low" in summary:

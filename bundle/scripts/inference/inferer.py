@@ -24,7 +24,7 @@ from ..method.refinement import Refinement
 from ..method.volume import is_whole, segment_volume
 from .geometry import largest_component, part_cut_off, window, with_room
 
-OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes")
+OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes", "threshold")
 FAR_FROM_PLANES = 10.0  # mm
 FAR_TOGETHER = (
     f"{{0}} of their {{1}} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the model was trained on: "
@@ -112,7 +112,8 @@ class IterMaskInferer(Inferer):
 
     Args:
         outputs: What the channels of the result are, in this order: ``mask`` (1 = anomalous), ``anomaly_map``
-            (the error of the last pass), ``reconstruction`` (M channels), ``passes`` (network passes of the slice).
+            (the error of the last pass), ``reconstruction`` (M channels), ``passes`` (network passes of the slice),
+            ``threshold`` (of the anomaly map: whole volumes have another than slices).
         threshold_scale: Factor on the calibrated threshold; more than 1 marks less.
         stop_shrink: A slice is done when a pass unhides less than this part of its mask, in [0, 1].
         max_passes: A slice is done after this many passes of the masked network.
@@ -229,6 +230,7 @@ class IterMaskInferer(Inferer):
             "anomaly_map": found.probability,
             "reconstruction": found.reconstruction,
             "passes": torch.ones_like(mask),
+            "threshold": torch.full_like(mask, network.map_threshold(self.options["threshold_scale"], by_volume=True)),
         }
         return torch.cat([channels[name] for name in self.outputs])
 
@@ -257,5 +259,8 @@ class IterMaskInferer(Inferer):
             "anomaly_map": lambda: F.interpolate(anomaly_map, size, mode="bilinear") * brain_mask,
             "reconstruction": lambda: F.interpolate(reconstruction, size, mode="bilinear"),
             "passes": lambda: passes[:, None, None, None].expand(-1, 1, *size).float(),
+            "threshold": lambda: torch.full_like(
+                brain_mask, network.map_threshold(self.options["threshold_scale"]), dtype=torch.float32
+            ),
         }
         return torch.cat([enlarge[name]() for name in self.outputs], dim=1)
