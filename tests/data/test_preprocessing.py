@@ -39,7 +39,7 @@ def failure(scans, output, **overrides):
     """The sentence that a user reads when preprocessing ends early, with no datalist and no half of a subject."""
     with pytest.raises(Exception) as caught:
         preprocess(scans, output, **overrides)
-    assert not list(output.rglob(".partial*"))
+    assert not list(output.rglob(".partial_slices*"))
     assert not multiprocessing.active_children()
     return innermost_message(caught.value)
 
@@ -316,10 +316,10 @@ def test_killed_run_goes_on_to_the_same_files(tmp_path, workers):
         assert process.exitcode == -signal.SIGKILL
         counts.append(finished(output))
     assert counts[1] >= 1 and 5 <= counts[2] < 12 and not (output / "datalist.json").exists()
-    left = output / f".partial.{groups[0]}/case11"
+    left = output / f".partial_slices.{groups[0]}/case11"
     left.mkdir(parents=True, exist_ok=True)
     (left / "subject.json").touch()
-    of_another_run = output / f".partial.{os.getppid()}"
+    of_another_run = output / f".partial_slices.{os.getppid()}"
     of_another_run.mkdir()
     preprocess(tmp_path / "scans", output, num_workers=workers, **options)
     of_another_run.rmdir()

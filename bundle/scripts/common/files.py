@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import json
+import logging
 import os
 import tempfile
 import zipfile
@@ -14,6 +16,55 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+Signature = tuple[int, int, int] | None
+
+
+logger = logging.getLogger(__name__)
+
+_found: dict[str, Signature] = {}  # what was in the place of each output when the run began
+_written: dict[str, Signature] = {}  # what this process has put there since
+_unsure: set[str] = set()  # files and folders that an interrupted run began: a person may have changed them since
+
+
+def watch(paths: Iterable[str | os.PathLike], unsure: Iterable[str | os.PathLike] = ()) -> None:
+    """Note what is in the place of a run's outputs, so that `atomic` replaces nothing that comes there later.
+
+    With several processes nothing is noted: one may write what another reads.
+
+    Args:
+        paths: Files or folders, there or not.
+        unsure: Those of them whose content is not known to be this product's; `atomic` keeps it under another name.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    for path in map(os.path.realpath, paths):
+        _found[path] = _signature(path)
+        _unsure.discard(path)
+    _unsure.update(map(os.path.realpath, unsure))
+
+
+def _signature(path: str | os.PathLike) -> Signature:
+    """What tells whether a file is still the same; None where there is none, or an empty one."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_ino, status.st_mtime_ns, status.st_size) if status.st_size else None
+
+
+def _make_room(path: Path) -> None:
+    """Refuse to replace what came or changed while the run worked; keep what may be a person's under another name."""
+    found, name = _signature(path), str(path)
+    if found is None or found == _written.get(name):
+        return
+    if name in _found and found != _found[name]:
+        raise ValueError(f"{path} came or changed while this run worked: move it, and run the same command again.")
+    if _unsure.intersection(map(str, (path, *path.parents))):
+        names = (f"{path.name}.kept", *(f"{path.name}.kept{number}" for number in itertools.count(2)))
+        kept = next(other for other in map(path.with_name, names) if not os.path.lexists(other))
+        os.rename(path, kept)
+        logger.warning(f"{path} was there from an interrupted run: it is kept as {kept.name}.")
 
 
 @contextmanager
@@ -32,6 +83,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         OSError: When the folder cannot be made or written, or the disk is full.
+        ValueError: When `watch` noted the place and something else is there now.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
@@ -41,7 +93,9 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        _make_room(path)
         os.replace(temporary, path)
+        _written[str(path)] = _signature(path)
     except OSError as error:
         raise OSError(
             f"Cannot write {path} ({error.strerror or 'the disk may be full'}): remedy that, and run the same command "

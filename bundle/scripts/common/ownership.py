@@ -2,7 +2,7 @@
 
 ``<step>_record.json`` in a folder notes each file that a step wrote there with its SHA-256, and each folder with that
 of every file in it. What differs from that was changed by a person. While a step writes, and after one that was
-killed meanwhile, the SHA-256 is null: then the name alone tells that the file is ours.
+killed meanwhile, the SHA-256 is null: then the file may be a person's, and what replaces it keeps it beside.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .files import check_writable, not_empty, read_tensors, write_json
+from .files import check_writable, not_empty, read_tensors, watch, write_json
+from .paths import bundle_root
 from .share import first_checks
 
 try:
@@ -185,6 +186,7 @@ def check_claim(
         OSError: When one of them is read-only.
     """
     path = _record_file(folder, step)
+    names = [*names]
     # looked for before the record is read: another process of the same step may claim and write them meanwhile
     recorded, present = os.path.lexists(path), [name for name in names if os.path.lexists(path.parent / name)]
     record = read_record(path)
@@ -198,6 +200,10 @@ def check_claim(
                 f"{place} is in the way, which `{step}` did not write: move it, or set another `{option}`."
             )
         check_unchanged(place, owned[name], step, option)
+    watch(
+        (path.parent / name for name in names),
+        unsure=(path.parent / name for name in present if owned[name] is None),
+    )
     return owned
 
 
@@ -237,7 +243,10 @@ def settle(folder: str | os.PathLike, step: str, names: Iterable[str]) -> None:
 def _note(folder: str | os.PathLike, step: str, files: Mapping[str, Digest]) -> None:
     path = _record_file(folder, step)
     record = {"product": PRODUCT, "step": step, "files": dict(sorted(files.items()))}
-    if read_record(path) != record:
+    before = read_record(path)
+    if before and before.get("product") != PRODUCT:
+        raise ValueError(f"{path} came while this run worked and is not this product's: move it, and run again.")
+    if before != record:
         write_json(path, record)
 
 
@@ -273,6 +282,17 @@ def check_replaceable(model_file: str | os.PathLike | None = None, checkpoint: s
             raise ValueError(f"{path} is in the way, which training did not write: move it, or set another `{option}`.")
 
 
+def check_not_shipped(model_file: str | os.PathLike) -> None:
+    """Refuse to write over the model that came with the bundle, by whatever link.
+
+    Raises:
+        ValueError: When it is that model.
+    """
+    shipped = os.path.join(bundle_root(), "models", "model.pt")
+    if os.path.exists(shipped) and is_same_file(model_file, shipped):
+        raise ValueError(f"{model_file} is the model of the bundle: copy it, and set `model_file` to the copy.")
+
+
 TRAINING = "training"  # the step whose record, beside the checkpoint, notes the model file
 
 
@@ -304,14 +324,22 @@ def check_outputs(
 
 
 def _check_outputs(model_file: str, checkpoint: str, resume: bool, updates: bool, anew: bool) -> None:
-    if is_same_file(model_file, checkpoint):
-        raise ValueError(f"`model_file` is {model_file}, the checkpoint of this training: set another `model_file`.")
+    folder = Path(checkpoint).absolute().parent
+    for other in (checkpoint, _record_file(folder, TRAINING), folder / "tensorboard"):
+        if is_same_file(model_file, other):
+            raise ValueError(
+                f"`model_file` is {model_file}, where this training writes something else: set another `model_file`."
+            )
+    if os.path.lexists(folder / "tensorboard") and not (folder / "tensorboard").is_dir():
+        raise ValueError(f"{folder / 'tensorboard'} is in the way, which training did not write: move it.")
+    if not anew:
+        check_not_shipped(model_file)
     for path in (checkpoint, model_file):
         check_writable(Path(os.path.realpath(path)).parent)
-    folder = Path(checkpoint).absolute().parent
     lock_folder(folder)
     check_replaceable(model_file, checkpoint)
     check_not_read_only(model_file, "model_file")
+    watch([model_file, checkpoint])
     if anew:
         return
     if not resume and os.path.lexists(checkpoint):

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..common.batch import ends_all, raise_failed
-from ..common.files import check_writable, has_ended, not_empty, write_json
+from ..common.files import check_writable, has_ended, not_empty, watch, write_json
 from ..common.guard import innermost_message
 from ..common.ownership import (
     begin,
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 SELECTIONS = ("healthy", "largest_lesion", "all")
 RECORD = "subject.json"
-PARTIAL = ".partial."
+PARTIAL = ".partial_slices."
 STEP = "preprocess"
 
 
@@ -548,6 +548,7 @@ def _kept_splits(
     """
     path = output / DATALIST
     noted = check_claim(output, STEP, []).get(DATALIST)
+    watch([path])
     if not os.path.lexists(path):
         return {}
     before = read_record(path)

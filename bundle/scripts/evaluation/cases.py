@@ -215,7 +215,7 @@ class Sample:
 
     def select(self, chosen: Tensor) -> Sample:
         """The chosen slices alone, by a bool (D,)."""
-        parts = {key: value[chosen] for key, value in vars(self).items() if isinstance(value, Tensor)}
+        parts: dict[str, Any] = {key: value[chosen] for key, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **parts)
 
 

@@ -19,7 +19,7 @@ from monai.data.utils import affine_to_spacing
 from monai.engines import SupervisedEvaluator
 
 from ..common.batch import Cases, raise_failed
-from ..common.files import check_writable, not_empty, write_json
+from ..common.files import check_writable, not_empty, watch, write_json
 from ..common.ownership import (
     PRODUCT,
     check_claim,
@@ -178,7 +178,8 @@ class Volumes:
                     f"{path} is in the way, which this product did not write: move it, or set `output_dir`."
                 )
             self._check_other_scan(subject, record)
-            digests = record.get("results", {})
+            digests, results = record.get("results", {}), self._results(case)
+            watch([path, *results], unsure=[result for result in results if digests.get(result.name) is None])
             for result in [path for path in self._results(case) if os.path.lexists(path)]:
                 if not record:
                     raise ValueError(

@@ -13,9 +13,17 @@ import ignite.distributed as idist
 import torch
 from torch import Tensor
 
-from ..common.files import check_writable
+from ..common.files import check_writable, watch
 from ..common.model_file import keep_lesions, save_model, take_weights
-from ..common.ownership import TRAINING, begin, check_not_read_only, model_name, settle, unlock_folder
+from ..common.ownership import (
+    TRAINING,
+    begin,
+    check_not_read_only,
+    check_not_shipped,
+    model_name,
+    settle,
+    unlock_folder,
+)
 from ..data.slices import common_field_of_view, covered_planes
 from ..method.default import ProbabilisticIterMask
 from ..method.published import IterMask
@@ -208,7 +216,9 @@ def recalibrate(
     Returns:
         The new threshold.
     """
+    check_not_shipped(output_file or model_file)
     model = take_weights(model, model_file)
+    watch([output_file or model_file])
     check_writable(Path(os.path.realpath(output_file or model_file)).parent)
     check_not_read_only(output_file or model_file, "model_file")
     before = float(model.threshold)
