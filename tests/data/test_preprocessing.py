@@ -734,4 +734,4 @@ def test_sessions_of_a_bids_folder_become_cases_of_one_person(tmp_path):
     assert numbers(datalist, "validation") == [("sub-2", k) for k in healthy]
     splits = {"split_training": ["sub-1_ses-1"], "split_validation": ["sub-1_ses-2"], "split_testing": None}
     message = failure(bids, tmp_path / "other", modalities=["flair"], **splits)
-    assert message == "sub-1 is in the splits training and validation: a case belongs to one split."
+    assert message.startswith("sub-1 is in the splits training and validation: ")
