@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from scripts.common.files import atomic, write_json
+from scripts.common.files import atomic, watch, write_json
 from scripts.common.model_file import save_model
 from scripts.inference.writer import AtomicNibabelWriter
 from scripts.training.checkpoint import TrainingCheckpoint
@@ -86,3 +86,43 @@ def test_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
     write_json(tmp_path / "link", {})
     assert (tmp_path / "link").is_symlink() and (tmp_path / "far/target").read_text() == "{}\n"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["far", "link", "target"]
+
+
+def written_by(path, text):
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+def test_what_comes_into_the_place_of_an_output_while_a_run_works_is_not_replaced(tmp_path):
+    there, later = tmp_path / "there.csv", tmp_path / "later.csv"
+    there.write_text("ours")
+    watch([there, later])
+    written_by(there, "new")
+    written_by(there, "newer")  # of this very run
+    assert there.read_text() == "newer"
+    for path in (there, later):
+        path.write_text("a person's")
+        with pytest.raises(ValueError, match=f"{path.name} came or changed while this run worked"):
+            written_by(path, "ours")
+        assert path.read_text() == "a person's"
+    watch([there])
+    there.unlink()
+    written_by(there, "ours")
+    assert there.read_text() == "ours" and not list(tmp_path.glob(".*"))
+
+
+def test_what_an_interrupted_run_left_is_kept_beside_what_replaces_it(tmp_path):
+    mask, inside = tmp_path / "mask.nii.gz", tmp_path / "scans" / "a.nii.gz"
+    inside.parent.mkdir()
+    for text in ("first", "second"):
+        mask.write_text(text)
+        inside.write_text(text)
+        watch([mask, inside.parent], unsure=[mask, inside.parent])
+        for path in (mask, inside):
+            written_by(path, "new")
+            written_by(path, "newer")
+    for path in (mask, inside):
+        assert path.read_text() == "newer"
+        assert path.with_name(f"{path.name}.kept1").read_text() == "first"
+        assert path.with_name(f"{path.name}.kept2").read_text() == "second"
+    assert len(list(tmp_path.rglob("*.*"))) == 6

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from scripts.common.guard import innermost_message
 from scripts.common.ownership import (
     PRODUCT,
     check_no_input,
+    check_not_shipped,
+    check_outputs,
     check_replaceable,
     claim,
     is_same_file,
@@ -181,3 +184,29 @@ def test_own_model_and_checkpoint_may_be_replaced(tmp_path):
     torch.save({"threshold": torch.ones(())}, tmp_path / "model.pt")
     torch.save({"trainer": {}, "ema": {}}, tmp_path / "checkpoint.pt")
     check_replaceable(str(tmp_path / "model.pt"), str(tmp_path / "checkpoint.pt"))
+
+
+@pytest.mark.parametrize("link", [os.symlink, shutil.copyfile, None])
+def test_the_model_of_the_bundle_is_not_written_over(tmp_path, link, monkeypatch):
+    monkeypatch.setattr("scripts.common.ownership.bundle_root", lambda: str(tmp_path / "bundle"))
+    shipped, named = tmp_path / "bundle" / "models" / "model.pt", tmp_path / "mine.pt"
+    shipped.parent.mkdir(parents=True)
+    shipped.write_bytes(b"weights")
+    if link is None:
+        named = shipped
+    else:
+        link(shipped, named)
+    if link is shutil.copyfile:
+        check_not_shipped(named)
+    else:
+        with pytest.raises(ValueError, match="is the model of the bundle: copy it"):
+            check_not_shipped(named)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "training_record.json", "tensorboard"])
+def test_a_model_is_not_written_where_its_training_writes_something_else(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}, where this training writes something else"):
+        check_outputs(str(tmp_path / name), str(tmp_path / "checkpoint.pt"))
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(ValueError, match="tensorboard is in the way"):
+        check_outputs(str(tmp_path / "model.pt"), str(tmp_path / "checkpoint.pt"))

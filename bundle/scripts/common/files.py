@@ -38,10 +38,10 @@ def watch(paths: Iterable[str | os.PathLike], unsure: Iterable[str | os.PathLike
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
-    for path in map(os.path.realpath, paths):
-        _found[path] = _signature(path)
-        _unsure.discard(path)
-    _unsure.update(map(os.path.realpath, unsure))
+    for name in [os.path.realpath(path) for path in paths]:
+        _found[name] = _signature(name)
+        _unsure.discard(name)
+    _unsure.update(os.path.realpath(path) for path in unsure)
 
 
 def _signature(path: str | os.PathLike) -> Signature:
@@ -61,8 +61,8 @@ def _make_room(path: Path) -> None:
     if name in _found and found != _found[name]:
         raise ValueError(f"{path} came or changed while this run worked: move it, and run the same command again.")
     if _unsure.intersection(map(str, (path, *path.parents))):
-        names = (f"{path.name}.kept", *(f"{path.name}.kept{number}" for number in itertools.count(2)))
-        kept = next(other for other in map(path.with_name, names) if not os.path.lexists(other))
+        places = (path.with_name(f"{path.name}.kept{number}") for number in itertools.count(1))
+        kept = next(place for place in places if not os.path.lexists(place))
         os.rename(path, kept)
         logger.warning(f"{path} was there from an interrupted run: it is kept as {kept.name}.")
 
