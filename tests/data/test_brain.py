@@ -118,9 +118,7 @@ def test_warns_of_a_skull_by_volume_or_cover(caplog, filled, spacing, warns):
     data = {"image": MetaTensor(image + mask, affine=affine), "brain_mask": MetaTensor(mask, affine=affine)}
     with caplog.at_level(logging.WARNING):
         BrainMaskd("image")({**data, "case": "one"})
-    assert [record.getMessage().startswith("one may still have its skull") for record in caplog.records] == [
-        True
-    ] * warns
+    assert sum(record.getMessage().startswith("one may still have its skull") for record in caplog.records) == warns
 
 
 @pytest.mark.parametrize("size", [1.0, 0.75, 0.5])

@@ -133,9 +133,9 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) with its holes, as `scipy.ndimage.binary_fill_holes` gives it, several times faster."""
+    """A mask of any dimension with its holes, as `scipy.ndimage.binary_fill_holes` gives it, several times faster."""
     outside, _ = ndimage.label(~np.pad(mask, 1))
-    return (outside != outside[0, 0])[1:-1, 1:-1]
+    return (outside != outside.flat[0])[(slice(1, -1),) * mask.ndim]
 
 
 def box_of(mask: np.ndarray) -> tuple[slice, ...]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..common.settings import check_settings
 from ..method.volume import PIXEL_SIZE
 from .brain import brain_mask_of, warn_of_skull
+from .doubts import warn_of_doubts
 from .nifti import content_size, load_volume, open_packed
 from .stripping import brain_mask_or_strip
 
@@ -352,15 +353,16 @@ class BrainMaskd(MapTransform):
         """Give a copy of ``data`` with the brain mask."""
         result = dict(data)
         for key in self.key_iterator(result):
-            image = result[key]
+            image, given = result[key], result.get(self.mask_key)
             try:
-                mask = self.find(image, result.get(self.mask_key))
+                mask = self.find(image, given)
             except ValueError as error:
                 raise ValueError(f"{_named(result, image)} {error}") from None
             if isinstance(image, MetaTensor) and "case" in result:
                 image.meta["case"] = result["case"]
             result[self.mask_key] = convert_to_dst_type(mask, image, dtype=torch.bool)[0]
             warn_of_skull(image, result[self.mask_key], _named(result, image))
+            warn_of_doubts(image, result[self.mask_key], given is not None, _named(result, image))
         return result
 
 
