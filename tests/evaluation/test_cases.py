@@ -12,6 +12,7 @@ from scripts.evaluation.cases import (
     case_row,
     healthy_ssim,
     safe_file_name,
+    warn_of_label,
 )
 
 
@@ -33,6 +34,14 @@ def test_row_of_a_case_is_counted_by_hand(sample):
     assert row["lesion_pixels"] == 16 and row["brain_pixels"] == 2 * 144
     assert row["false_positive_fraction"] == pytest.approx(8 / (2 * 144 - 16))
     assert row["network_passes"] == 3.5  # slices without brain are not looked at
+
+
+@pytest.mark.parametrize(("label", "told"), [(None, ""), ("brain", "100% of the brain, with 0%"), ("outside", "0% of")])
+def test_label_that_is_none_of_lesions_is_told(sample, caplog, label, told):
+    if label:
+        sample.label = sample.brain_mask if label == "brain" else ~sample.brain_mask
+    warn_of_label(sample)
+    assert len(caplog.records) == bool(label) and told in caplog.text
 
 
 def test_ssim_of_the_healthy_brain_knows_nothing_of_lesion_and_background(sample):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -42,6 +43,8 @@ from .summaries import (
     summarize,
     write_tables,
 )
+
+logger = logging.getLogger(__name__)
 
 REFERENCE_SIZE = 128
 BELOW_EVERY_SCORE = -1000.0
@@ -224,6 +227,19 @@ def processed_sample(item: Mapping, output: Mapping) -> Sample:
     return Sample.from_item({**item, **{key: value for key, value in output.items() if value is not None}})
 
 
+def warn_of_label(sample: Sample) -> None:
+    """Warn of a label that is probably none of lesions: it covers most of the brain, or lies outside of it."""
+    lesion, brain = int(sample.label.sum()), int(sample.brain_mask.sum())
+    inside = int((sample.label & sample.brain_mask).sum())
+    if 2 * inside > brain or 2 * inside < lesion:
+        sentence = "expected lesions inside the brain; check whether it is one of tissues, or an inverted mask."
+        logger.warning(
+            f"{sample.name} has a label that covers {inside / max(1, brain):.0%} of the brain, with "
+            f"{1 - inside / max(1, lesion):.0%} of it outside, {sentence}",
+            extra={"together": f"labels of most of the brain, or mostly outside of it, {sentence}", "counts": ()},
+        )
+
+
 def healthy_ssim(sample: Sample, data_range: float) -> dict[str, float]:
     """SSIM of the reconstruction where there is no lesion, everything else set to 0 in both images.
 
@@ -356,6 +372,7 @@ class Evaluation:
     def add_case(self, sample: Sample) -> None:
         """Score a labeled case and draw its picture."""
         row = case_row(sample, self.ssim_data_range)
+        warn_of_label(sample)
         marked = sample.pred_mask & sample.brain_mask
         mask_counts = np.array([int((marked & sample.label).sum()), int(marked.sum())])
         counts = {prefix: pair.astype(np.int32) for prefix, pair in self._counts(sample).items()}
