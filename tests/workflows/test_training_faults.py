@@ -289,7 +289,7 @@ def test_link_to_a_model_file_stays_a_link(finished, tmp_path, two_modality_slic
 def test_checkpoint_is_no_model_file(finished, two_modality_slices):
     checkpoint = str(finished / "checkpoint.pt")
     message = sentence(finished, two_modality_slices, model_file=checkpoint, resume=True)
-    assert message.startswith(f"`model_file` is {checkpoint}, the checkpoint of this training")
+    assert message.startswith(f"`model_file` is {checkpoint}, where this training writes something else")
     with pytest.raises(ValueError, match="checkpoint.pt is the checkpoint of a training and no model"):
         load_model(checkpoint)
 

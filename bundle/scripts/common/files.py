@@ -7,7 +7,6 @@ import glob
 import io
 import itertools
 import json
-import logging
 import os
 import tempfile
 import zipfile
@@ -19,8 +18,6 @@ import torch
 
 Signature = tuple[int, int, int] | None
 
-
-logger = logging.getLogger(__name__)
 
 _found: dict[str, Signature] = {}  # what was in the place of each output when the run began
 _written: dict[str, Signature] = {}  # what this process has put there since
@@ -64,7 +61,7 @@ def _make_room(path: Path) -> None:
         places = (path.with_name(f"{path.name}.kept{number}") for number in itertools.count(1))
         kept = next(place for place in places if not os.path.lexists(place))
         os.rename(path, kept)
-        logger.warning(f"{path} was there from an interrupted run: it is kept as {kept.name}.")
+        print(f"{path} was there from an interrupted run: it is kept as {kept.name}.")
 
 
 @contextmanager

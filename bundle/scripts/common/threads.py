@@ -17,7 +17,8 @@ import torch
 STAT = Path("/proc/stat")
 INTERVAL = 0.5  # seconds between two looks; the kernel counts in steps of 0.01
 SPARE = 0.4  # of a core that others may use before it counts as taken
-OWN_WORD = ("OMP_", "GOMP_", "KMP_", "MKL_NUM_THREADS")  # variables with which a user has a word of their own
+# Variables by which a user has a word of their own; packages set others: scikit-learn sets KMP_DUPLICATE_LIB_OK.
+OWN_WORD = ("OMP_", "GOMP_", "KMP_BLOCKTIME", "KMP_AFFINITY", "MKL_NUM_THREADS")
 
 
 def free_cores(cores: int, others: float) -> int:
