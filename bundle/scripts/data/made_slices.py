@@ -19,7 +19,7 @@ from .nifti import load_volume
 from .preprocessing import write_slices
 from .transforms import ScaleBrainIntensityd
 
-SEEDS_OF_A_HEAD, SEEDS_OF_A_RUN = 1009, 100_003  # so that volumes share no seed
+SEEDS_OF_A_HEAD, SEEDS_OF_A_RUN = 1009, 100_003  # so that the volumes of a split share no seed
 VALIDATION = 500  # heads further on in the row of seeds
 
 

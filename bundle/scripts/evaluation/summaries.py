@@ -314,8 +314,9 @@ def healthy_words(summary: Mapping[str, Any]) -> str:
     return f"{cases} without lesion: {size} marked in each on average, {fraction:.3%} of the brain, all of it false."
 
 
-def _shown(threshold: float) -> str:
-    return "s of volumes and of slices" if math.isnan(threshold) else f" {threshold:.4g}"
+def _named(threshold: float) -> str:
+    """What an evaluation says of its threshold; NaN where volumes and slices had each their own."""
+    return "thresholds of volumes and of slices" if math.isnan(threshold) else f"threshold {threshold:.4g}"
 
 
 def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_dir: Path) -> None:
@@ -339,7 +340,7 @@ def _print_scores(summary: Mapping[str, Any], prefixes: Sequence[str]) -> None:
     )
     print(
         f"Dice {summary['dice']:.4f} (95 % interval {summary['dice_ci_low']:.4f} to {summary['dice_ci_high']:.4f}) "
-        f"at the label-free threshold{_shown(summary['threshold'])}"
+        f"at the label-free {_named(summary['threshold'])}"
     )
     for name in sorted(key.removeprefix("cases_") for key in summary if key.startswith("cases_")):
         if f"dice_{name}_ci_low" in summary:

@@ -42,8 +42,8 @@ PIXEL_SIZE = 1.0  # mm, of the picture
 MARGIN = 10.0  # mm around the brain
 MASK, MAP = "anomaly_mask.nii.gz", "anomaly_map.nii.gz"  # how the names of results end
 NOTES = {
-    True: "At other settings the page works out of the anomaly map what inference would mark: at voxels of about 1 mm "
-    "to within about 1 %, at thick slices to within about 10 %.",
+    True: "At other settings the page works out of the anomaly map what inference would mark: nearly the same where "
+    "voxels measure 1 mm, less so at thick slices.",
     False: "At other settings the page cuts the anomaly map of each slice at the thresholds of the model. That is near "
     "what inference would mark, but not the same: its passes start from the thresholds too.",
 }
