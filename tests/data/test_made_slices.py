@@ -1,12 +1,13 @@
 """Slices of made brains: the heads are shared, each volume is its own, and a training needs no scan."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
 from conftest import SMALL_NETWORK, run_bundle, write_nifti
 from scripts.common.model_file import from_description, load_model
-from scripts.data.made_slices import slices_of_label_maps, split_maps
+from scripts.data.made_slices import FIRST_HEAD, slices_of_label_maps, split_maps, volume_seed
 from scripts.data.slices import read_slices
 
 
@@ -26,6 +27,14 @@ def label_maps(tmp_path_factory):
 def test_last_heads_are_for_testing_and_those_before_for_validation(label_maps):
     names = {split: [path.name for path in paths] for split, paths in split_maps(label_maps, 1, 1).items()}
     assert names == {"training": ["head_0.nii.gz"], "validation": ["head_1.nii.gz"], "testing": ["head_2.nii.gz"]}
+
+
+def test_no_volumes_share_a_seed_in_any_split_of_ten_runs():
+    for heads, draws in ((390, 1), (30, 110)):
+        volumes = product(FIRST_HEAD, range(heads), range(draws), range(10))
+        seeds = [volume_seed(*volume) for volume in volumes]
+        assert len(set(seeds)) == len(seeds) == 3 * heads * draws * 10
+    assert volume_seed("training", 2, 3, 1) == 100_003 + 2 * 1009 + 3
 
 
 def test_too_few_heads_are_told(label_maps, tmp_path):

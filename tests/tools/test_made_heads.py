@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import run_bundle, write_nifti
+from scripts.data.made_slices import FIRST_HEAD, volume_seed
 from scripts.tools.made_heads import main
 
 OPTIONS = ["--volumes", "1", "--validation", "1", "--testing", "1", "--seed", "3"]
@@ -46,7 +47,7 @@ def test_lesions_are_in_the_brains_for_testing_alone(made):
         assert image[brain > 0].min() > 0 and not image[brain == 0].any() and not lesion[brain == 0].any()
         assert bool(lesion.any()) == (row["split"] == "testing")
         assert lesion.sum() / 1000 == pytest.approx(float(row["lesion_ml"]), abs=1e-3)
-    assert image[lesion > 0].mean() > 1.1 * np.median(image[brain > 0])
+    assert image[lesion > 0].mean() > 1.1 * np.median(image[(brain > 0) & (lesion == 0)])
 
 
 def test_same_seed_gives_the_same_scans_and_another_does_not(made, label_maps, tmp_path):
@@ -55,6 +56,16 @@ def test_same_seed_gives_the_same_scans_and_another_does_not(made, label_maps, t
         main(["--label_maps_dir", str(label_maps), "--output_dir", str(output), *OPTIONS[:-1], seed])
         first, second = (voxels(folder, "made_testing_00_0", "flair") for folder in (made, output))
         assert (first.shape == second.shape and np.array_equal(first, second)) is same
+
+
+def test_each_split_draws_from_seeds_of_its_own(label_maps, tmp_path, monkeypatch):
+    seeds = {}
+    monkeypatch.setattr(
+        "scripts.tools.made_heads.write_case", lambda case, *_: seeds.setdefault(case.split, []).append(case.seed) or []
+    )
+    main(["--label_maps_dir", str(label_maps), "--output_dir", str(tmp_path), *OPTIONS, "--volumes", "2"])
+    expected = {split: [volume_seed(split, 0, draw, 3) for draw in (0, 1)] for split in FIRST_HEAD}
+    assert seeds == expected and len(set(sum(seeds.values(), []))) == 6
 
 
 def test_rescans_show_the_same_lesions_elsewhere_under_noise_of_their_own(made, label_maps, tmp_path):

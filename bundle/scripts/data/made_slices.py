@@ -19,8 +19,8 @@ from .nifti import load_volume
 from .preprocessing import write_slices
 from .transforms import ScaleBrainIntensityd
 
-SEEDS_OF_A_HEAD, SEEDS_OF_A_RUN = 1009, 100_003  # so that the volumes of a split share no seed
-VALIDATION = 500  # heads further on in the row of seeds
+SEEDS_OF_A_HEAD, SEEDS_OF_A_RUN = 1009, 100_003  # primes, so that volumes share no seed
+FIRST_HEAD = {"training": 0, "validation": 500, "testing": 2000}  # in the row of seeds of a run
 
 
 def split_maps(label_maps_dir: str | os.PathLike, validation: int, testing: int = 0) -> dict[str, list[Path]]:
@@ -50,6 +50,20 @@ def split_maps(label_maps_dir: str | os.PathLike, validation: int, testing: int 
         )
     ends = (training, training + validation)
     return {"training": maps[: ends[0]], "validation": maps[ends[0] : ends[1]], "testing": maps[ends[1] :]}
+
+
+def volume_seed(split: str, head: int, draw: int, seed: int) -> int:
+    """Give the seed of one volume: no two share one, of whatever split, in runs with ``seed`` 0 to 9.
+
+    This holds up to 110 volumes of each head and 390 heads of each split.
+
+    Args:
+        split: "training", "validation" or "testing".
+        head: Number of the label map in its split.
+        draw: Number of the volume among those of its head.
+        seed: Of the run.
+    """
+    return seed * SEEDS_OF_A_RUN + (FIRST_HEAD[split] + head) * SEEDS_OF_A_HEAD + draw
 
 
 def make_head(label_map: Path, seed: int, transform: RandLabelToImaged) -> dict[Hashable, Any]:
@@ -131,9 +145,12 @@ def slices_of_label_maps(
 
 def _subjects(split: str, label_maps: Sequence[Path], volumes: int, seed: int) -> list[dict[str, Any]]:
     """For each volume that is to be made its name, its label map under ``image``, and its seed."""
-    first = seed * SEEDS_OF_A_RUN + (VALIDATION * SEEDS_OF_A_HEAD if split == "validation" else 0)
     return [
-        {"case": f"made_{split}_{k:02d}_{draw}", "image": [str(path)], "seed": first + k * SEEDS_OF_A_HEAD + draw}
-        for k, path in enumerate(label_maps)
+        {
+            "case": f"made_{split}_{head:02d}_{draw}",
+            "image": [str(path)],
+            "seed": volume_seed(split, head, draw, seed),
+        }
+        for head, path in enumerate(label_maps)
         for draw in range(volumes)
     ]

@@ -28,7 +28,7 @@ from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import written  # noqa: E402
 from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
-from scripts.data.made_slices import SEEDS_OF_A_HEAD, SEEDS_OF_A_RUN, make_head, split_maps  # noqa: E402
+from scripts.data.made_slices import make_head, split_maps, volume_seed  # noqa: E402
 
 GRAY_LEVELS = 500  # of white matter
 SMALLEST_ML, LARGEST_ML = 1.0, 100.0
@@ -182,11 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"--lesion_contrast must be LOW HIGH with 0 < LOW <= HIGH, got {low:g} {high:g}.")
     heads = split_maps(options.label_maps_dir, options.validation, options.testing)
     output = check_writable(options.output_dir)
-    first_seed = options.seed * SEEDS_OF_A_RUN
     cases = [
-        Case(f"made_{split}_{number:02d}_{draw}", split, path, first_seed + number * SEEDS_OF_A_HEAD + draw)
+        Case(f"made_{split}_{head:02d}_{draw}", split, path, volume_seed(split, head, draw, options.seed))
         for split, paths in heads.items()
-        for number, path in enumerate(paths)
+        for head, path in enumerate(paths)
         for draw in range(options.volumes)
     ]
     tables = ["made_heads.csv", *(f"split_{split}.txt" for split in heads)]
