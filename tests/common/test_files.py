@@ -2,6 +2,8 @@
 
 import errno
 import io
+import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,12 +82,22 @@ def test_writer_that_fails_half_way_leaves_the_file_as_it_was(write, model, tmp_
     assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
 
 
-def test_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+@pytest.mark.parametrize("target", ["far/target", "far/gone"])
+def test_what_a_link_leads_to_stays_and_the_link_is_kept_beside_the_file(tmp_path, target, capsys):
     (tmp_path / "far").mkdir()
-    (tmp_path / "far/target").write_text("before"), (tmp_path / "link").symlink_to("far/target")
-    write_json(tmp_path / "link", {})
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "far/target").read_text() == "{}\n"
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["far", "link", "target"]
+    (tmp_path / "far/target").write_text("before"), (tmp_path / "link").symlink_to(target)
+    for content in ({}, {"a": 1}):
+        write_json(tmp_path / "link", content)
+    assert (tmp_path / "far/target").read_text() == "before" and os.readlink(tmp_path / "link.kept1") == target
+    assert not (tmp_path / "link").is_symlink() and json.loads((tmp_path / "link").read_text()) == {"a": 1}
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["far", "link", "link.kept1", "target"]
+    assert capsys.readouterr().out == f"{tmp_path}/link was a symbolic link: it is kept as link.kept1.\n"
+
+
+def test_a_folder_may_be_a_link(tmp_path):
+    (tmp_path / "far").mkdir(), (tmp_path / "out").symlink_to("far")
+    write_json(tmp_path / "out/a.json", {})
+    assert (tmp_path / "out").is_symlink() and os.listdir(tmp_path / "far") == ["a.json"]
 
 
 def written_by(path, text):
@@ -105,6 +117,11 @@ def test_what_comes_into_the_place_of_an_output_while_a_run_works_is_not_replace
         with pytest.raises(ValueError, match=f"{path.name} came or changed while this run worked"):
             written_by(path, "ours")
         assert path.read_text() == "a person's"
+    later.unlink(), later.symlink_to(there)
+    with pytest.raises(ValueError, match="later.csv came or changed while this run worked"):
+        written_by(later, "ours")
+    assert later.is_symlink() and there.read_text() == "a person's"
+    later.unlink()
     watch([there])
     there.unlink()
     written_by(there, "ours")

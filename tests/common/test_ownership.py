@@ -12,16 +12,19 @@ from contextlib import suppress
 import pytest
 import torch
 from conftest import CONFIGS, run_bundle
+from scripts.common.files import write_json
 from scripts.common.guard import innermost_message
 from scripts.common.ownership import (
     PRODUCT,
     check_no_input,
+    check_no_link,
     check_not_shipped,
     check_outputs,
     check_replaceable,
     claim,
     is_same_file,
     lock_folder,
+    steps_below,
     unlock_folder,
     written,
 )
@@ -64,6 +67,39 @@ def test_what_a_person_changed_is_not_replaced(tmp_path, tables, name):
     assert (tmp_path / name).read_text() == "by hand"
     (tmp_path / name).unlink()
     tables("anew")
+
+
+@pytest.mark.parametrize("name", ["cases.csv", "pictures", "pictures/a.png", "evaluate_record.json"])
+def test_what_a_person_moved_away_and_linked_back_is_not_replaced(tmp_path, tables, name):
+    far = tmp_path / "far"
+    (tmp_path / name).rename(far), (tmp_path / name).symlink_to(far)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=f"{name} is a symbolic link, and what it leads to is not replaced"):
+        tables("anew")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / name).unlink(), far.rename(tmp_path / name)
+    tables("anew")
+
+
+def test_another_name_of_a_file_keeps_what_it_held(tmp_path):
+    for content in ({"a": 1}, {"a": 2}):
+        with written(tmp_path, "evaluate", ["summary.json"]):
+            write_json(tmp_path / "summary.json", content)
+        if content["a"] == 1:
+            (tmp_path / "far").hardlink_to(tmp_path / "summary.json")
+    assert json.loads((tmp_path / "far").read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"a": 2}
+
+
+def test_links_of_the_way_to_the_output_folder_are_none_of_its_own(tmp_path):
+    (tmp_path / "far/deep").mkdir(parents=True), (tmp_path / "out").symlink_to("far")
+    below = steps_below(tmp_path / "out", tmp_path / "out/deep/a.csv")
+    assert below == [tmp_path / "out/deep", tmp_path / "out/deep/a.csv"]
+    assert steps_below(tmp_path / "out", tmp_path / "b.csv") == [tmp_path / "b.csv"]
+    check_no_link(below)
+    (tmp_path / "far/deep").rename(tmp_path / "deeper"), (tmp_path / "far/deep").symlink_to(tmp_path / "deeper")
+    with pytest.raises(ValueError, match=f"{tmp_path}/out/deep is a symbolic link, .* set another `model_file`"):
+        check_no_link(below, "model_file")
 
 
 def test_read_only_file_is_not_replaced(tmp_path, tables):

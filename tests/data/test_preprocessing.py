@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -390,6 +391,19 @@ def test_linked_folder_in_the_place_of_slices_stays(scans_dir, tmp_path):
     (tmp_path / "out/training/a").symlink_to(tmp_path / "elsewhere/training/a")
     assert "training/a is in the way" in failure(scans_dir, tmp_path / "out", upper_fraction=0.8)
     assert len(names_below(tmp_path / "elsewhere/training/a")) > 5
+
+
+@pytest.mark.parametrize("name", ["training", "training/a/003_image.npy", "training/a/subject.json", "datalist.json"])
+def test_what_a_person_moved_away_and_linked_back_stays(scans_dir, tmp_path, name):
+    preprocess(scans_dir, tmp_path / "out")
+    place, far = tmp_path / "out" / name, tmp_path / "far"
+    place.rename(far), place.symlink_to(far)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert re.match(
+        f".*out/{name} is (a symbolic link, and|in the way, which)", failure(scans_dir, tmp_path / "out", slice_step=2)
+    )
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert place.is_symlink()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

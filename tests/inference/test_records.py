@@ -79,6 +79,19 @@ def test_result_that_a_person_corrected_is_not_replaced(pending, tmp_path):
     assert pending() == [] and corrected.read_bytes() == b"by hand"
 
 
+@pytest.mark.parametrize(
+    "name", ["one", "one/one_anomaly_mask.nii.gz", "one/one_anomaly_map.nii.gz", "one/one_record.json"]
+)
+def test_result_that_a_person_moved_away_and_linked_back_is_not_replaced(pending, tmp_path, name):
+    place, far = tmp_path / "out" / name, tmp_path / "far"
+    place.rename(far), place.symlink_to(far)
+    assert pending() == []  # finished, wherever it is
+    with pytest.raises(ValueError, match=f"out/{name} is a symbolic link, and what it leads to is not replaced"):
+        pending(seed=1)
+    place.unlink(), far.rename(place)
+    assert pending(seed=1) == ["one"]
+
+
 @pytest.mark.parametrize("name", ["one_anomaly_mask.nii.gz", "one_anomaly_map.nii.gz", "one_record.json"])
 @pytest.mark.parametrize("content", [b"{}", b'{"inputs": []}', b"another's"])
 def test_file_of_another_is_not_replaced(tmp_path, name, content):

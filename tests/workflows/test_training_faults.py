@@ -275,15 +275,18 @@ def test_read_only_model_file_stops_before_any_work(finished, two_modality_slice
     assert (finished / "model.pt").read_bytes() == before
 
 
-def test_link_to_a_model_file_stays_a_link(finished, tmp_path, two_modality_slices):
-    (tmp_path / "models").mkdir()
-    (finished / "model.pt").rename(tmp_path / "models/target.pt")
-    (finished / "model.pt").symlink_to(tmp_path / "models/target.pt")
-    before = torch.load(tmp_path / "models/target.pt", weights_only=True)
-    options = {"model_file": str(finished / "model.pt"), **two_modality_slices, "exceed_fraction": 0.01}
-    run_bundle("train", run_id="calibrate", **options)
-    assert (finished / "model.pt").is_symlink()
-    assert torch.load(tmp_path / "models/target.pt", weights_only=True)["threshold"] > before["threshold"]
+@pytest.mark.parametrize(
+    ("run_id", "name"), [("calibrate", "model.pt"), ("training", "model.pt"), ("training", "checkpoint.pt")]
+)
+def test_model_that_a_person_moved_away_and_linked_back_stays(finished, tmp_path, two_modality_slices, run_id, name):
+    place, far = finished / name, tmp_path / "far.pt"
+    place.rename(far), place.symlink_to(far)
+    before = far.read_bytes()
+    options = {"model_file": str(finished / "model.pt"), "output_dir": str(finished), "resume": True}
+    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
+        run_bundle("train", run_id=run_id, **options, **{**two_modality_slices, "exceed_fraction": 0.01})
+    assert f"{place} is a symbolic link, and what it leads to is not replaced" in innermost_message(error.value)
+    assert place.is_symlink() and far.read_bytes() == before
 
 
 def test_checkpoint_is_no_model_file(finished, two_modality_slices):

@@ -35,10 +35,16 @@ def watch(paths: Iterable[str | os.PathLike], unsure: Iterable[str | os.PathLike
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
-    for name in [os.path.realpath(path) for path in paths]:
+    for name in [str(place_of(path)) for path in paths]:
         _found[name] = _signature(name)
         _unsure.discard(name)
-    _unsure.update(os.path.realpath(path) for path in unsure)
+    _unsure.update(str(place_of(path)) for path in unsure)
+
+
+def place_of(path: str | os.PathLike) -> Path:
+    """Where a file is written: a link in its place is not followed, those of its folders are."""
+    path = Path(os.path.abspath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _signature(path: str | os.PathLike) -> Signature:
@@ -53,22 +59,29 @@ def _signature(path: str | os.PathLike) -> Signature:
 def _make_room(path: Path) -> None:
     """Refuse to replace what came or changed while the run worked; keep what may be a person's under another name."""
     found, name = _signature(path), str(path)
-    if found is None or found == _written.get(name):
+    if not path.is_symlink() and (found is None or found == _written.get(name)):
         return
     if name in _found and found != _found[name]:
         raise ValueError(f"{path} came or changed while this run worked: move it, and run the same command again.")
-    if _unsure.intersection(map(str, (path, *path.parents))):
-        places = (path.with_name(f"{path.name}.kept{number}") for number in itertools.count(1))
-        kept = next(place for place in places if not os.path.lexists(place))
-        os.rename(path, kept)
-        print(f"{path} was there from an interrupted run: it is kept as {kept.name}.")
+    if path.is_symlink():
+        print(f"{path} was a symbolic link: it is kept as {_keep(path).name}.")
+    elif _unsure.intersection(map(str, (path, *path.parents))):
+        print(f"{path} was there from an interrupted run: it is kept as {_keep(path).name}.")
+
+
+def _keep(path: Path) -> Path:
+    """Give a file a new name beside its own."""
+    places = (path.with_name(f"{path.name}.kept{number}") for number in itertools.count(1))
+    kept = next(place for place in places if not os.path.lexists(place))
+    os.rename(path, kept)
+    return kept
 
 
 @contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to, and put it in place when the block ends well.
 
-    A symbolic link stays, and what it leads to is replaced.
+    What a symbolic link leads to is never changed: the file takes the place of the link, which is kept beside it.
 
     The temporary file carries the whole name of ``path`` at its end, so that writers which go by the suffix
     (``.nii.gz``, ``.png``) do the right thing. It is removed when the block fails, and ``path`` then is as it was.
@@ -82,7 +95,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         OSError: When the folder cannot be made or written, or the disk is full.
         ValueError: When `watch` noted the place and something else is there now.
     """
-    path = Path(os.path.realpath(path))
+    path = place_of(path)
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -94,9 +94,11 @@ def check_unchanged(path: Path, noted: Digest, step: str, option: str = "output_
         option: The id that names its place.
 
     Raises:
-        ValueError: When it differs, naming it.
+        ValueError: When it differs, or is or holds a symbolic link, naming it.
         OSError: When it is a read-only file.
     """
+    check_no_link([path], option)
+    check_no_link(path.rglob("*") if path.is_dir() else [], option)
     check_not_read_only(path, option)
     if noted is None or not os.path.lexists(path):
         return
@@ -109,6 +111,28 @@ def check_unchanged(path: Path, noted: Digest, step: str, option: str = "output_
             f"{changed[0]} was changed since `{step}` wrote it, or came later: move it, delete it, or set another "
             f"`{option}`."
         )
+
+
+def check_no_link(places: Iterable[str | os.PathLike], option: str = "output_dir") -> None:
+    """Refuse to write over a symbolic link, or through that of a folder: what it leads to is kept there by a person.
+
+    Raises:
+        ValueError: Naming the first one.
+    """
+    for place in places:
+        if os.path.islink(place):
+            raise ValueError(
+                f"{place} is a symbolic link, and what it leads to is not replaced: move the link, or set another "
+                f"`{option}`."
+            )
+
+
+def steps_below(folder: str | os.PathLike, path: str | os.PathLike) -> list[Path]:
+    """The folders between a folder and what lies below it, and that itself at the end; elsewhere that alone."""
+    parts = Path(os.path.relpath(os.path.abspath(path), os.path.abspath(folder))).parts
+    if parts[:1] == ("..",):
+        return [Path(path)]
+    return [Path(folder).joinpath(*parts[:number]) for number in range(1, len(parts) + 1)]
 
 
 def check_not_read_only(path: str | os.PathLike, option: str = "output_dir") -> None:
@@ -193,12 +217,14 @@ def check_claim(
     if recorded and record.get("product") != PRODUCT:
         raise ValueError(f"{path} is in the way, which this product did not write: move it, or set `output_dir`.")
     owned = _owned(record)
+    check_no_link([path], option)
     for name in present:
         place = Path(os.path.normpath(path.parent / name))
         if name not in owned:
             raise ValueError(
                 f"{place} is in the way, which `{step}` did not write: move it, or set another `{option}`."
             )
+        check_no_link(steps_below(path.parent, place), option)
         check_unchanged(place, owned[name], step, option)
     watch(
         (path.parent / name for name in names),
@@ -335,7 +361,9 @@ def _check_outputs(model_file: str, checkpoint: str, resume: bool, updates: bool
     if not anew:
         check_not_shipped(model_file)
     for path in (checkpoint, model_file):
-        check_writable(Path(os.path.realpath(path)).parent)
+        check_writable(Path(path).absolute().parent)
+    check_no_link([checkpoint])
+    check_no_link([model_file], "model_file")
     lock_folder(folder)
     check_replaceable(model_file, checkpoint)
     check_not_read_only(model_file, "model_file")

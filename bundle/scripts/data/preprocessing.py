@@ -33,6 +33,7 @@ from ..common.guard import innermost_message
 from ..common.ownership import (
     begin,
     check_claim,
+    check_no_link,
     check_unchanged,
     content_digest,
     lock_folder,
@@ -241,7 +242,8 @@ def _foreign(folder: Path) -> Path | None:
     if folder.is_symlink() or not folder.is_dir():
         return folder
     files = sorted(folder.iterdir())
-    other = next((path for path in files if not path.is_file() or not _is_own_name(path.name)), None)
+    own = [path for path in files if path.is_file() and not path.is_symlink() and _is_own_name(path.name)]
+    other = next((path for path in files if path not in own), None)
     if other is not None or not files:
         return other
     record = folder / RECORD
@@ -253,6 +255,7 @@ def _check_places(output: Path, items: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to begin where the slices of a subject would replace what preprocessing did not write, or was changed."""
     for item in items:
         folder = output / item["split"] / item["case"]
+        check_no_link([folder.parent])
         other = _foreign(folder)
         if other is not None:
             raise ValueError(
@@ -548,6 +551,7 @@ def _kept_splits(
     """
     path = output / DATALIST
     noted = check_claim(output, STEP, []).get(DATALIST)
+    check_no_link([path])
     watch([path])
     if not os.path.lexists(path):
         return {}

@@ -24,11 +24,13 @@ from ..common.ownership import (
     PRODUCT,
     check_claim,
     check_no_input,
+    check_no_link,
     check_unchanged,
     file_digest,
     is_same_file,
     lock_folder,
     read_record,
+    steps_below,
     unlock_folder,
 )
 from ..common.share import first_checks, join_group, share
@@ -172,6 +174,8 @@ class Volumes:
         for subject in self.pending:
             case, path = subject["case"], self._record_file(subject["case"])
             check_no_input([path, *self._results(case)], inputs)
+            for place in (path, *self._results(case)):
+                check_no_link(steps_below(self.output_dir, place))
             record = read_record(path)
             if os.path.lexists(path) and record.get("product") != PRODUCT:
                 raise ValueError(

@@ -137,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     grids = mean_dice(output / "evaluation" / "cases.csv", cells)
     with written(output, "phantom_grid", ["grid.png", "grid.md"]):
         draw(grids, output / "grid.png")
-        (output / "grid.md").write_text(table(grids))
+        with atomic(output / "grid.md") as temporary:
+            temporary.write_text(table(grids))
     print(f"\n{table(grids)}\nIn each cell {' / '.join(SCORES.values())}. Picture: {output / 'grid.png'}")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
-from scripts.common.files import atomic, check_writable  # noqa: E402
+from scripts.common.files import atomic, check_writable, write_json  # noqa: E402
 from scripts.common.model_file import build, read_settings, read_weights, save_model  # noqa: E402
 from scripts.common.ownership import written  # noqa: E402
 from scripts.evaluation.metrics import bootstrap_interval  # noqa: E402
@@ -122,7 +122,7 @@ def run_row(row: Row, dataset_dir: str, output: Path, iterations: int, subset: s
     overlays = {"train.json": training_changes, "evaluate.json": row.evaluation}
     with written(folder, "recipes", overlays):
         for name, changes in overlays.items():
-            (folder / name).write_text(json.dumps(changes, indent=4))
+            write_json(folder / name, changes)
     model = folder / "model.pt"
     training: list[str | Path] = ["train", *row.overlays, folder / "train.json"]
     if row.training is not None:

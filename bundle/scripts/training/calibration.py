@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..common.model_file import keep_lesions, save_model, take_weights
 from ..common.ownership import (
     TRAINING,
     begin,
+    check_no_link,
     check_not_read_only,
     check_not_shipped,
     model_name,
@@ -216,16 +216,18 @@ def recalibrate(
     Returns:
         The new threshold.
     """
-    check_not_shipped(output_file or model_file)
+    place = output_file or model_file
+    check_not_shipped(place)
     model = take_weights(model, model_file)
-    watch([output_file or model_file])
-    check_writable(Path(os.path.realpath(output_file or model_file)).parent)
-    check_not_read_only(output_file or model_file, "model_file")
+    watch([place])
+    check_writable(Path(place).absolute().parent)
+    check_no_link([place], "model_file")
+    check_not_read_only(place, "model_file")
     before = float(model.threshold)
     threshold = calibration(model, batches)
     check_thresholds(model)
-    save_model(model, output_file or model_file)
-    print(f"Threshold {before:.6g} -> {threshold:.6g}, written to {output_file or model_file}")
+    save_model(model, place)
+    print(f"Threshold {before:.6g} -> {threshold:.6g}, written to {place}")
     return threshold
 
 
