@@ -115,6 +115,38 @@ def test_what_a_killed_run_was_writing_may_be_replaced(tmp_path, tables):
     tables("anew")
 
 
+@pytest.mark.parametrize("name", ["cases.csv", "pictures"])
+@pytest.mark.parametrize("digest", ["0" * 64, 5, {}, {"a.png": None}, ["a.png"]])
+def test_record_changed_by_hand_lets_no_file_be_replaced_that_is_not_as_it_says(tmp_path, tables, name, digest):
+    path = tmp_path / "evaluate_record.json"
+    record = json.loads(path.read_text())
+    record["files"][name] = digest
+    path.write_text(json.dumps(record))
+    (tmp_path / "cases.csv").write_text("by hand"), (tmp_path / "pictures/a.png").write_text("by hand")
+    with pytest.raises(ValueError, match=f"{name}(/a.png)? was changed since `evaluate` wrote it, or came later"):
+        claim(tmp_path, "evaluate", [name])
+    assert (tmp_path / "cases.csv").read_text() == (tmp_path / "pictures/a.png").read_text() == "by hand"
+
+
+@pytest.mark.parametrize("files", [{"cases.csv": None}, ["cases.csv"]])
+def test_file_that_a_record_claims_without_saying_what_it_held_is_kept_beside(tmp_path, files):
+    (tmp_path / "cases.csv").write_text("by hand")
+    record = {"product": PRODUCT, "step": "evaluate", "files": files}
+    (tmp_path / "evaluate_record.json").write_text(json.dumps(record))
+    with written(tmp_path, "evaluate", ["cases.csv"]):
+        write_json(tmp_path / "cases.csv", {})
+    assert (tmp_path / "cases.csv.kept1").read_text() == "by hand" and (tmp_path / "cases.csv").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("files", [{}, "cases.csv", 5, {"other.csv": "0"}])
+def test_record_that_does_not_claim_a_file_lets_it_stay(tmp_path, files):
+    (tmp_path / "cases.csv").write_text("by hand")
+    record = {"product": PRODUCT, "step": "evaluate", "files": files}
+    (tmp_path / "evaluate_record.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="cases.csv is in the way, which `evaluate` did not write"):
+        claim(tmp_path, "evaluate", ["cases.csv"])
+
+
 def test_record_of_an_earlier_version_allows_what_it_names(tmp_path):
     for name in ("cases.csv", "curves.csv"):
         (tmp_path / name).touch()

@@ -367,6 +367,56 @@ def test_what_a_person_changed_stays(scans_dir, tmp_path, name):
     preprocess(scans_dir, tmp_path / "out", upper_fraction=0.8)
 
 
+def edit_record(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("digest", [None, "0" * 64, 5, "gone"])
+def test_record_changed_by_hand_lets_no_slice_be_removed_that_is_not_as_it_says(scans_dir, tmp_path, digest):
+    preprocess(scans_dir, tmp_path / "out")
+    record, own = tmp_path / "out/training/a/subject.json", tmp_path / "out/training/a/003_image.npy"
+    files = json.loads(record.read_text())["files"]
+    edit_record(record, files={**files, own.name: digest} if digest != "gone" else {"000_image.npy": "0"})
+    before = tree(tmp_path / "out")
+    assert re.match(
+        r".*a/00\d_\w+.npy was changed since `preprocess` wrote it", failure(scans_dir, tmp_path / "out", slice_step=2)
+    )
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("files", [None, [], "all", {}])
+def test_slices_of_which_the_record_does_not_say_what_they_held_are_kept_beside(scans_dir, tmp_path, files, capsys):
+    output = tmp_path / "out"
+    preprocess(scans_dir, output)
+    edit_record(output / "training/a/subject.json", files=files)
+    (output / "training/a/003_image.npy").write_text("by hand")
+    before = tree(output / "training/a")
+    preprocess(scans_dir, output, upper_fraction=0.8)
+    assert tree(output / "training/a.kept1") == before
+    assert "training/a has no record of what its files held: it is kept as a.kept1." in capsys.readouterr().out
+    shutil.rmtree(output / "training/a.kept1")
+    preprocess(scans_dir, tmp_path / "fresh", upper_fraction=0.8)
+    assert tree(output) == tree(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("slices", [None, "no list", [{}], [5]])
+def test_record_whose_slices_are_none_is_made_again(scans_dir, tmp_path, slices):
+    whole = preprocess(scans_dir, tmp_path / "out")
+    edit_record(tmp_path / "out/training/a/subject.json", slices=slices)
+    assert preprocess(scans_dir, tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("change", [{}, {"upper_fraction": 0.8}])
+def test_datalist_of_which_no_record_says_what_it_held_is_kept_beside(scans_dir, tmp_path, change):
+    preprocess(scans_dir, tmp_path / "out")
+    (tmp_path / "out/preprocess_record.json").unlink()
+    edit_record(tmp_path / "out/datalist.json", notes="by hand")
+    before = (tmp_path / "out/datalist.json").read_bytes()
+    preprocess(scans_dir, tmp_path / "out", **change)
+    assert (tmp_path / "out/datalist.json.kept1").read_bytes() == before
+    assert "notes" not in json.loads((tmp_path / "out/datalist.json").read_text())
+
+
 def test_folder_in_which_another_run_writes_is_left_alone(scans_dir, tmp_path):
     (tmp_path / "out").mkdir()
     other = os.open(tmp_path / "out", os.O_RDONLY)

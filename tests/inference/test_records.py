@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from monai.data import MetaTensor
+from scripts.common.files import write_json
 from scripts.inference.volumes import OUTCOME, RESULTS, Volumes
 
 
@@ -77,6 +78,33 @@ def test_result_that_a_person_corrected_is_not_replaced(pending, tmp_path):
     with pytest.raises(ValueError, match="one_anomaly_mask.nii.gz was changed since `inference` wrote it"):
         pending(seed=1)
     assert pending() == [] and corrected.read_bytes() == b"by hand"
+
+
+@pytest.mark.parametrize("results", [{}, [], None, {"one_anomaly_mask.nii.gz": None}])
+def test_result_of_which_the_record_does_not_say_what_it_held_is_kept_beside(pending, tmp_path, results):
+    record, mask = tmp_path / "out/one/one_record.json", tmp_path / "out/one/one_anomaly_mask.nii.gz"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"results": results}))
+    write(mask, b"by hand")
+    assert pending(seed=1) == ["one"]
+    write_json(mask, "anew")
+    assert mask.with_name(f"{mask.name}.kept1").read_bytes() == b"by hand"
+
+
+@pytest.mark.parametrize("digest", [5, "0" * 64, {}])
+def test_record_changed_by_hand_lets_no_result_be_replaced_that_is_not_as_it_says(pending, tmp_path, digest):
+    record, name = tmp_path / "out/one/one_record.json", "one_anomaly_mask.nii.gz"
+    content = json.loads(record.read_text())
+    content["results"][name] = digest
+    record.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{name} was changed since `inference` wrote it"):
+        pending(seed=1)
+
+
+@pytest.mark.parametrize("numbers", [{}, [], None, {"lesions": [{}]}, {"lesions": 1}])
+def test_volume_whose_numbers_a_person_changed_is_done_again(pending, tmp_path, numbers):
+    record = tmp_path / "out/one/one_record.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"numbers": numbers}))
+    assert pending() == ["one"]
 
 
 @pytest.mark.parametrize(

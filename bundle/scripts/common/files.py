@@ -64,13 +64,13 @@ def _make_room(path: Path) -> None:
     if name in _found and found != _found[name]:
         raise ValueError(f"{path} came or changed while this run worked: move it, and run the same command again.")
     if path.is_symlink():
-        print(f"{path} was a symbolic link: it is kept as {_keep(path).name}.")
+        print(f"{path} was a symbolic link: it is kept as {keep_beside(path).name}.")
     elif _unsure.intersection(map(str, (path, *path.parents))):
-        print(f"{path} was there from an interrupted run: it is kept as {_keep(path).name}.")
+        print(f"{path} was there from an interrupted run: it is kept as {keep_beside(path).name}.")
 
 
-def _keep(path: Path) -> Path:
-    """Give a file a new name beside its own."""
+def keep_beside(path: Path) -> Path:
+    """Give a file or a folder a new name beside its own."""
     places = (path.with_name(f"{path.name}.kept{number}") for number in itertools.count(1))
     kept = next(place for place in places if not os.path.lexists(place))
     os.rename(path, kept)

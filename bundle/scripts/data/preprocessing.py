@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..common.batch import ends_all, raise_failed
-from ..common.files import check_writable, has_ended, not_empty, watch, write_json
+from ..common.files import check_writable, has_ended, keep_beside, not_empty, watch, write_json
 from ..common.guard import innermost_message
 from ..common.ownership import (
     begin,
@@ -261,17 +261,38 @@ def _check_places(output: Path, items: Sequence[Mapping[str, Any]]) -> None:
             raise ValueError(
                 f"{other} is in the way, which preprocessing did not write: move it, or set another `output_dir`."
             )
-        for name, digest in read_record(folder / RECORD).get("files", {}).items():
-            check_unchanged(folder / name, digest, STEP)
+        noted = _noted_files(folder)
+        for path in sorted(folder.iterdir()) if noted else ():
+            if path.name != RECORD:
+                check_unchanged(path, noted.get(path.name) or "none", STEP)
+
+
+def _noted_files(folder: Path) -> dict[str, Any]:
+    """The SHA-256 of each file of a subject's folder; empty where its record is damaged, or of an older version."""
+    files = read_record(folder / RECORD).get("files")
+    return files if isinstance(files, dict) else {}
 
 
 def _put_in_place(finished: str, folder: Path, temporary: Path) -> None:
-    """Move a subject's new folder to its place, and the earlier one, if any, to the temporary folder."""
+    """Move a subject's new folder to its place, and the earlier one, if any, to the temporary folder.
+
+    One whose record does not say what its files hold may be a person's: it is kept beside where it is another.
+    """
     folder.parent.mkdir(exist_ok=True)
     if os.path.lexists(folder):
         _check_places(folder.parent.parent, [{"split": folder.parent.name, "case": folder.name}])
-        os.replace(folder, temporary / f"{folder.name}.earlier")
+        if _noted_files(folder) or _holds_no_more(folder, finished):
+            os.replace(folder, temporary / f"{folder.name}.earlier")
+        else:
+            print(f"{folder} has no record of what its files held: it is kept as {keep_beside(folder).name}.")
     os.replace(finished, folder)
+
+
+def _holds_no_more(folder: Path, finished: str) -> bool:
+    """Whether each file of a subject's folder, but its record, is in another one too."""
+    own, other = content_digest(folder), content_digest(finished)
+    assert isinstance(own, dict) and isinstance(other, dict)
+    return all(name == RECORD or other.get(name) == digest for name, digest in own.items())
 
 
 def _read_record(output_dir: Path, item: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,9 +300,13 @@ def _read_record(output_dir: Path, item: Mapping[str, Any]) -> dict[str, Any]:
     record = read_record(output_dir / item["split"] / item["case"] / RECORD)
     if record.get("fingerprint") != item["fingerprint"]:
         return {}
-    if not all(isinstance(entry, dict) and "median" in entry for entry in record["slices"]):  # of an older version
+    try:
+        files = [entry[key] for entry in _entries(item, record) for key in record["keys"]]
+        complete = all("median" in entry for entry in record["slices"])
+    except (KeyError, TypeError, ValueError):
+        complete = False
+    if not complete:  # of an older version, or damaged
         return {}
-    files = [entry[key] for entry in _entries(item, record) for key in record["keys"]]
     return record if all(not_empty(output_dir / file) for file in files) else {}
 
 
@@ -552,7 +577,7 @@ def _kept_splits(
     path = output / DATALIST
     noted = check_claim(output, STEP, []).get(DATALIST)
     check_no_link([path])
-    watch([path])
+    watch([path], unsure=[path] if noted is None else [])
     if not os.path.lexists(path):
         return {}
     before = read_record(path)
@@ -563,7 +588,7 @@ def _kept_splits(
     check_unchanged(path, noted, STEP)
     if any(before.get(key) != value for key, value in settings.items()):
         print(f"{path} was made with other settings: it is made anew, with the splits of this run only.")
-        path.unlink()
+        keep_beside(path) if noted is None else path.unlink()
         return {}
     kept = {split: before[split] for split in SPLITS if split in before and split not in subjects}
     owner = {person_of(entry["case"]): split for split, entries in kept.items() for entry in entries}

@@ -130,6 +130,14 @@ def lesion_rows(case: str, record: Mapping[str, Any]) -> list[Numbers]:
     return [dict(zip(LESION_COLUMNS, map(_short, row), strict=True)) for row in rows]
 
 
+def is_measured(case: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record has all that the tables tell of a volume: a person may have changed it."""
+    try:
+        return bool(volume_row(case, record)) and lesion_rows(case, record) is not None
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
 def _short(value: object) -> object:
     return format(value, ".6g") if isinstance(value, float) else value
 

@@ -39,7 +39,7 @@ from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, check_case_name, f
 from ..method.refinement import Refinement
 from .inferer import is_for_volumes
 from .results import DESCRIPTION, ResultFiles
-from .tables import LESIONS, STEP, VOLUMES, measure_volume, write_tables
+from .tables import LESIONS, STEP, VOLUMES, is_measured, measure_volume, write_tables
 from .writer import write_brain_mask
 
 OUTCOME = ("results", "warnings", "numbers")  # what a record tells at the end only
@@ -167,7 +167,8 @@ class Volumes:
         """The record of a finished volume; empty while it is not."""
         record = read_record(self._record_file(case))
         same = {key: value for key, value in record.items() if key not in OUTCOME} == self.records[case]
-        return record if same and record.keys() >= {*OUTCOME} and all(map(not_empty, self._results(case))) else {}
+        whole = same and record.keys() >= {*OUTCOME} and is_measured(case, record)
+        return record if whole and all(map(not_empty, self._results(case))) else {}
 
     def _check_places(self, subjects: Sequence[Subject]) -> None:
         inputs = [path for subject in subjects for path in _files(subject)]
@@ -182,7 +183,8 @@ class Volumes:
                     f"{path} is in the way, which this product did not write: move it, or set `output_dir`."
                 )
             self._check_other_scan(subject, record)
-            digests, results = record.get("results", {}), self._results(case)
+            digests, results = record.get("results"), self._results(case)
+            digests = digests if isinstance(digests, dict) else {}
             watch([path, *results], unsure=[result for result in results if digests.get(result.name) is None])
             for result in [path for path in self._results(case) if os.path.lexists(path)]:
                 if not record:

@@ -102,7 +102,8 @@ def folder_of(output: Path, name: str) -> Path:
 
 def take_model(source: Path, target: Path, changes: Mapping[str, object]) -> None:
     """Copy a model file, and let it say that it scores as the ids ``changes`` have it."""
-    shutil.copy(source, target)
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
     if changes:
         weights = read_weights(str(source))
         changed = {name.removeprefix("network_def#"): value for name, value in changes.items()}
@@ -129,8 +130,9 @@ def run_row(row: Row, dataset_dir: str, output: Path, iterations: int, subset: s
         run_bundle("training", *training, dataset_dir=dataset_dir, output_dir=folder, model_file=model, resume=True)
     else:
         source = BUNDLE / "models" if row.weights == "bundle" else folder_of(output, row.weights)
-        take_model(source / "model.pt", model, row.model)
-        run_bundle("calibrate", *training, dataset_dir=dataset_dir, model_file=model)
+        with written(folder, "recipes", [model.name]):
+            take_model(source / "model.pt", model, row.model)
+            run_bundle("calibrate", *training, dataset_dir=dataset_dir, model_file=model)
     scoring = {"dataset_dir": dataset_dir, "output_dir": folder / "evaluation", "model_file": model, "pictures": False}
     if subset:
         scoring["subsets"] = {"subset": subset}
