@@ -1,7 +1,7 @@
 """The parts of the work that fall to several processes."""
 
 import pytest
-from scripts.common.share import first_checks, join_group, share
+from scripts.common.share import by_the_first, first_checks, join_group, share
 
 
 @pytest.mark.parametrize("number", [0, 1, 5, 12, 13])
@@ -31,3 +31,19 @@ def test_one_process_checks_for_itself():
 
     with pytest.raises(ValueError, match="no"):
         first_checks(refuse)
+
+
+def test_step_that_is_not_shared_is_done_in_one_process(monkeypatch):
+    """Several are in tests/workflows/test_distributed.py."""
+
+    @by_the_first
+    def double(number, *, more=0):
+        """Twice a number."""
+        return 2 * number + more
+
+    assert double(3, more=1) == 7 and double.__doc__ == "Twice a number."
+    monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("RANK", "0")
+    assert double(3) == 6
+    monkeypatch.setenv("RANK", "1")  # of an array of jobs
+    with pytest.raises(RuntimeError, match=r"is not shared, and this is process 1 \(RANK\) of several: run it once"):
+        double(3)

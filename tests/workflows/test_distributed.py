@@ -368,7 +368,17 @@ def test_killed_process_leaves_whole_files_and_the_next_run_does_what_is_missing
     assert (tmp_path / "out/lesions.csv").read_bytes() == (tmp_path / "alone/lesions.csv").read_bytes()
 
 
-@pytest.mark.parametrize("step", ["training", "inference", "evaluate"])
+def test_first_process_makes_the_slices_and_the_others_wait(scans_dir, tmp_path):
+    options = {"dataset_dir": str(scans_dir), "modalities": ["flair", "t1"], "slice_range": [2, 9], "num_workers": 1}
+    run_bundle("preprocess", output_dir=str(tmp_path / "alone"), **options)
+    output = finish(
+        start(2, tmp_path / "arguments", "preprocess", ["preprocess"], output_dir=str(tmp_path / "out"), **options)
+    )
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone") and len(contents(tmp_path / "out")) > 60
+    assert output.count("training: 12 slices of 2 subjects") == output.count("Slices: ") == 1
+
+
+@pytest.mark.parametrize("step", ["training", "inference", "evaluate", "preprocess"])
 def test_second_run_into_a_folder_ends_all_its_processes_with_one_sentence(
     step, slices_dir, volumes_dir, model_file, two_modality_slices, tmp_path, one_thread
 ):
@@ -380,6 +390,9 @@ def test_second_run_into_a_folder_ends_all_its_processes_with_one_sentence(
         configs, options = ["train", "multi_gpu_train"], training_options(folder, two_modality_slices)
     elif step == "inference":
         options = inference_options(volumes_dir, model_file(["flair"]), folder)
+    elif step == "preprocess":
+        splits = {"split_training": ["a"], "split_validation": "null", "split_testing": "null"}
+        options = {"dataset_dir": str(volumes_dir), "output_dir": str(folder), "slice_range": "null", **splits}
     else:
         configs = ["evaluate_slices", "multi_gpu_evaluate"]
         options = {"dataset_dir": str(slices_dir), "output_dir": str(folder), "model_file": model_file(["flair", "t1"])}

@@ -145,21 +145,22 @@ def check_not_read_only(path: str | os.PathLike, option: str = "output_dir") -> 
         raise OSError(f"{path} is read-only: make it writable, or set another `{option}`.")
 
 
-def lock_folder(folder: str | os.PathLike) -> None:
+def lock_folder(folder: str | os.PathLike, option: str = "output_dir") -> None:
     """Keep other runs out of a folder until `unlock_folder`, or until this process ends, however it ends.
 
-    A process may lock a folder again that it has locked.
+    A process may lock a folder again that it has locked. A single file can be locked likewise.
 
     Of several processes of one run the first locks it. Where the file system knows no locks, nothing is locked.
 
     Args:
-        folder: It exists.
+        folder: It exists, or nothing is locked.
+        option: The id that names its place.
 
     Raises:
         RuntimeError: When another run writes there.
     """
     place = os.path.realpath(folder)
-    if fcntl is None or place in _locked or os.environ.get("RANK", "0") != "0":
+    if fcntl is None or place in _locked or os.environ.get("RANK", "0") != "0" or not os.access(place, os.R_OK):
         return
     number = os.open(place, os.O_RDONLY)
     try:
@@ -167,15 +168,14 @@ def lock_folder(folder: str | os.PathLike) -> None:
         _locked[place] = number
     except BlockingIOError:
         os.close(number)
-        raise RuntimeError(
-            f"Another run is writing in {folder}: wait until it ends, or set another `output_dir`."
-        ) from None
+        where = f"in {folder}" if os.path.isdir(place) else folder
+        raise RuntimeError(f"Another run is writing {where}: wait until it ends, or set another `{option}`.") from None
     except OSError:
         os.close(number)
 
 
 def unlock_folder(folder: str | os.PathLike) -> None:
-    """Let other runs write in a folder again: a process may live on after its run, as that of a notebook does."""
+    """Let other runs write there again: a process may live on after its run, as that of a notebook does."""
     number = _locked.pop(os.path.realpath(folder), None)
     if number is not None:
         os.close(number)

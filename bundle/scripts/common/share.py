@@ -7,11 +7,14 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch.distributed as dist
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+Options = ParamSpec("Options")
 SECONDS_TO_END = 30.0  # that torchrun has, to notice that one process failed
 
 
@@ -71,6 +74,36 @@ def first_checks(check: Callable[[], None]) -> None:
         raise error
     if not agreed[0]:
         _end_silently()
+
+
+def by_the_first(work: Callable[Options, Result]) -> Callable[Options, Result]:
+    """Let the first of several processes do a step that is not shared, while the others wait for its result.
+
+    Args:
+        work: A step whose result can be pickled.
+
+    Returns:
+        The same, which raises a ``RuntimeError`` in a process that is not the first and cannot wait for it, as that of
+        an array of jobs.
+    """
+
+    @wraps(work)
+    def alone(*arguments: Options.args, **options: Options.kwargs) -> Result:
+        results: list[Result] = []
+        together = join_group()
+        if not together and (rank := int(os.environ.get("RANK", "0"))) > 0:
+            raise RuntimeError(
+                f"This step is not shared, and this is process {rank} (RANK) of several: run it once, without RANK and "
+                "WORLD_SIZE."
+            )
+        first_checks(lambda: results.append(work(*arguments, **options)))
+        if together:
+            shared: list[Any] = results or [None]
+            dist.broadcast_object_list(shared, src=0)
+            results = shared
+        return results[0]
+
+    return alone
 
 
 def _end_silently() -> None:

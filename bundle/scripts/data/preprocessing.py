@@ -43,6 +43,7 @@ from ..common.ownership import (
 )
 from ..common.paths import bundle_root
 from ..common.settings import check_settings
+from ..common.share import by_the_first
 from ..method.volume import PLANES
 from .brain import lesion_of
 from .layouts import person_of
@@ -378,6 +379,7 @@ def plan(
     return {split: [subject for subject in usable if owner[person_of(subject["case"])] == split] for split in found}
 
 
+@by_the_first
 def preprocess(
     dataset_dir: str,
     output_dir: str,

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..common.files import atomic
 from ..common.ownership import lock_folder, unlock_folder, written
+from ..common.share import by_the_first
 from ..data.scans import inside
 from .charts import Line, Mark, chart
 from .summaries import STRIP_FILE, SUMMARY_COLUMNS, healthy_words
@@ -242,6 +243,7 @@ high-frequency image, reconstruction, anomaly map, and mask (red) against label 
 """
 
 
+@by_the_first
 def write_report(output_dir: str) -> Path:
     """Write ``report.html`` from what an evaluation left in ``output_dir``.
 

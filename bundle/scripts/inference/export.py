@@ -12,7 +12,8 @@ from monai.networks import convert_to_onnx
 from torch import Tensor, nn
 
 from ..common.files import atomic, check_writable
-from ..common.ownership import begin, claim, settle
+from ..common.ownership import begin, claim, lock_folder, settle, unlock_folder
+from ..common.share import by_the_first
 from ..method.refinement import Refinement
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -50,6 +51,7 @@ def network_inputs(model: Refinement) -> dict[str, Tensor]:
     return {name: seen[name] if name in seen else seen["masked"] for name in model.networks}
 
 
+@by_the_first
 def export_networks(model: Refinement, output_dir: str) -> list[Path]:
     """Write each network of a model as ONNX; batches of any size, slices of its ``image_size``.
 
@@ -70,6 +72,7 @@ def export_networks(model: Refinement, output_dir: str) -> list[Path]:
     """
     _check_packages(PACKAGES)
     folder = check_writable(output_dir)
+    lock_folder(folder)
     names = [f"{name}.onnx" for name in model.networks]
     claim(folder, STEP, names)
     model = model.cpu().eval()
@@ -84,6 +87,7 @@ def export_networks(model: Refinement, output_dir: str) -> list[Path]:
         print(f"{path}: input {channels}, differs from PyTorch by at most {difference:.1e}")
         settle(folder, STEP, [path.name])
         files.append(path)
+    unlock_folder(folder)
     return files
 
 

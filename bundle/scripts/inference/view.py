@@ -28,6 +28,7 @@ from tqdm import tqdm
 from ..common.batch import raise_failed
 from ..common.files import atomic
 from ..common.ownership import PRODUCT, file_digest, lock_folder, read_record, unlock_folder, written
+from ..common.share import by_the_first
 from ..data.nifti import load_volume
 from ..method.refinement import Refinement
 from ..method.scores import hysteresis as hysteresis_of_slices
@@ -284,6 +285,7 @@ def _html(volume: Segmented, planes: str, steps: Sequence[Mapping[str, float]], 
     return page.replace("</body>", f"{script}</body>", 1)
 
 
+@by_the_first
 def write_views(results_dir: str, network: Refinement, model_file: str, case: str | None = None) -> list[Path]:
     """Write a page beside the results of each volume, ``CASE_anomaly_view.html``.
 

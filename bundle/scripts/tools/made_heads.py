@@ -25,7 +25,7 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.files import atomic, check_writable  # noqa: E402
 from scripts.common.guard import report_errors  # noqa: E402
-from scripts.common.ownership import written  # noqa: E402
+from scripts.common.ownership import lock_folder, unlock_folder, written  # noqa: E402
 from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
 from scripts.data.made_slices import make_head, split_maps, volume_seed  # noqa: E402
@@ -182,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"--lesion_contrast must be LOW HIGH with 0 < LOW <= HIGH, got {low:g} {high:g}.")
     heads = split_maps(options.label_maps_dir, options.validation, options.testing)
     output = check_writable(options.output_dir)
+    lock_folder(output)
     cases = [
         Case(f"made_{split}_{head:02d}_{draw}", split, path, volume_seed(split, head, draw, options.seed))
         for split, paths in heads.items()
@@ -196,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         progress = tqdm(cases, desc="made heads", unit="volume")
         rows = [row for case in progress for row in write_case(case, output, transform, (low, high), options.rescans)]
         write_tables(output, rows, list(heads))
+    unlock_folder(output)
     print(f"Scans, brain masks (ending brain) and split files: {output}")
 
 

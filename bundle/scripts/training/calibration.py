@@ -20,10 +20,12 @@ from ..common.ownership import (
     check_no_link,
     check_not_read_only,
     check_not_shipped,
+    lock_folder,
     model_name,
     settle,
     unlock_folder,
 )
+from ..common.share import by_the_first
 from ..data.slices import common_field_of_view, covered_planes
 from ..method.default import ProbabilisticIterMask
 from ..method.published import IterMask
@@ -197,6 +199,7 @@ def check_thresholds(model: Refinement) -> None:
         )
 
 
+@by_the_first
 def recalibrate(
     model: Refinement,
     model_file: str,
@@ -218,15 +221,17 @@ def recalibrate(
     """
     place = output_file or model_file
     check_not_shipped(place)
+    check_no_link([place], "model_file")
+    lock_folder(place, "model_file")
     model = take_weights(model, model_file)
     watch([place])
     check_writable(Path(place).absolute().parent)
-    check_no_link([place], "model_file")
     check_not_read_only(place, "model_file")
     before = float(model.threshold)
     threshold = calibration(model, batches)
     check_thresholds(model)
     save_model(model, place)
+    unlock_folder(place)
     print(f"Threshold {before:.6g} -> {threshold:.6g}, written to {place}")
     return threshold
 
