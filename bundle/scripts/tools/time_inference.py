@@ -45,15 +45,23 @@ PARTS = {
 }
 OTHERS = "config, and all else"
 WATCH = """
-import atexit, json, runpy, sys, threading, time
+import atexit, inspect, json, runpy, sys, threading, time
 parts, output, others = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 spent, done, threads = {}, threading.Event(), {threading.main_thread().ident}
 names = {}
+def name_of(frame):
+    code = frame.f_code
+    if sys.version_info >= (3, 11):
+        return code.co_qualname
+    for owner in type(frame.f_locals.get("self")).__mro__:
+        if getattr(inspect.unwrap(vars(owner).get(code.co_name)), "__code__", None) is code:
+            return owner.__qualname__ + "." + code.co_name
+    return code.co_name
 def part_of(frame):
     while frame is not None:
         code = frame.f_code
         if code not in names:
-            place = code.co_filename.replace("\\\\", "/") + ":" + code.co_qualname
+            place = code.co_filename.replace("\\\\", "/") + ":" + name_of(frame)
             names[code] = next((part for end, part in parts.items() if place.endswith("/" + end)), None)
         if names[code]:
             return names[code]
