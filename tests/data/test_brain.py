@@ -13,10 +13,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from scripts.data.brain import (
     background_of,
-    box_of,
     brain_mask_of,
-    fill_holes,
-    largest_component,
     lesion_of,
     sign_of_skull,
 )
@@ -80,25 +77,6 @@ def test_noise_around_a_head_is_no_background():
     given = scan_of(made_head(skull=False) > 0)
     found = BrainMaskd("image")({"image": scan_of(voxels), "brain_mask": given, "case": "one"})["brain_mask"]
     assert torch.equal(found.as_tensor(), given.as_tensor() > 0)
-
-
-@pytest.mark.parametrize("part", [0.0, 0.3, 0.6, 0.9, 1.0])
-def test_holes_are_those_of_scipy(part):
-    mask = np.random.default_rng(2).random((23, 31)) < part
-    np.testing.assert_array_equal(fill_holes(mask), ndimage.binary_fill_holes(mask))
-
-
-def test_box_holds_all_of_a_mask_and_no_more():
-    mask = np.zeros((5, 7, 4), bool)
-    mask[1, 2, 3] = mask[3, 6, 0] = True
-    assert box_of(mask) == (slice(1, 4), slice(2, 7), slice(0, 4))
-    assert box_of(mask[1]) == (slice(2, 3), slice(3, 4))
-
-
-def test_largest_component_is_connected_by_faces():
-    mask = np.zeros((6, 6, 6), bool)
-    mask[:2, :2, :2] = mask[2:5, 2:5, 2:5] = True
-    assert largest_component(mask).sum() == 27 and largest_component(mask)[3, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from scripts.data.nifti import (
     load_volume,
     number_of_slices,
     read_header,
+    voxel_ml,
 )
 from scripts.data.transforms import ScanReader
 
@@ -175,3 +176,8 @@ def test_file_of_another_kind_is_no_scan(tmp_path):
     nib.save(surface, tmp_path / "surface.gii")
     with pytest.raises(ValueError, match="surface.gii holds no voxels on a grid"):
         load_volume(tmp_path / "surface.gii")
+
+
+def test_volume_of_a_voxel_is_the_same_however_the_grid_is_turned():
+    affine = np.array([[0, 2.0, 0, 7], [-1.5, 0, 0, -3], [0, 0, 4.0, 1], [0, 0, 0, 1]])
+    assert voxel_ml(affine) == pytest.approx(2 * 1.5 * 4 / 1000)

@@ -42,7 +42,7 @@ def test_pixels_are_repeated_by_a_whole_factor(shape, factor):
 
 def test_box_holds_brain_label_and_mask_with_a_margin():
     planes = {name: np.zeros((20, 30)) for name in ("brain_mask", "label", "pred_mask")}
-    assert brain_box(planes) == (slice(None), slice(None))
+    assert brain_box(planes) == (slice(0, 20), slice(0, 30))
     planes["brain_mask"][8, 10] = planes["label"][5, 12] = planes["pred_mask"][9, 1] = 1
     assert brain_box(planes) == (slice(2, 13), slice(0, 16))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from scripts.inference.geometry import largest_component, part_cut_off, window, with_room
+from scripts.inference.geometry import largest_part, part_cut_off, window, with_room
 from scripts.inference.inferer import IterMaskInferer
 
 FIELD = torch.tensor([30.0, 24.0])
@@ -62,9 +62,9 @@ def test_brain_that_the_window_cuts_is_told(caplog):
 def test_largest_component_and_what_a_window_cuts_of_it():
     brain = torch.zeros(10, 12, 3, dtype=torch.bool)
     brain[2:8, 3:9], brain[9, 11, 2] = True, True
-    found = largest_component(brain)
+    found = largest_part(brain)
     assert found.sum() == 6 * 6 * 3 and not found[9, 11, 2]
-    assert torch.equal(largest_component(found), found) and not largest_component(found & False).any()
+    assert torch.equal(largest_part(found), found) and not largest_part(found & False).any()
     padding = window(found.any(dim=2)[None], torch.tensor([1.0, 1.0]), torch.tensor([4.0, 6.0]))
     assert padding == [-3, -3, -3, -3]
     assert part_cut_off(found, padding) == pytest.approx(1 - 4 / 6)

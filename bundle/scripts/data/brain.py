@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from itertools import combinations
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 from torch import Tensor
+
+from .morphology import box_of, fill_holes, largest_component
+from .nifti import voxel_ml
 
 logger = logging.getLogger(__name__)
 
@@ -126,27 +130,6 @@ def lesion_of(label: Tensor, name: str) -> Tensor:
     return torch.from_numpy(values > 0.5).to(voxels.device)
 
 
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask of any dimension; voxels that share a face are connected."""
-    labels, number = ndimage.label(mask)
-    return labels == np.bincount(labels[labels > 0]).argmax() if number > 1 else np.asarray(mask, bool)
-
-
-def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """A mask of any dimension with its holes, as `scipy.ndimage.binary_fill_holes` gives it, several times faster."""
-    outside, _ = ndimage.label(~np.pad(mask, 1))
-    return (outside != outside.flat[0])[(slice(1, -1),) * mask.ndim]
-
-
-def box_of(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds all of a mask of any dimension, which is not empty."""
-    spans = []
-    for axis in range(mask.ndim):
-        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        spans.append(slice(int(places[0]), int(places[-1]) + 1))
-    return tuple(spans)
-
-
 def depth_profile(image: np.ndarray, brain_mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
     """Median intensity of what is taken for brain at each depth below its outline, in the larger axial slices.
 
@@ -198,13 +181,13 @@ def sign_of_skull(image: Tensor, brain_mask: MetaTensor) -> str | None:
     Returns:
         The end of "... may still have its skull: ", or None.
     """
-    affine = np.asarray(brain_mask.affine)[:3, :3]
+    affine = np.asarray(brain_mask.affine)
     inside = brain_mask.as_tensor()[0].cpu().numpy()
     voxels = int(inside.sum())
-    volume_ml, covered = voxels * float(abs(np.linalg.det(affine))) / 1000, voxels / inside.size
+    volume_ml, covered = voxels * voxel_ml(affine), voxels / inside.size
     if volume_ml > LARGEST_BRAIN_ML or covered > LARGEST_COVER:
         return f"{volume_ml:.0f} ml, {covered:.0%} of the volume, count as brain"
-    rows, columns = np.linalg.norm(affine, axis=0)[:2]
+    rows, columns, _ = nib.affines.voxel_sizes(affine)
     for modality in image:
         profile = depth_profile(modality.cpu().numpy(), inside, (float(rows), float(columns)))
         if ring_of(profile) > LEAST_RING:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from .brain import background_of, box_of, fill_holes
+from .brain import background_of
+from .morphology import box_of, fill_holes
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def warn_of_doubts(image: Tensor, brain_mask: Tensor, given: bool, name: str) ->
     voxels, mask = image.as_tensor().cpu().numpy(), brain_mask.as_tensor()[0].cpu().numpy()
     backgrounds = [background_of(torch.from_numpy(modality)) for modality in voxels]
     shown = np.logical_or.reduce([modality != value for modality, value in zip(voxels, backgrounds, strict=True)])
-    spacing = np.linalg.norm(np.asarray(image.affine.cpu(), dtype=np.float64)[:3, :3], axis=0)
+    spacing = nib.affines.voxel_sizes(np.asarray(image.affine.cpu(), dtype=np.float64))
     warn_of_orientation(image, name)
     warn_of_size(mask, shown, spacing, name)
     if given:

@@ -19,6 +19,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from scipy import ndimage
 
+from .morphology import box_of
+
 # FreeSurfer's labels, and those of the head outside the brain (from 500 on, as in the maps of SynthSeg).
 TISSUES = {
     "fluid": (4, 5, 14, 15, 24, 43, 44, 72),
@@ -348,10 +350,10 @@ def made_volume(
         np.random.default_rng([draw.seed, stream]) for stream in range(5)
     )  # so that an effect that is left out changes no other
     inside = labels > 0 if skull else (labels > 0) & (labels < OUTSIDE)
-    first = _box(inside, 12)
+    first = box_of(inside, 12)
     moved = _moved(labels[first], draw, shape_random)
     exact = brain_mask_of_labels(moved, draw.closing)
-    second = _box(moved > 0 if skull else exact, 4)
+    second = box_of(moved > 0 if skull else exact, 4)
     moved, exact = moved[second], exact[second]
     image = _painted(moved, draw, paint_random)
     if draw.rim > 0 or draw.cap > 0:
@@ -420,14 +422,6 @@ def with_defects(brain_mask: np.ndarray, distance: float, rng: np.random.Generat
     bits = smooth_field(rng, brain_mask.shape, 7)
     level = np.where(bits > 2.2, 0.12, np.where(bits < -2.4, 0.88, level))
     return soft > level
-
-
-def _box(inside: np.ndarray, margin: int) -> tuple[slice, ...]:
-    box = []
-    for axis, size in enumerate(inside.shape):
-        found = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
-        box.append(slice(max(found[0] - margin, 0), min(found[-1] + 1 + margin, size)))
-    return tuple(box)
 
 
 def _moved(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from .morphology import box_of
+
 PLACES = ("anywhere", "periventricular", "cortical", "brain_stem", "cerebellum")
 LABELS = {  # of FreeSurfer
     "white": (2, 41, 25, 57),
@@ -149,8 +151,7 @@ def inflated(rng: np.random.Generator, mask: np.ndarray, volume_ml: float) -> np
     """
     if not mask.any():
         raise ValueError("`mask` of a drawn lesion has no pixel: choose a slice with lesion.")
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    part = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 2)
+    part = np.pad(mask[box_of(mask)], 2)
     inside = ndimage.distance_transform_edt(part)
     height = FLATNESS * np.sqrt(inside * (2 * inside.max() - inside))  # of a ball, where the mask is a disc
     factor = (volume_ml * 1000 / (2 * height.sum())) ** (1 / 3)

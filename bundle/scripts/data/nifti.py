@@ -215,3 +215,8 @@ def check_forms(path: str, case: str) -> None:
 def number_of_slices(shape: tuple[int, int, int], affine: np.ndarray, plane: str) -> int:
     orientation = nib.orientations.io_orientation(affine)
     return shape[int(np.flatnonzero(orientation[:, 0] == PLANES[plane][0])[0])]
+
+
+def voxel_ml(affine: np.ndarray) -> float:
+    """The volume of a voxel, however the grid is turned; ``affine`` (4, 4) in mm."""
+    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000

@@ -14,6 +14,7 @@ from monai.utils import optional_import
 from torch import Tensor
 
 from .brain import NoBackground, brain_mask_of, sign_of_skull
+from .nifti import voxel_ml
 
 LEAST_EXTENT = 60.0  # mm along each axis; less of a head does not tell deepbet where the brain is
 LEAST_BRAIN_ML = 200.0
@@ -53,7 +54,7 @@ def strip(image: MetaTensor) -> Tensor:
         ValueError: When deepbet is not installed, the scan shows too little of the head, or no brain is found in it.
     """
     affine = np.asarray(image.affine.cpu(), dtype=np.float64)
-    extent = np.linalg.norm(affine[:3, :3], axis=0) * image.shape[1:]
+    extent = nib.affines.voxel_sizes(affine) * image.shape[1:]
     if extent.min() < LEAST_EXTENT:
         raise ValueError(
             f"still has its skull, and shows too little of the head ({extent.min():.0f} mm along one axis, expected "
@@ -65,7 +66,7 @@ def strip(image: MetaTensor) -> Tensor:
         found = np.asarray(extraction.run(nib.Nifti1Image(voxels, affine))[1].dataobj) > 0
     except (AssertionError, ValueError, RuntimeError):  # what deepbet raises where it sees no head
         found = np.zeros(voxels.shape, bool)
-    if found.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000 < LEAST_BRAIN_ML:
+    if found.sum() * voxel_ml(affine) < LEAST_BRAIN_ML:
         raise ValueError(f"still has its skull, and deepbet finds no brain in it: check the file, {OTHERWISE}")
     return torch.from_numpy(found)[None].to(image.device)
 

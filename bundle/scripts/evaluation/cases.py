@@ -28,7 +28,7 @@ from ..common.files import atomic, check_writable
 from ..common.ownership import begin, claim, lock_folder, settle, unlock_folder
 from ..common.share import first_checks
 from ..data.brain import lesion_of
-from ..data.nifti import load_volume
+from ..data.nifti import load_volume, voxel_ml
 from ..data.scans import Subject, find_subjects, mark_unusable
 from ..method.frequency import high_frequency
 from .metrics import overlap_from_counts, ssim_map, threshold_counts
@@ -114,7 +114,10 @@ def find_labeled(
     else:
         subjects = _labeled(subjects, label, named=split is not None)
     usable = mark_unusable(subjects, slice_range)
-    return [subject if "error" in subject else {**subject, "voxel_ml": _voxel_ml(subject)} for subject in usable]
+    return [
+        subject if "error" in subject else {**subject, "voxel_ml": voxel_ml(load_volume(subject["image"][0]).affine)}
+        for subject in usable
+    ]
 
 
 def _labeled(subjects: Sequence[Subject], label: str, named: bool) -> list[Subject]:
@@ -139,10 +142,6 @@ def _tell_healthy(cases: Sequence[str], label: str) -> None:
     if cases and os.environ.get("RANK", "0") == "0":
         print(f"Without a label (CASE_{label}.nii.gz), taken as healthy: {len(cases)}")
         print("\n".join(shown_list(cases)))
-
-
-def _voxel_ml(subject: Subject) -> float:
-    return float(abs(np.linalg.det(load_volume(subject["image"][0]).affine[:3, :3]))) / 1000
 
 
 def as_slices(array: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
+from ..data.morphology import box_of
+
 LABEL_COLOR, PRED_COLOR = (80, 220, 100), (255, 90, 60)
 CAPTION_HEIGHT, GAP = 16, 4
 # black, purple, red, orange, pale yellow: lightness grows steadily, so that it also reads in gray
@@ -47,10 +49,7 @@ def enlarge(plane: np.ndarray, size: int) -> np.ndarray:
 def brain_box(planes: dict[str, np.ndarray], margin: int = 3) -> tuple[slice, slice]:
     """Rows and columns that hold the brain, the label and the mask, and a little more; all where these are empty."""
     shown = (planes["brain_mask"] > 0) | (planes["label"] > 0) | (planes["pred_mask"] > 0)
-    if not shown.any():
-        return slice(None), slice(None)
-    spans = [np.flatnonzero(shown.any(axis=axis)) for axis in (1, 0)]
-    rows, columns = (slice(max(0, span[0] - margin), span[-1] + margin + 1) for span in spans)
+    rows, columns = box_of(shown if shown.any() else ~shown, margin)
     return rows, columns
 
 

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
-from ..data.brain import box_of
+from ..data.morphology import largest_component
 
 
-def largest_component(brain_mask: Tensor) -> Tensor:
+def largest_part(brain_mask: Tensor) -> Tensor:
     """The largest connected part (26 neighbors) of a brain mask (H, W, D), bool: stray voxels are no brain."""
-    mask = brain_mask.cpu().numpy()
-    if not mask.any():
-        return brain_mask
-    box = box_of(mask)
-    labels, number = ndimage.label(mask[box], structure=ndimage.generate_binary_structure(3, 3))
-    if number < 2:
-        return brain_mask
-    parts = np.bincount(labels.ravel())
-    parts[0] = 0
-    largest = np.zeros_like(mask)
-    largest[box] = labels == parts.argmax()
-    return torch.from_numpy(largest).to(brain_mask.device)
+    return torch.from_numpy(largest_component(brain_mask.cpu().numpy(), connectivity=3)).to(brain_mask.device)
 
 
 def window(brain_mask: Tensor, spacing: Tensor, field_of_view: Tensor) -> list[int]:

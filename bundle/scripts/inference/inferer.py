@@ -22,7 +22,7 @@ from ..method.parallel import in_threads
 from ..method.precision import in_precision
 from ..method.refinement import Refinement
 from ..method.volume import is_whole, segment_volume
-from .geometry import largest_component, part_cut_off, window, with_room
+from .geometry import largest_part, part_cut_off, window, with_room
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes", "threshold")
 FAR_FROM_PLANES = 10.0  # mm
@@ -99,7 +99,7 @@ def warn_of_spacing(spacing: Tensor, field_of_view: Tensor, image_size: int, nam
 
 def is_for_volumes(network: Refinement, brain_mask: Tensor, spacing: Tensor) -> bool:
     """Whether a model has a network for whole volumes, and a brain (H, W, D), bool, is whole; spacing in mm, (3,)."""
-    return hasattr(network, "lesions") and is_whole(largest_component(brain_mask), spacing.tolist())
+    return hasattr(network, "lesions") and is_whole(largest_part(brain_mask), spacing.tolist())
 
 
 class IterMaskInferer(Inferer):
@@ -203,7 +203,7 @@ class IterMaskInferer(Inferer):
         """
         padding = [0, 0, 0, 0]
         if spacing is not None and bool((network.field_of_view > 0).all()):
-            brain = largest_component(volume[-1] > 0.5)
+            brain = largest_part(volume[-1] > 0.5)
             padding = window(brain.any(dim=2)[None], spacing[:2], network.field_of_view)
             if (lost := part_cut_off(brain, padding)) > 0:
                 logger.warning(

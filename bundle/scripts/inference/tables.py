@@ -25,6 +25,8 @@ from scipy import ndimage
 
 from ..common.files import write_csv
 from ..common.ownership import begin, settle
+from ..data.morphology import box_of
+from ..data.nifti import voxel_ml
 from .inferer import outside_planes
 
 STEP = "inference"
@@ -45,11 +47,6 @@ HASH_LENGTH = 12
 Numbers = dict[str, Any]
 
 
-def voxel_ml(affine: np.ndarray) -> float:
-    """The volume of a voxel, however the grid is turned; ``affine`` (4, 4) in mm."""
-    return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
-
-
 def measure_lesions(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarray) -> list[Numbers]:
     """Measure the connected areas of a mask (26 neighbors), the largest first.
 
@@ -61,10 +58,10 @@ def measure_lesions(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarra
     Returns:
         For each area ``ml``, ``center_mm`` [x, y, z] and ``mean_score``.
     """
-    voxels = np.argwhere(mask)
-    if not len(voxels):
+    if not mask.any():
         return []
-    box = tuple(slice(low, high + 1) for low, high in zip(voxels.min(0), voxels.max(0), strict=True))
+    box = box_of(mask)
+    voxels = np.argwhere(mask[box]) + [span.start for span in box]
     labels, _ = ndimage.label(mask[box], np.ones((3, 3, 3)))
     area = labels[mask[box]] - 1  # in the order of `voxels`
     sizes = np.bincount(area)

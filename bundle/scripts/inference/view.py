@@ -29,12 +29,12 @@ from ..common.batch import raise_failed
 from ..common.files import atomic
 from ..common.ownership import PRODUCT, file_digest, lock_folder, read_record, unlock_folder, written
 from ..common.share import by_the_first
-from ..data.nifti import load_volume
+from ..data.morphology import box_of
+from ..data.nifti import load_volume, voxel_ml
 from ..method.refinement import Refinement
 from ..method.scores import hysteresis as hysteresis_of_slices
 from ..method.volume import HIGH, LOW, UNLIKELY, Grid, hysteresis
 from .inferer import is_for_volumes
-from .tables import voxel_ml
 
 STEP = "view"
 STEPS_PER_DECADE = 16  # of threshold scales
@@ -222,7 +222,7 @@ def _planes(scan: SpatialImage, levels: np.ndarray, brain: np.ndarray, number: i
     """The page that nilearn makes of the scan under the levels, on voxels of one size around the brain."""
     plotting, found = optional_import("nilearn.plotting")
     colors, _ = optional_import("matplotlib.colors")
-    corner, shape = _box(brain if brain.any() else np.ones(scan.shape, bool), scan.affine)
+    corner, shape = _space_around(brain if brain.any() else np.ones(scan.shape, bool), scan.affine)
     affine = np.diag([PIXEL_SIZE, PIXEL_SIZE, PIXEL_SIZE, 1.0])
     affine[:3, 3] = corner
     there = np.linalg.inv(scan.affine) @ affine
@@ -259,9 +259,9 @@ def greens_of(number: int) -> list[int]:
     return [round(255 * level / number) for level in range(number + 1)]
 
 
-def _box(brain: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def _space_around(brain: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """The corner in mm, and the shape in pixels, of a box with a margin around a brain."""
-    spans = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
+    spans = [(span.start, span.stop - 1) for span in box_of(brain)]
     corners = nib.affines.apply_affine(affine, np.array(np.meshgrid(*spans)).reshape(3, -1).T)
     first, last = corners.min(axis=0) - MARGIN, corners.max(axis=0) + MARGIN
     return first, tuple(int(n) for n in np.ceil((last - first) / PIXEL_SIZE) + 1)

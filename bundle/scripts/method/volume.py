@@ -47,11 +47,16 @@ class VolumeResult(NamedTuple):
 def is_whole(brain_mask: Tensor, spacing: Sequence[float]) -> bool:
     """Whether a volume (X, Y, Z) shows a brain in all three directions, and not a slab or a slice of it."""
     for axis, step in enumerate(spacing):
-        others = [other for other in range(3) if other != axis]
-        shown = brain_mask.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
+        shown = _planes_with(brain_mask, axis)
         if len(shown) == 0 or float(shown[-1] - shown[0] + 1) * float(step) < FULL_SIZE:
             return False
     return True
+
+
+def _planes_with(brain_mask: Tensor, axis: int) -> Tensor:
+    """The numbers of the planes across an axis that show brain."""
+    others = [other for other in range(3) if other != axis]
+    return brain_mask.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
 
 
 def lowest_probability(threshold_scale: float) -> float:
@@ -119,8 +124,7 @@ class Grid:
     def __init__(self, brain_mask: Tensor, spacing: Sequence[float], pixel_size: float = PIXEL_SIZE):
         self.forward, self.backward, self.box = [], [], []
         for axis, step in enumerate(map(float, spacing)):
-            others = [other for other in range(3) if other != axis]
-            shown = brain_mask.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
+            shown = _planes_with(brain_mask, axis)
             box = slice(int(shown[0]), int(shown[-1]) + 1)
             first, last = float(shown[0]) * step, float(shown[-1]) * step
             size = math.ceil(((last - first + step) / pixel_size + 2) / MULTIPLE) * MULTIPLE

@@ -7,7 +7,6 @@ Anyone with FreeSurfer label maps can train and test without a single scan: the 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,6 +28,7 @@ from scripts.common.ownership import lock_folder, unlock_folder, written  # noqa
 from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
 from scripts.data.made_slices import make_head, split_maps, volume_seed  # noqa: E402
+from scripts.tools.phantoms import write_tables  # noqa: E402
 
 GRAY_LEVELS = 500  # of white matter
 SMALLEST_ML, LARGEST_ML = 1.0, 100.0
@@ -135,17 +135,6 @@ def _write_volume(
     return dict(zip(COLUMNS, (name, case.split, case.label_map.name, ml, round(contrast, 2), number), strict=True))
 
 
-def write_tables(output_dir: Path, rows: Sequence[dict[str, object]], splits: Sequence[str]) -> None:
-    """Write ``made_heads.csv`` and a file of case names for each split."""
-    for split in splits:
-        with atomic(output_dir / f"split_{split}.txt") as temporary:
-            temporary.write_text("".join(f"{row['case']}\n" for row in rows if row["split"] == split))
-    with atomic(output_dir / "made_heads.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _names(case: Case, rescans: int) -> list[str]:
     scans = rescans if case.split == "testing" else 0
     return [f"{case.name}_scan{scan}" for scan in range(1, scans + 1)] or [case.name]
@@ -196,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with written(output, "made_heads", [*tables, *names]):
         progress = tqdm(cases, desc="made heads", unit="volume")
         rows = [row for case in progress for row in write_case(case, output, transform, (low, high), options.rescans)]
-        write_tables(output, rows, list(heads))
+        write_tables(output, "made_heads", COLUMNS, rows, list(heads))
     unlock_folder(output)
     print(f"Scans, brain masks (ending brain) and split files: {output}")
 

@@ -5,7 +5,6 @@ Anatomy is drawn from distance functions in millimeters, so the same seed is the
 
 from __future__ import annotations
 
-import csv
 import os
 import zlib
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from ..common.files import atomic, check_writable
+from ..common.files import atomic, check_writable, write_csv
 from ..common.ownership import begin, claim, settle
 from ..data.nifti import load_volume
 
@@ -151,7 +150,7 @@ def make_phantoms(
             rows = list(bar(pool.map(write, cases)))
     else:
         rows = list(bar(map(write, cases)))
-    _write_tables(output_dir, rows)
+    write_tables(output_dir, "phantoms", COLUMNS, rows, SPLITS)
     settle(output_dir, "phantoms", names)
     return output_dir
 
@@ -399,12 +398,11 @@ def _is_written(paths: Sequence[Path], settings: str) -> bool:
     return all(image.header["descrip"].item().decode() == settings for image in images)
 
 
-def _write_tables(output_dir: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write the split files and ``phantoms.csv``."""
-    for split in SPLITS:
+def write_tables(
+    output_dir: Path, name: str, columns: Sequence[str], rows: Sequence[dict[str, object]], splits: Sequence[str]
+) -> None:
+    """Write a file of case names for each split, and the table ``NAME.csv`` of all cases."""
+    for split in splits:
         with atomic(output_dir / f"split_{split}.txt") as temporary:
             temporary.write_text("".join(f"{row['case']}\n" for row in rows if row["split"] == split))
-    with atomic(output_dir / "phantoms.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(output_dir / f"{name}.csv", columns, rows)
