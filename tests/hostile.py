@@ -15,7 +15,7 @@ from conftest import CONFIGS
 from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
 from scripts.inference.volumes import Volumes, find_inputs
 from scripts.method.default import ProbabilisticIterMask

@@ -12,8 +12,8 @@ from contextlib import suppress
 import pytest
 import torch
 from conftest import CONFIGS, run_bundle
+from scripts.common.errors import innermost_message
 from scripts.common.files import write_json
-from scripts.common.guard import innermost_message
 from scripts.common.ownership import (
     PRODUCT,
     check_no_input,

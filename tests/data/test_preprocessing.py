@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import CONFIGS, make_scan, needs_data, run_bundle, write_nifti
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.data.preprocessing import _start_worker, select_slices
 from scripts.data.slices import read_slices
 from tqdm import tqdm

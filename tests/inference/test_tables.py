@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_scan, run_bundle
 from hostile import save_small_model
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.inference.tables import LESION_COLUMNS, VOLUME_COLUMNS, measure_volume, write_tables
 
 UNKNOWN = (math.inf, -math.inf)

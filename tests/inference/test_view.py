@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import CHROMIUM, needs_browser, needs_nilearn, run_bundle, write_nifti
 from scipy import ndimage
+from scripts.common.errors import innermost_message
 from scripts.common.files import write_json
-from scripts.common.guard import innermost_message
 from scripts.common.model_file import save_model
 from scripts.common.ownership import PRODUCT, file_digest
 from scripts.inference.view import find_segmented, levels_of, page_of, scales_with, write_views

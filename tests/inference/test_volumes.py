@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, FORMATS, run_bundle, write_volume
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
 from scripts.common.paths import bundle_version
 from scripts.data.layouts import case_of

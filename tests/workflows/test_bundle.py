@@ -15,7 +15,7 @@ import torch
 from conftest import CONFIGS, files_of, run_bundle
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 from monai.networks.nets import BasicUNet
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
 from scripts.common.settings import RULES, needed_ids
 from scripts.method.default import ProbabilisticIterMask

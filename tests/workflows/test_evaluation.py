@@ -20,7 +20,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from PIL import Image
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
 from scripts.evaluation.baselines import ZScoreBaseline
 from scripts.evaluation.cases import (

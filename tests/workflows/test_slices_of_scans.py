@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, SMALL_NETWORK, make_scan, run_bundle, write_nifti
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.data.preprocessing import slice_dataset, slices_of_scans
 from scripts.data.slices import read_slices
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import CONFIGS, SMALL_NETWORK, files_of, run_bundle
 from monai.bundle import ConfigParser
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.evaluation.pictures import to_display
 from scripts.method.description import from_description
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

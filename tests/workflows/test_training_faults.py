@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import CONFIGS, run_bundle, warnings_of
 from ignite.engine import Engine
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.common.model_file import load_model
 from scripts.training import corruption, losses
 from scripts.training.handlers import WatchTraining

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL_NETWORK, run_bundle, write_nifti
-from scripts.common.guard import innermost_message
+from scripts.common.errors import innermost_message
 from scripts.common.model_file import load_model, with_lesions
 from scripts.inference import inferer
 from scripts.method import volume as method

@@ -13,7 +13,7 @@ from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
 from .ahead import ReadAhead
-from .guard import innermost_message
+from .errors import innermost_message
 
 MOST_LINES = 10  # of a list that is shown
 PACKAGE = __name__.partition(".")[0]

@@ -1,103 +1,24 @@
-"""What a user of ``python -m monai.bundle run`` sees when something is wrong: one sentence, and a non-zero exit."""
+"""What is wrong with a command line or a config, told before any work; and what a model file says of the config."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-import errno
 import inspect
-import logging
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Mapping
-from types import TracebackType
 
 from monai.bundle import ConfigItem, ConfigParser, ReferenceResolver
 from monai.bundle.scripts import run as bundle_run
-from tqdm import tqdm
 
 from ..method.networks import ReconstructionUNet
 from ..method.refinement import SCALING
+from .errors import report_errors
 from .model_file import METHODS, OTHER_NAMES, check_given, read_settings, read_weights
 from .settings import check_config
 from .threads import watch_cores
-
-TRACEBACK_VARIABLE = "ITERMASK_TRACEBACK"
-TRACEBACK = "Traceback (most recent call last)"
-ENGINE_ERROR = "is terminating due to exception"  # Ignite says it twice of every error
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The error that started a chain of errors."""
-    while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
-        error = before
-    return error
-
-
-def innermost_message(error: BaseException) -> str:
-    """The sentence of the error that started a chain of errors, also when it came from a data loader's worker."""
-    error = _innermost(error)
-    text = str(error)
-    kind = type(error).__name__
-    if TRACEBACK in text:  # of workers and image writers: the text of the whole chain, innermost first
-        lines = text.partition(TRACEBACK)[2].splitlines()[1:]
-        kind, _, text = next(line for line in lines if line[:1].strip()).partition(": ")  # code lines are indented
-    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-        text = f"Cannot write ({error.strerror}): make room, or name another place, and run the same command again."
-    text = " ".join(text.split())
-    return text if kind in ("ValueError", "RuntimeError", "OSError", "FileNotFoundError") else f"{kind}: {text}"
-
-
-def _print_sentence(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    end_progress_bars()
-    first = _innermost(error)  # a signal to all processes ends workers too, about which their loader complains
-    if isinstance(first, KeyboardInterrupt):
-        print("interrupted: run the same command again to go on.", file=sys.stderr)
-    elif isinstance(first, SystemExit):
-        print(first, file=sys.stderr)
-    elif os.environ.get(TRACEBACK_VARIABLE):
-        sys.__excepthook__(kind, error, traceback)
-    else:
-        print(f"error: {innermost_message(error)} ({TRACEBACK_VARIABLE}=1 shows where)", file=sys.stderr)
-
-
-def end_progress_bars() -> None:
-    """End the line of progress bars that an error has left open, and show what was printed before."""
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()
-    sys.stdout.flush()
-
-
-def _is_no_engine_error(record: logging.LogRecord) -> bool:
-    return not record.name.startswith("ignite.") or ENGINE_ERROR not in record.getMessage()
-
-
-def report_errors() -> None:
-    """Print an uncaught error as one line instead of a traceback; ``ITERMASK_TRACEBACK=1`` keeps the traceback.
-
-    SIGTERM ends the process with one line, too.
-    """
-    sys.excepthook = _print_sentence
-    if not os.environ.get(TRACEBACK_VARIABLE):
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_is_no_engine_error)
-    threading.excepthook = _print_thread_error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-
-
-def _print_thread_error(arguments: threading.ExceptHookArgs) -> None:
-    """Leave the errors of the writer of TensorBoard events to the main thread, which gets them too."""
-    if type(arguments.thread).__name__ != "_AsyncWriterThread":
-        threading.__excepthook__(arguments)
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise SystemExit(f"{signal.Signals(number).name}: stopped; run the same command again to go on.")
 
 
 def _overrides(arguments: list[str]) -> dict[str, str]:

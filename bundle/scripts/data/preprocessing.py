@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..common.batch import ends_all, raise_failed
+from ..common.errors import innermost_message
 from ..common.files import check_writable, has_ended, keep_beside, not_empty, watch, write_json
-from ..common.guard import innermost_message
 from ..common.ownership import (
     begin,
     check_claim,

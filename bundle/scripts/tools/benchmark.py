@@ -34,8 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
+from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.files import atomic  # noqa: E402
-from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
 from scripts.common.threads import OWN_WORD, SPARE, usage  # noqa: E402
 from scripts.data.nifti import load_volume  # noqa: E402

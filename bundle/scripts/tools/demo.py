@@ -15,8 +15,8 @@ import numpy as np
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
+from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.files import atomic, check_writable  # noqa: E402
-from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import claim, lock_folder, written  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
 from scripts.data.nifti import load_volume  # noqa: E402

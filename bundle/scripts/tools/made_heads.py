@@ -22,8 +22,8 @@ from tqdm import tqdm
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
+from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.files import atomic, check_writable  # noqa: E402
-from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import lock_folder, unlock_folder, written  # noqa: E402
 from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402

@@ -21,8 +21,8 @@ from tqdm import tqdm
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
+from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.files import atomic, check_writable  # noqa: E402
-from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import claim, written  # noqa: E402
 from scripts.tools.demo import SLICES, run_bundle  # noqa: E402
 from scripts.tools.phantoms import phantom, phantom_affine  # noqa: E402

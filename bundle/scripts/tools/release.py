@@ -13,8 +13,8 @@ from pathlib import Path
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
+from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.files import atomic, check_writable  # noqa: E402
-from scripts.common.guard import report_errors  # noqa: E402
 from scripts.common.ownership import written  # noqa: E402
 
 NAME = "brain_mri_anomaly_segmentation"

@@ -24,8 +24,8 @@ import torch
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
+from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.files import atomic  # noqa: E402
-from scripts.common.guard import report_errors  # noqa: E402
 from scripts.tools.benchmark import markdown, processor  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
 
