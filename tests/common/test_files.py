@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from scripts.common.files import atomic, watch, write_json
+from scripts.common.files import atomic, check_writable, watch, write_json
 from scripts.common.model_file import save_model
 from scripts.inference.writer import AtomicNibabelWriter
 from scripts.training.checkpoint import TrainingCheckpoint
@@ -98,6 +98,13 @@ def test_a_folder_may_be_a_link(tmp_path):
     (tmp_path / "far").mkdir(), (tmp_path / "out").symlink_to("far")
     write_json(tmp_path / "out/a.json", {})
     assert (tmp_path / "out").is_symlink() and os.listdir(tmp_path / "far") == ["a.json"]
+
+
+def test_folder_of_a_home_that_nothing_replaces_is_not_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"the output folder ~/out, whose ~ is not replaced: write \$HOME in its place"):
+        check_writable("~/out")
+    assert not any(tmp_path.iterdir())
 
 
 def written_by(path, text):

@@ -37,6 +37,8 @@ def _is_worked_out(value):
         ({"device": "toaster"}, "`device` must be one that PyTorch can use here"),
         ({"sign": "dark"}, "`sign` must be bright or both, or null, got 'dark'."),
         ({"output_dir": "x" * 5000}, "..."),
+        ({"output_dir": "~/out"}, "got '~/out'; write $HOME in place of ~, which the shell leaves as it is"),
+        ({"image": ["/a.nii", "~me/b.nii"]}, "write $HOME in place of ~"),
         ({"certain_fraction": 0.1, "exceed_fraction": 0.02, "first_fraction": 0.2}, "set them in this order"),
     ],
 )

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from .paths import is_of_home
+
 Signature = tuple[int, int, int] | None
 
 
@@ -188,6 +190,8 @@ def check_writable(folder: str | os.PathLike) -> Path:
         OSError: When it cannot be made or written to.
     """
     folder = Path(folder)
+    if is_of_home(folder):
+        raise OSError(f"Cannot write in the output folder {folder}, whose ~ is not replaced: write $HOME in its place.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:

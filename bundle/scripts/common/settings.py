@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigComponent, ConfigExpression, ConfigItem, ReferenceResolver
 
 from ..method.precision import PRECISIONS
+from .paths import is_of_home
 
 LONGEST_NAME = 200  # bytes of a case's name: endings of files come on top, and file systems take 255
 LONGEST_PATH = 3000  # bytes
@@ -41,8 +42,8 @@ def is_name(value: object) -> TypeGuard[str]:
 
 
 def is_path(value: object) -> TypeGuard[str]:
-    """Whether a text may be the path of a file: of one line, and not longer than file systems take."""
-    if not is_text(value):
+    """Whether a text may be the path of a file: of one line, not longer than file systems take, and without ~."""
+    if not is_text(value) or is_of_home(value):
         return False
     return len(value.encode()) <= LONGEST_PATH and max(len(part.encode()) for part in value.split(os.sep)) <= 255
 
@@ -186,6 +187,8 @@ ORDERED = ("certain_fraction", "exceed_fraction", "first_fraction")
 def _hint(rule: Rule, value: object) -> str:
     if rule.words.startswith((PART.words, OPEN_PART.words)) and _is_real(value) and 1 < value <= 100:
         return "; did you pass a percentage?"
+    if any(isinstance(part, str) and is_of_home(part) for part in (value if isinstance(value, list) else [value])):
+        return "; write $HOME in place of ~, which the shell leaves as it is in quotes and after =."
     if rule in (PATH, FOLDERS, RULES["brain_mask"], RULES["label"]) and _is_real(value):
         return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."
     return "."
