@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from conftest import CONFIGS, make_scan, needs_data, run_bundle, write_nifti
 from scripts.common.errors import innermost_message
-from scripts.data.preprocessing import _start_worker, select_slices
+from scripts.data.preprocessing import _start_worker
 from scripts.data.slices import read_slices
 from tqdm import tqdm
 
@@ -158,21 +158,6 @@ def test_four_dimensional_file_of_one_volume_is_a_volume(scans_dir, tmp_path):
     preprocess(scans_dir, tmp_path / "out")
     for name in ("testing/d/006_image.npy", "testing/d/006_label.npy", "training/a/002_image.npy"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
-
-
-def test_selection():
-    brain, label = np.zeros((5, 4, 6), bool), np.zeros((5, 4, 6), bool)
-    brain[..., 1:5] = True
-    label[0, 0, 2], label[0, :2, 4], label[0, :3, 0] = True, True, True
-    assert select_slices(brain, label, "healthy") == [1, 3]
-    assert select_slices(brain, None, "healthy") == [1, 2, 3, 4]
-    assert select_slices(brain, label, "all", (2, 6)) == [2, 3, 4]
-    assert select_slices(brain, label, "largest_lesion") == [4]  # slice 0 has more, but no brain
-    assert select_slices(brain, label, "largest_lesion", (1, 4)) == [2]
-    assert select_slices(brain, label, "largest_lesion", (3, 4)) == []
-    assert select_slices(brain, None, "largest_lesion") == []
-    with pytest.raises(ValueError, match="must be one of healthy, largest_lesion, all, got 'any'"):
-        select_slices(brain, label, "any")
 
 
 def test_every_number_of_workers_writes_the_same(scans_dir, tmp_path):
@@ -775,12 +760,6 @@ def test_extracted_brains_raise_no_warning_of_a_skull(tmp_path, caplog):
         datalist = preprocess(Path(DATA, "open_ms"), tmp_path / "open_ms", **options)
         assert len(datalist["testing"]) == 2
     assert "skull" not in caplog.text
-
-
-def test_slice_with_just_enough_brain_is_kept():
-    brain = np.zeros((10, 10, 3), bool)
-    brain[0, :2, 1], brain[0, :1, 2] = True, True
-    assert select_slices(brain, None, "all", smallest_brain_fraction=0.02) == [1]
 
 
 def test_sessions_of_a_bids_folder_become_cases_of_one_person(tmp_path):

@@ -43,7 +43,7 @@ class Preprocess:
     """Slices of six scans."""
 
     command = ("preprocess", "preprocess")
-    work = "scripts.data.preprocessing:WriteSlices.__call__"
+    work = "scripts.data.subject_slices:WriteSlices.__call__"
 
     def __init__(self, data):
         self.options = {"dataset_dir": data / "scans", "slice_range": "[2, 9]", "num_workers": 0, **MODALITIES}
