@@ -6,6 +6,7 @@ import sys
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 from scripts.common.guard import (
+    check_export,
     check_overrides,
     trained_model_file,
 )
@@ -123,3 +124,25 @@ def test_training_writes_its_model_beside_the_checkpoint_unless_a_server_trains(
     expected = "RUN/model.pt" if data == "@slices" else "BUNDLE/models/model.pt"
     assert ConfigParser(content).get_parsed_content("model_file") == expected
     assert trained_model_file("RUN", "BUNDLE") == "RUN/model.pt"
+
+
+@pytest.mark.parametrize(
+    ("command", "path"),
+    [
+        (["ckpt_export"], "models/model.ts"),
+        (["trt_export", "--net_id", "network_def"], "models/model_trt.ts"),
+        (["onnx_export"], "models/model.onnx"),
+        (["ckpt_export", "--filepath=mine"], "mine.ts"),
+        (["ckpt_export", "--filepath", "scan.nii.gz"], "scan.nii.gz"),
+    ],
+)
+def test_export_of_monai_writes_over_no_file(tmp_path, monkeypatch, command, path):
+    monkeypatch.chdir(tmp_path), monkeypatch.setattr("scripts.common.guard.report_errors", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["/monai/bundle/__main__.py", *command])
+    (tmp_path / "models").mkdir()
+    check_export()
+    (tmp_path / path).touch()
+    with pytest.raises(ValueError, match=f"{path} is there already: move it, or name a new file with --filepath"):
+        check_export()
+    monkeypatch.setattr(sys, "argv", ["pytest", *command])
+    check_export()

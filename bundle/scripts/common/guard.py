@@ -20,6 +20,8 @@ from .model_file import METHODS, OTHER_NAMES, check_given, read_settings, read_w
 from .settings import check_config
 from .threads import watch_cores
 
+EXPORTS = {"ckpt_export": "model.ts", "trt_export": "model_trt.ts", "onnx_export": "model.onnx"}  # and where they go
+
 
 def _overrides(arguments: list[str]) -> dict[str, str]:
     """The ``--id value`` and ``--id=value`` pairs of a command line."""
@@ -47,7 +49,11 @@ def _lone_words(arguments: list[str]) -> list[str]:
 
 def _arguments() -> list[str]:
     """The command line of this process, when it is ``monai.bundle run``."""
-    return sys.argv[1:] if sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py")) else []
+    return sys.argv[1:] if _is_bundle_command() else []
+
+
+def _is_bundle_command() -> bool:
+    return sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py"))
 
 
 def _config_files(value: str) -> list[str]:
@@ -89,6 +95,22 @@ def check_overrides(arguments: list[str] | None = None) -> None:
         close = difflib.get_close_matches(name, [key for key in parser.get() if not key.startswith("_")], n=1)
         hint = f"did you mean --{close[0]}?" if close else "see the ids at the top of the config file."
         raise ValueError(f"The override --{name} names no id of {pairs['config_file']}: {hint}")
+
+
+def check_export() -> None:
+    """Refuse an export by a command of MONAI's own over a file that is there: it would write over whatever it is.
+
+    Raises:
+        ValueError: When the file is there.
+    """
+    command, *arguments = sys.argv[1:] if _is_bundle_command() and sys.argv[1:] else [""]
+    if command not in EXPORTS:
+        return
+    path = _overrides(arguments).get("filepath", os.path.join("models", EXPORTS[command]))
+    path = path if os.path.splitext(path)[1] else f"{path}{os.path.splitext(EXPORTS[command])[1]}"
+    if os.path.lexists(path):
+        report_errors()
+        raise ValueError(f"{path} is there already: move it, or name a new file with --filepath.")
 
 
 def running_config() -> tuple[ReferenceResolver | None, str]:
