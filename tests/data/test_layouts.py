@@ -7,7 +7,7 @@ import pytest
 from conftest import write_nifti
 from scripts.data.layouts import case_of
 from scripts.data.scans import find_subjects
-from scripts.evaluation.cases import find_labeled
+from scripts.evaluation.labeled import find_labeled
 from scripts.inference.volumes import find_inputs
 
 

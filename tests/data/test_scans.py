@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import make_scan, write_nifti
-from scripts.data.scans import check_subjects, find_subjects, mark_unusable, read_split
+from scripts.data.scans import check_subjects, find_subjects, mark_unusable
 from scripts.inference.volumes import find_inputs
 
 
@@ -157,14 +157,6 @@ def test_cases_are_excluded_by_name(scans_dir, as_file):
         find_subjects(scans_dir, ["flair"], ["b", "d"], exclude=exclude)
 
 
-@pytest.mark.parametrize(
-    "content", ["a\r\nd\r\n", "\ufeffa\r\nd", "a  \nd\t\n\n", "a\rd\r", "# cases\r\na # one\r\n\r\nd\r\n"]
-)
-def test_split_files_of_every_editor(tmp_path, content):
-    (tmp_path / "split.txt").write_bytes(content.encode())
-    assert read_split(str(tmp_path / "split.txt")) == ["a", "d"]
-
-
 def test_scans_that_cannot_be_used_are_marked(tmp_path):
     good, bad = ({"case": name, "image": [str(tmp_path / f"{name}.nii")]} for name in ("good", "bad"))
     write_nifti(tmp_path / "good.nii", np.zeros((5, 6, 7), np.uint8))
@@ -277,15 +269,6 @@ def test_bad_split(scans_dir, names, message, as_file):
 def test_split_of_another_kind(scans_dir, split):
     with pytest.raises(ValueError, match="A split must be a file, a list of case names, or null"):
         find_subjects(scans_dir, ["flair"], split)
-
-
-def test_split_file_that_is_missing_or_no_text(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No split file .*gone.txt"):
-        read_split(str(tmp_path / "gone.txt"))
-    for content in (b"\x00\x81\xff\xfe", b"\xff\xfe\x00\x81\x00"):
-        (tmp_path / "binary.txt").write_bytes(content)
-        with pytest.raises(ValueError, match="binary.txt is no text file"):
-            read_split(str(tmp_path / "binary.txt"))
 
 
 def test_what_a_scan_lacks_is_named(scans_dir):

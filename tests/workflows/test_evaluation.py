@@ -23,14 +23,11 @@ from PIL import Image
 from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
 from scripts.evaluation.baselines import ZScoreBaseline
-from scripts.evaluation.cases import (
-    Evaluation,
-    EvaluationHandler,
-    Sample,
-    find_labeled,
-)
+from scripts.evaluation.cases import Evaluation, EvaluationHandler
+from scripts.evaluation.labeled import find_labeled
 from scripts.evaluation.metrics import overlap
 from scripts.evaluation.report import write_report
+from scripts.evaluation.samples import Sample
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 

@@ -17,7 +17,7 @@ from ..common.ownership import file_digest
 from ..common.settings import is_text
 from ..method.refinement import SCALING
 from ..method.volume import PLANES
-from .scans import existing_folder, inside, read_json, shown
+from .lists import existing_folder, inside, read_json, shown
 
 DATALIST = "datalist.json"
 SPLITS = ("training", "validation", "testing")

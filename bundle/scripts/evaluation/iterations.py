@@ -15,8 +15,8 @@ from torch import Tensor
 from ..common.files import atomic, check_writable
 from ..inference.inferer import IterMaskInferer
 from ..method.refinement import Refinement
-from .cases import Sample, processed_sample
 from .pictures import LABEL_COLOR, PRED_COLOR, brain_box, enlarge, gray, outline, tile, to_display
+from .samples import Sample, processed_sample
 from .summaries import STRIP_FILE
 
 

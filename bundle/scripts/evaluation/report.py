@@ -18,7 +18,7 @@ from PIL import Image
 from ..common.files import atomic
 from ..common.ownership import lock_folder, unlock_folder, written
 from ..common.share import by_the_first
-from ..data.scans import inside
+from ..data.lists import inside
 from .charts import Line, Mark, chart
 from .summaries import STRIP_FILE, SUMMARY_COLUMNS, healthy_words
 

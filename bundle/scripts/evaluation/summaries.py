@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..common.files import write_csv, write_json
-from ..data.scans import read_split
+from ..data.lists import read_split
 from .metrics import average_precision, bootstrap_interval, overlap_from_counts, threshold_at_fraction
 
 STRIP_FILE = "iterations.png"

@@ -35,7 +35,8 @@ from ..common.ownership import (
 )
 from ..common.share import first_checks, join_group, share
 from ..data.layouts import case_of
-from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, check_case_name, find_subjects, mark_unusable
+from ..data.lists import check_case_name
+from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, find_subjects, mark_unusable
 from ..method.refinement import Refinement
 from .inferer import is_for_volumes
 from .results import DESCRIPTION, ResultFiles
