@@ -230,15 +230,25 @@ def add_lesions(
     depth = np.where(tissue, depth, -100)
     weight = ndimage.gaussian_filter(lesion_weight(depth, rim_mm), 0.5) * brain_mask
     uneven = np.clip(1 + texture * _grain(rng, image.shape), 0.4, 1.8)
-    added = contrast * deviation * uneven
-    replaced = rng.uniform(0.2, 0.8)
-    lesion = replaced * (center + added + 0.5 * _residual(image)) + (1 - replaced) * (image + added)
+    lesion = _lesion_tissue(image, contrast * deviation * uneven, rng.uniform(0.2, 0.8), center)
     if fluid_fraction > 0:
-        level = np.quantile(depth[depth > 0], 1 - fluid_fraction) if (depth > 0).any() else 0
-        cavity = lesion_weight(depth - level, 1.5)
-        lesion = (1 - cavity) * lesion + cavity * (0.35 * center + _residual(image))
+        lesion = _with_cavity(lesion, image, depth, fluid_fraction, center)
     changed = image + weight * (lesion - image)
     return MadeLesions(changed.astype(np.float32), (weight > 0.5) & brain_mask, weight.astype(np.float32))
+
+
+def _lesion_tissue(image: np.ndarray, added: np.ndarray, replaced: float, center: float) -> np.ndarray:
+    """A lesion is brighter by ``added``: than white matter by the part ``replaced``, than the tissue itself else."""
+    return replaced * (center + added + 0.5 * _residual(image)) + (1 - replaced) * (image + added)
+
+
+def _with_cavity(
+    lesion: np.ndarray, image: np.ndarray, depth: np.ndarray, fluid_fraction: float, center: float
+) -> np.ndarray:
+    """Lesion tissue with a cavity, as dark as fluid, where it is deepest."""
+    level = np.quantile(depth[depth > 0], 1 - fluid_fraction) if (depth > 0).any() else 0
+    cavity = lesion_weight(depth - level, 1.5)
+    return (1 - cavity) * lesion + cavity * (0.35 * center + _residual(image))
 
 
 def _check(

@@ -246,11 +246,7 @@ def summarize(
             for row, value in zip(rows, values, strict=True):
                 row[prefix + name] = float(value)
         curve |= {"healthy_pixels_above": healthy.counts.get(prefix, np.zeros(len(grid), int))}
-        curves += [
-            {"score": prefix.removesuffix("_") or "anomaly_map", "threshold": value}
-            | dict(zip(curve, values, strict=True))
-            for value, *values in zip(grid.tolist(), *(column.tolist() for column in curve.values()), strict=True)
-        ]
+        curves += _curve_rows(prefix.removesuffix("_") or "anomaly_map", {"threshold": grid, **curve})
     dice = {prefix: np.array([row[f"{prefix}dice"] for row in rows]) for prefix in thresholds}
     for name, names in {"": None, **(subsets or {})}.items():
         members = np.array([names is None or not names.isdisjoint(_names(row)) for row in rows])
@@ -262,6 +258,11 @@ def summarize(
     summary["healthy_slices"] = healthy.slices
     summary |= without_lesion(rows)
     return rows, summary, curves
+
+
+def _curve_rows(score: str, columns: Mapping[str, np.ndarray]) -> list[dict]:
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [{"score": score, **dict(zip(columns, row, strict=True))} for row in values]
 
 
 def without_lesion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -52,6 +52,15 @@ class AttentionBlock(nn.Module):
         return features + self.projection(attended.transpose(1, 2)).reshape(features.shape)
 
 
+def _stage(in_width: int, out_width: int, dropout: float, attends: bool, scale: str | None = None) -> nn.Sequential:
+    blocks: list[nn.Module] = [ResidualBlock(in_width, out_width, dropout)]
+    if attends:
+        blocks.append(AttentionBlock(out_width))
+    if scale:
+        blocks.append(ResidualBlock(out_width, out_width, dropout, scale))
+    return nn.Sequential(*blocks)
+
+
 class ReconstructionUNet(nn.Module):
     """U-Net of residual blocks with attention at its coarse levels (Liang et al. 2024, section 3).
 
@@ -95,20 +104,11 @@ class ReconstructionUNet(nn.Module):
         widths = [channels * multiplier for multiplier in channel_multipliers]
         self.size_factor = patch_size * 2 ** (len(widths) - 1)
         self.to_patches, self.to_pixels = nn.PixelUnshuffle(patch_size), nn.PixelShuffle(patch_size)
-
-        def stage(in_width: int, out_width: int, level: int, scale: str | None = None) -> nn.Sequential:
-            blocks: list[nn.Module] = [ResidualBlock(in_width, out_width, dropout)]
-            if level in attention_levels:
-                blocks.append(AttentionBlock(out_width))
-            if scale:
-                blocks.append(ResidualBlock(out_width, out_width, dropout, scale))
-            return nn.Sequential(*blocks)
-
         self.down = nn.ModuleList([nn.Sequential(nn.Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1))])
         width, skips = widths[0], [widths[0]]
         for level, level_width in enumerate(widths):
             for _ in range(residual_blocks):
-                self.down.append(stage(width, level_width, level))
+                self.down.append(_stage(width, level_width, dropout, level in attention_levels))
                 width = level_width
                 skips.append(width)
             if level < len(widths) - 1:
@@ -121,7 +121,8 @@ class ReconstructionUNet(nn.Module):
         for level, level_width in reversed(list(enumerate(widths))):
             for block in range(residual_blocks + 1):
                 scale = "up" if level and block == residual_blocks else None
-                self.up.append(stage(width + skips.pop(), level_width, level, scale))
+                attends = level in attention_levels
+                self.up.append(_stage(width + skips.pop(), level_width, dropout, attends, scale))
                 width = level_width
         last = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
         self.head = nn.Sequential(nn.BatchNorm2d(width), nn.SiLU(), last)

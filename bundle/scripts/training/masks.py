@@ -62,6 +62,31 @@ def coarse_noise(shape: torch.Size, generator: torch.Generator, grids: tuple[int
     return noise
 
 
+def _bump(
+    size: tuple[int, int],
+    center: Tensor,
+    row_variance: Tensor,
+    column_variance: Tensor,
+    covariance: Tensor,
+    unit: Tensor,
+) -> Tensor:
+    """Gaussians (N, H, W) that are 1 at a center each, the number of its pixel.
+
+    Variances and covariances are (N,), in squares of ``unit``: sigmas along an image's side.
+    """
+    height, width = size
+    device = center.device
+    rows = (torch.arange(height, device=device)[None, :, None] - (center // width)[:, None, None]) / height
+    columns = (torch.arange(width, device=device)[None, None, :] - (center % width)[:, None, None]) / width
+    determinant = (row_variance * column_variance - covariance**2).clamp(min=1e-3)
+    distance = (
+        column_variance[:, None, None] * rows**2
+        - 2 * covariance[:, None, None] * rows * columns
+        + row_variance[:, None, None] * columns**2
+    ) * (unit**2 / determinant)[:, None, None]
+    return torch.exp(-distance / 2)
+
+
 def random_squares(brain_mask: Tensor, generator: torch.Generator) -> Tensor:
     """Draw masks as the published training does: squares of three sizes around one random place of the brain.
 
@@ -91,18 +116,9 @@ def random_squares(brain_mask: Tensor, generator: torch.Generator) -> Tensor:
     row_variance, column_variance = uniform(0.3, 10), uniform(0.3, 10)
     deviation = (row_variance * column_variance).sqrt()
     covariance = deviation * uniform(-1, 1)
-    unit = torch.where(
-        wide, torch.full_like(deviation, 24.0), torch.full_like(deviation, 96.0)
-    )  # image side, in sigmas
-    rows = (torch.arange(height, device=device)[None, :, None] - (center // width)[:, None, None]) / height
-    columns = (torch.arange(width, device=device)[None, None, :] - (center % width)[:, None, None]) / width
-    determinant = (row_variance * column_variance - covariance**2).clamp(min=1e-3)
-    distance = (
-        column_variance[:, None, None] * rows**2
-        - 2 * covariance[:, None, None] * rows * columns
-        + row_variance[:, None, None] * columns**2
-    ) * (unit**2 / determinant)[:, None, None]
-    density = (torch.exp(-distance / 2).flatten(1) + 1e-12) * inside
+    unit = torch.where(wide, torch.full_like(deviation, 24.0), torch.full_like(deviation, 96.0))
+    bump = _bump((height, width), center, row_variance, column_variance, covariance, unit)
+    density = (bump.flatten(1) + 1e-12) * inside
 
     hidden = torch.zeros_like(brain_mask)
     counts = (
