@@ -52,6 +52,7 @@ def test_values_that_no_id_can_have(setting, message):
     [
         ("stop_shrink", (0, 0.5, 1, 1.0), (-0.001, 1.001, True, None, "1")),
         ("first_fraction", (1e-9, 0.999), (0, 1, 0.0, 1.0)),
+        ("threshold_rule", ("prior", "slope"), ("Slope", "", None, 1, ["slope"])),
         ("threshold_scale", (1e-9, 1000), (0, 1000.1, float("nan"))),
         ("image_size", (1, 2048, None), (0, 2049, 16.0, True)),
         ("batch_size", (1, 4096), (0, 4097, None)),

@@ -51,9 +51,17 @@ class TestInferer:
         passes = [float(IterMaskInferer(["passes"], max_passes=n, stop_shrink=0)(scan, network).max()) for n in (1, 3)]
         assert passes[0] < passes[1]
 
+    def test_rule_for_whole_volumes_says_that_slices_have_none(self, network, scan, caplog):
+        scan = MetaTensor(scan, affine=np.eye(4))
+        expected = IterMaskInferer()(scan, network)
+        assert "threshold_rule" not in caplog.text
+        assert torch.equal(IterMaskInferer(threshold_rule="slope")(scan, network), expected)
+        assert caplog.text.count("`threshold_rule` slope is for whole volumes") == 1
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ({"threshold_rule": "knee"}, "`threshold_rule` must be one of prior, slope, got 'knee'"),
             ({"outputs": ["masks"]}, "`outputs` must be some of mask, anomaly_map"),
             ({"stop_shrink": 10}, "did you pass a percentage"),
             ({"max_passes": 0}, "`max_passes` must be a whole number from 1"),

@@ -53,11 +53,9 @@ def head():
 
 
 @cache
-def segmented(threshold_scale=1.0):
-    image, brain = head()
-    return segment_volume(
-        NETWORK.lesions, torch.from_numpy(image)[None], torch.from_numpy(brain)[None], SPACING, threshold_scale
-    )
+def segmented(threshold_scale=1.0, threshold_rule="prior"):
+    volumes = (torch.from_numpy(array)[None] for array in head())
+    return segment_volume(NETWORK.lesions, *volumes, SPACING, threshold_scale, threshold_rule=threshold_rule)
 
 
 @pytest.fixture
@@ -97,11 +95,12 @@ def test_steps_of_the_slider_hold_1_and_the_setting_of_the_run():
     assert len(scales_with(1.2)) == len(scales_with(1.0)) + 1 and 1.2 in scales_with(1.2)
 
 
+@pytest.mark.parametrize("rule", ["prior", "slope"])
 @pytest.mark.parametrize("scale", [0.2, 0.5, 1.0, 2.0, 5.0])
-def test_what_a_threshold_would_mark_in_a_whole_volume_is_what_inference_marks(scale):
-    probability = segmented().probability[0].numpy()
+def test_what_a_threshold_would_mark_in_a_whole_volume_is_what_inference_marks(scale, rule):
+    probability = segmented(threshold_rule=rule).probability[0].numpy()
     found = levels_of(probability, SPACING, [0.1, scale, 9.0], NETWORK) > 1
-    expected = segmented(scale).mask[0].numpy()
+    expected = segmented(scale, rule).mask[0].numpy()
     assert expected.sum() > 200 and (found != expected).sum() <= 0.02 * expected.sum()
 
 

@@ -1,12 +1,14 @@
 """Lesions in whole volumes, with networks whose answer is known."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 from scripts.method import volume as v
+from scripts.method.threshold_rule import LOWEST
 from torch import nn
 
 
@@ -193,3 +195,48 @@ def test_mask_that_is_no_brain_is_told(head):
             torch.stack(torch.meshgrid(*map(torch.arange, brain.shape[1:]), indexing="ij")).sum(0) % 4 == 0
         )
         v.segment_volume(Bright(), image, sparse, (0.3, 0.3, 0.3))
+
+
+class Graded(nn.Module):
+    """Sees lesions by degrees of brightness, and takes what it sees as healthy."""
+
+    def forward(self, inputs):
+        image = inputs[:, :-1]
+        return torch.cat([image, torch.zeros_like(image), image * v.UNIT - 5], dim=1)
+
+
+@pytest.fixture
+def faint(head):
+    """The head with another lesion of 16 mm, 4.7 brighter, which alone is never certain."""
+    image, brain, lesion = head
+    other = ball(brain.shape[1:], (16, 24, 20), 4)[None]
+    return image + 4.7 * other, brain, lesion | other, other
+
+
+@pytest.mark.parametrize("scale", [0.2, 1, 5])
+def test_slope_rule_moves_the_threshold_that_it_found_to_where_maps_are_cut(faint, scale):
+    image, brain, *_ = faint
+    at = {}
+    for rule in ("prior", "slope"):
+        at[rule] = v.segment_volume(Graded(), image, brain, (2, 2, 2), scale, threshold_rule=rule)
+        marked = at[rule].probability[at[rule].mask]
+        assert len(marked) and float(marked.min()) >= v.lowest_probability(scale) - 1e-3
+    inner = ball(brain.shape[1:], (24, 26, 22), 17)[None]
+    logits = {rule: torch.logit(found.probability[inner].double()) for rule, found in at.items()}
+    moved = (logits["slope"] - logits["prior"])[logits["prior"] > -4]
+    assert float(moved.max() - moved.min()) < 0.01  # one number for a subject, and the same at every scale
+    assert float(moved.mean()) == pytest.approx((v.LOW - LOWEST) - v.LARGEST_SHIFT, abs=0.01)  # both go all the way
+
+
+def test_slope_rule_is_monotone_in_the_threshold_scale(faint):
+    image, brain, *_ = faint
+    masks = [
+        v.segment_volume(Graded(), image, brain, (2, 2, 2), scale, threshold_rule="slope").mask for scale in (0.2, 1, 5)
+    ]
+    assert all((larger | smaller).equal(larger) for larger, smaller in pairwise(masks)) and masks[2].any()
+
+
+def test_slope_rule_marks_nothing_in_a_brain_without_lesion(head):
+    image, brain, lesion = head
+    healthy = torch.where(lesion, image - 8, image)
+    assert not v.segment_volume(Graded(), healthy, brain, (2, 2, 2), threshold_rule="slope").mask.any()

@@ -112,6 +112,19 @@ def test_inference_uses_it_for_whole_volumes_alone(model_file, scans, tmp_path, 
     nib.save(image.slicer[:, :, 20:30], slab)
     run_bundle("inference", image=str(slab), output_dir=str(tmp_path / "slab"), model_file=str(model_file))
     assert len(seen) == 3
+    options = {"dataset_dir": str(scans), "exclude": ["a", "b"], "model_file": str(model_file)}
+    before = read_bytes(tmp_path)
+    for rule, number in {"prior": 3, "slope": 4}.items():  # the default is there already
+        run_bundle("inference", **options, output_dir=str(tmp_path), threshold_rule=rule)
+        assert len(seen) == number
+        assert json.loads((tmp_path / "c" / "c_record.json").read_text())["threshold_rule"] == rule
+    assert [given[6] for given in seen] == ["prior"] * 3 + ["slope"]
+    changed = {name for name, content in read_bytes(tmp_path).items() if content != before[name]}
+    assert "c_record.json" in changed and all(name.startswith("c_") for name in changed)
+
+
+def read_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("[abc]/*")}
 
 
 def test_brain_mask_of_half_the_background_is_told_by_name(model_file, scans, tmp_path):
@@ -160,6 +173,27 @@ def test_the_threshold_of_an_evaluation_is_that_of_what_was_segmented(model_file
     assert threshold(scans, split=["c"], slice_range=[20, 30]) == pytest.approx(method.lowest_probability(1))
     both = threshold(tmp_path / "both")
     assert both is None or math.isnan(both)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"threshold_rule": "slope"},
+            "`threshold_rule` slope is for whole volumes, which this model has no network for",
+        ),
+        ({"threshold_rule": "tangent"}, "`threshold_rule` must be one of prior, slope, got 'tangent'"),
+        ({"threshold_rule": None}, "`threshold_rule` must be one of prior, slope, got None"),
+    ],
+)
+def test_rule_that_cannot_be_is_one_sentence_before_any_work(options, message, model, scans, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(Exception) as error:  # of MONAI, around the sentence
+        run_bundle(
+            "inference", dataset_dir=str(scans), output_dir=str(tmp_path / "out"),
+            model_file=str(tmp_path / "model.pt"), **options,
+        )  # fmt: skip
+    assert innermost_message(error.value).startswith(message) and not (tmp_path / "out").exists()
 
 
 def test_published_method_has_no_network_for_volumes(model, tmp_path):

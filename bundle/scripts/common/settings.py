@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigComponent, ConfigExpression, ConfigItem, ReferenceResolver
 
 from ..method.precision import PRECISIONS
+from ..method.threshold_rule import THRESHOLD_RULES
 from .paths import is_of_home
 
 LONGEST_NAME = 200  # bytes of a case's name: endings of files come on top, and file systems take 255
@@ -154,6 +155,9 @@ RULES: dict[str, Rule] = {
     "weight_decay": _real(0, 100),
     "largest_gradient_norm": _positive(math.inf),
     "threshold_scale": _positive(1000),
+    "threshold_rule": Rule(
+        f"one of {', '.join(THRESHOLD_RULES)}", lambda value: isinstance(value, str) and value in THRESHOLD_RULES
+    ),
     "layout": Rule("folders or bids", lambda value: isinstance(value, str) and value in ("folders", "bids")),
     "precision": Rule(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS),
     "ssim_data_range": _positive(1e6),

@@ -33,6 +33,7 @@ FAR_TOGETHER = (
 
 THICKEST_SLICE = 3.0  # mm
 COARSE_TOGETHER = "voxels much coarser than the training's: blurred slices are marked more, do not trust these masks."
+RULE_TOGETHER = "no whole brain: segmented slice by slice, at the calibrated threshold, whatever the `threshold_rule`."
 logger = logging.getLogger(__name__)
 
 
@@ -97,6 +98,15 @@ def warn_of_spacing(spacing: Tensor, field_of_view: Tensor, image_size: int, nam
         )
 
 
+def warn_of_rule(threshold_rule: str, name: str) -> None:
+    """Log that a volume is segmented slice by slice, where its threshold is the calibrated one."""
+    logger.warning(
+        f"{name}: shows no whole brain, so that it is segmented slice by slice, at the calibrated threshold: "
+        f"`threshold_rule` {threshold_rule} is for whole volumes.",
+        extra={"together": RULE_TOGETHER, "counts": ()},
+    )
+
+
 def is_for_volumes(network: Refinement, brain_mask: Tensor, spacing: Tensor) -> bool:
     """Whether a model has a network for whole volumes, and a brain (H, W, D), bool, is whole; spacing in mm, (3,)."""
     return hasattr(network, "lesions") and is_whole(largest_part(brain_mask), spacing.tolist())
@@ -115,6 +125,7 @@ class IterMaskInferer(Inferer):
             (the error of the last pass), ``reconstruction`` (M channels), ``passes`` (network passes of the slice),
             ``threshold`` (of the anomaly map: whole volumes have another than slices).
         threshold_scale: Factor on the calibrated threshold; more than 1 marks less.
+        threshold_rule: How whole volumes get the threshold of their subject, see `segment_volume`.
         stop_shrink: A slice is done when a pass unhides less than this part of its mask, in [0, 1].
         max_passes: A slice is done after this many passes of the masked network.
         batch_size: Slices that the networks see at once.
@@ -139,6 +150,7 @@ class IterMaskInferer(Inferer):
         precision: str = "float32",
         least_pixels: int = 0,
         progress: bool = False,
+        threshold_rule: str = "prior",
     ):
         super().__init__()
         unknown = [name for name in outputs if name not in OUTPUTS]
@@ -153,7 +165,13 @@ class IterMaskInferer(Inferer):
             "batch_size": int(batch_size),
             "seed": int(seed),
         }
-        self.settings = {**self.options, "precision": precision, "least_pixels": least_pixels}
+        self.threshold_rule = threshold_rule
+        self.settings = {
+            **self.options,
+            "precision": precision,
+            "least_pixels": least_pixels,
+            "threshold_rule": threshold_rule,
+        }
         check_settings(**self.settings)
         del self.settings["batch_size"]  # changes rounding at most
         self.progress = progress
@@ -184,6 +202,8 @@ class IterMaskInferer(Inferer):
                 spacing = affine_to_spacing(affine)
                 whole = is_for_volumes(network, plain[0, -1] > 0.5, spacing)
                 if not whole:
+                    if self.threshold_rule != "prior":
+                        warn_of_rule(self.threshold_rule, name)
                     warn_of_spacing(spacing, network.field_of_view, network.image_size, name)
                     with_brain = (plain[0, -1] > 0.5).flatten(0, 1).any(dim=0).cpu()
                     warn_of_planes(with_brain, affine.cpu(), network.planes, name)
@@ -219,7 +239,7 @@ class IterMaskInferer(Inferer):
     def _segment_whole(self, volume: Tensor, network: Refinement, spacing: Tensor, name: str) -> Tensor:
         """Find the lesions of a whole volume (M + 1, X, Y, Z) in all its planes at once, (K, X, Y, Z)."""
         lesions: Any = network.lesions
-        options = self.options["threshold_scale"], self.options["batch_size"]
+        options = self.options["threshold_scale"], self.options["batch_size"], self.threshold_rule
         try:
             found = segment_volume(lesions, volume[:-1], volume[-1:] > 0.5, spacing.tolist(), *options)
         except ValueError as error:

@@ -217,6 +217,19 @@ class Refinement(nn.Module):
         """Give the threshold of the anomaly map of slices, or of whole volumes that a network of their own scores."""
         return float(self.threshold) * threshold_scale
 
+    def rule_for_volumes(self, threshold_rule: str) -> str:
+        """Give a rule of `THRESHOLD_RULES` back.
+
+        Raises:
+            ValueError: When it is a choice that the model does not have: only a network for whole volumes does.
+        """
+        if threshold_rule != "prior" and not hasattr(self, "lesions"):
+            raise ValueError(
+                f"`threshold_rule` {threshold_rule} is for whole volumes, which this model has no network for: leave "
+                "it out, or add the network by configs/volumes.json."
+            )
+        return threshold_rule
+
     def threshold_values(self) -> list[Tensor]:
         """Give the buffers that calibration sets."""
         return [self.threshold]

@@ -11,6 +11,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from .threshold_rule import slope_threshold
+
 PIXEL_SIZE = 1.25  # mm, of the working grid in every direction
 LOWEST, HIGHEST = -6.0, 8.0  # robust deviations of the brain that the network sees
 UNIT = 3.0  # robust deviations that are 1 for the network
@@ -242,11 +244,13 @@ def segment_volume(
     spacing: Sequence[float],
     threshold_scale: float = 1.0,
     batch_size: int = 32,
+    threshold_rule: str = "prior",
 ) -> VolumeResult:
     """Find the lesions of a whole volume.
 
     The volume is standardized by the median and deviation of its brain, the network says in three planes where it sees
-    lesions, and how much is certainly lesion tells how much more is to be expected, see `prior_shift`.
+    lesions, and the subject tells by how much its logits rise, so that one threshold fits all: by how much is certainly
+    lesion, see `prior_shift`, or so that the place that `slope_threshold` finds comes to `LOW`.
 
     Args:
         network: The lesion network, see `predict`.
@@ -255,6 +259,7 @@ def segment_volume(
         spacing: Of its voxels in mm.
         threshold_scale: Factor on the odds that a marked voxel needs; 1 marks from about one half, more marks less.
         batch_size: Slices that the network sees at once.
+        threshold_rule: One of `THRESHOLD_RULES`.
 
     Raises:
         ValueError: When the brain mask is no brain's.
@@ -270,7 +275,10 @@ def segment_volume(
     prediction = predict(network, to_network((small - median) / deviation, brain), brain, batch_size)
     logit, healthy = prediction[-1] + PRIOR, prediction[:-1] * UNIT * deviation + median
     score = take_off_mirrored((logit.clamp(min=UNLIKELY) - UNLIKELY) * brain, brain)
-    score = score + prior_shift(logit[brain]) * brain
+    by_slope = threshold_rule == "slope"
+    score = score + brain * (
+        LOW - slope_threshold(score[brain] + UNLIKELY, LOW) if by_slope else prior_shift(logit[brain])
+    )
     low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
     kept = torch.nn.functional.max_pool3d(hysteresis(score, low, high)[None].float(), 3, 1, 1)
     restored = grid.restore(torch.cat([score[None], kept, healthy]))
