@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 THRESHOLD_RULES = ("prior", "slope")
-FIRST, STEP = -4.0, 0.1  # logits: the lowest threshold that the size is measured at, and the way to the next one
+FIRST, STEP = -5.0, 0.1  # logits: the lowest threshold that the size is measured at, and the way to the next one
 SPAN = 5  # steps on either side of a threshold over which its slope is measured
 LOWEST = -1.5  # logit: no lower threshold is chosen
 FLAT = 0.5  # part of the steepest slope: where no more is left, the steep part has ended
