@@ -66,7 +66,9 @@ def test_panels_are_spread_from_the_first_iteration_to_the_last(strip, tmp_path)
     assert sizes[0] > sizes[1] > sizes[2] > 0
 
 
-def test_nothing_is_drawn_without_a_case(strip, tmp_path):
+@pytest.mark.parametrize("passes", [{}, {"a": 1, "b": 0}])
+def test_nothing_is_drawn_where_no_case_took_two_passes(strip, tmp_path, passes):
+    strip._look(engine(passes))
     strip.draw()
     assert not (tmp_path / "iterations.png").exists()
 

@@ -23,7 +23,7 @@ from .summaries import STRIP_FILE
 class IterationStrip:
     """Draws what the result would be after 0, 1, 2 ... passes, for the case that took the most passes.
 
-    Of several such cases it takes the first by name.
+    Of several such cases it takes the first by name. Nothing is drawn where no case took two passes.
 
     Args:
         inferer: The inferer of the evaluation, with its five outputs.
@@ -42,7 +42,7 @@ class IterationStrip:
         self.output_dir = check_writable(output_dir)
         self.panels = panels
         self.enabled = enabled
-        self.order = (0, "")  # passes, negative, and name of the case found
+        self.order = (-1, "")  # passes, negative, and name of the case found; a single pass shrinks nothing
         self.found: tuple[Sample, Tensor] | None = None
 
     def attach(self, engine: Engine) -> None:
