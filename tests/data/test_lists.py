@@ -53,3 +53,9 @@ def test_split_file_that_is_missing_or_no_text(tmp_path):
         (tmp_path / "binary.txt").write_bytes(content)
         with pytest.raises(ValueError, match="binary.txt is no text file"):
             read_split(str(tmp_path / "binary.txt"))
+
+
+def test_name_that_stands_twice_in_a_split_is_told():
+    assert read_split(["b", 7, "a"]) == ["b", "7", "a"]
+    with pytest.raises(ValueError, match="The split names b twice"):
+        read_split(["a", "b", "c", "b"])

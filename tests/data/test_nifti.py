@@ -181,3 +181,18 @@ def test_file_of_another_kind_is_no_scan(tmp_path):
 def test_volume_of_a_voxel_is_the_same_however_the_grid_is_turned():
     affine = np.array([[0, 2.0, 0, 7], [-1.5, 0, 0, -3], [0, 0, 4.0, 1], [0, 0, 0, 1]])
     assert voxel_ml(affine) == pytest.approx(2 * 1.5 * 4 / 1000)
+
+
+@pytest.mark.parametrize(("size", "angle", "refused"), [(0.1, 90, False), (100.0, 90, False), (100.0, 0.05, True)])
+def test_axes_of_any_voxel_size_fix_a_space_unless_they_lie_in_one_plane(tmp_path, size, angle, refused):
+    affine = np.diag([size, size, size, 1.0])
+    affine[:2, 1] = size * np.cos(np.deg2rad(angle)), size * np.sin(np.deg2rad(angle))
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
+    image.set_sform(affine, 1)
+    image.header["qform_code"] = 0
+    nib.save(image, tmp_path / "scan.nii")
+    if refused:
+        with pytest.raises(ValueError, match="affine that maps voxels to no space"):
+            read_header(str(tmp_path / "scan.nii"))
+    else:
+        np.testing.assert_allclose(read_header(str(tmp_path / "scan.nii"))[1], affine, atol=1e-6)

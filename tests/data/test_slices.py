@@ -62,6 +62,30 @@ def test_bad_datalist_of_slices(tmp_path, change, message):
         read_slices(tmp_path, "training", ["flair"])
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"deviation": [1.0, 0.0]},
+        {"deviation": 1.0},
+        {"median": [True]},
+        {"field_of_view": [-1.0, 180.0]},
+        {"field_of_view": [180.0]},
+        {"field_of_view": 180.0},
+        {"position": "18"},
+        {"plane": ["axial"]},
+    ],
+)
+def test_entry_that_tells_what_cannot_be_is_refused(tmp_path, told):
+    np.save(tmp_path / "x.npy", np.zeros((1, 4, 4)))
+    entry = {"case": "a", "slice": 1, "image": "x.npy", "brain_mask": "x.npy"}
+    good = {"deviation": [1.0], "median": [0], "field_of_view": [180, 0.5], "position": -18, "plane": "coronal"}
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": [entry | good]}))
+    assert len(read_slices(tmp_path, "training")) == 1
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": [entry | good | told]}))
+    with pytest.raises(ValueError, match="is no datalist of slices"):
+        read_slices(tmp_path, "training")
+
+
 def test_folder_without_a_datalist_of_slices(tmp_path):
     with pytest.raises(FileNotFoundError, match="No datalist.json in .*make it with configs/preprocess.json"):
         read_slices(tmp_path, "training")
