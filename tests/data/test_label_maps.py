@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from scripts.data.label_maps import CONTRASTS, RandLabelToImaged, brain_mask_of_labels
+from scripts.data.label_maps import CONTRASTS, RandLabelToImaged, brain_mask_of_labels, made_volume
 
 SHAPE = (40, 36, 44)
 PLAIN = {  # nothing that moves, fades or breaks
@@ -124,6 +124,18 @@ def test_periventricular_brightening_is_where_it_belongs():
     change = (bright["image"] - plain["image"])[0]
     assert change[bright["label_map"][0] == 2].max() > 0.1
     assert change[:6].abs().max() < 0.02 and change[:, :4].abs().max() < 0.02
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_thick_slices_are_interpolated_and_the_grid_stays(axis):
+    transform = RandLabelToImaged(**PLAIN).set_random_state(0)
+    transform({"label_map": small_head()})
+    draw = transform.draw._replace(noise=0.0, slice_axis=axis)
+    thin, thick = (made_volume(small_head()[0].numpy(), draw._replace(thickness=mm))[0] for mm in (1.0, 6.0))
+    assert thin.shape == thick.shape
+    bends = [np.diff(volume[10:-10, 10:-10, 10:-10], 2, axis) for volume in (thin, thick)]
+    straight = [(np.abs(bend) < 1e-5).mean() for bend in bends]  # between the middles of slices
+    assert straight[0] < 0.1 and straight[1] > 0.5
 
 
 def test_any_orientation_gives_the_same_volume_in_ras():

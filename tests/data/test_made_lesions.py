@@ -68,6 +68,13 @@ def test_without_a_label_map_the_image_tells_the_places():
     assert made.label.any() and places(brain_mask, "cortical", image=image).any()
 
 
+def test_cortex_of_an_image_without_labels_lies_less_than_a_centimeter_deep():
+    brain_mask = np.zeros((44, 44, 44), bool)
+    brain_mask[2:42, 2:42, 2:42] = True
+    found = places(brain_mask, "cortical", image=brain_mask.astype(np.float32))
+    assert found[:, 22, 22].nonzero()[0].tolist() == [*range(4, 11), *range(33, 40)]
+
+
 def test_a_slice_gets_a_flat_lesion():
     image, brain_mask, labels = (volume[..., 20:21] for volume in healthy())
     made = add_lesions(image, brain_mask, np.random.default_rng(1), 0.5, 1, labels=labels)

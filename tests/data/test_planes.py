@@ -68,9 +68,10 @@ def test_unknown_planes_are_named(planes):
         check_settings(planes=planes)
 
 
-def test_pixels_get_the_asked_size_and_the_brain_the_middle():
+@pytest.mark.parametrize("value", [1.5, -1.5])
+def test_pixels_get_the_asked_size_and_the_brain_the_middle(value):
     image, brain = torch.full((2, 40, 30), LOWEST), torch.zeros(1, 40, 30)
-    image[:, 2:22, 5:15], brain[:, 2:22, 5:15] = 1.5, 1
+    image[:, 2:22, 5:15], brain[:, 2:22, 5:15] = value, 1
     found, mask = resample_slice(image, brain, (1.0, 3.0), 2.0, (24, 32))
     assert found.shape == (2, 24, 32) and mask.shape == (1, 24, 32)
     rows, columns = (mask[0].bool().any(dim=axis).nonzero()[:, 0].tolist() for axis in (1, 0))
@@ -78,7 +79,7 @@ def test_pixels_get_the_asked_size_and_the_brain_the_middle():
     assert sum(rows) / len(rows) == pytest.approx(11.5, abs=1) and sum(columns) / len(columns) == pytest.approx(
         15.5, abs=1
     )
-    assert torch.allclose(found[:, mask[0] > 0], torch.tensor(1.5))  # nothing of the background is mixed in
+    assert torch.allclose(found[:, mask[0] > 0], torch.tensor(value))  # nothing of the background is mixed in
     assert (found[:, mask[0] == 0] == LOWEST).all()
 
 

@@ -13,6 +13,7 @@ from scripts.data.transforms import (
     ScaleBrainIntensity,
     ScaleBrainIntensityd,
     ScanReader,
+    StandardizeByScand,
     last_axis_first,
     quantiles,
     scale_brain_intensity,
@@ -195,3 +196,14 @@ def test_compressed_file_whose_content_changed_is_named(tmp_path, at):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="scan.nii.gz is damaged"):
         LoadImage(reader=ScanReader())(str(path))
+
+
+def test_slice_is_standardized_by_its_scan_and_0_outside_the_brain(scan):
+    image, brain = scan[0][..., 3] + 5, scan[1][..., 3]
+    data = {"image": image, "brain_mask": brain, "median": [90.0, 200.0], "deviation": [10.0, 50.0]}
+    found = StandardizeByScand("image", "standard")(data)
+    expected = torch.stack([(image[0] - 90) / 10, (image[1] - 200) / 50])
+    torch.testing.assert_close(found["standard"], torch.where(brain, expected, torch.zeros(())))
+    assert found["image"] is image and "standard" not in data
+    with pytest.raises(ValueError, match="does not tell median and deviation of its scan"):
+        StandardizeByScand("image", "standard")({"image": image, "brain_mask": brain, "case": "a"})
