@@ -14,6 +14,7 @@ from scipy import ndimage
 from scripts.data.brain import (
     background_of,
     brain_mask_of,
+    depth_profile,
     lesion_of,
     sign_of_skull,
 )
@@ -77,6 +78,14 @@ def test_noise_around_a_head_is_no_background():
     given = scan_of(made_head(skull=False) > 0)
     found = BrainMaskd("image")({"image": scan_of(voxels), "brain_mask": given, "case": "one"})["brain_mask"]
     assert torch.equal(found.as_tensor(), given.as_tensor() > 0)
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [(1.0, 25), (2.0, 13), (0.5, 25)])
+def test_profile_has_a_step_for_each_millimeter_or_pixel_down_to_24_mm(spacing, steps):
+    reach = np.arange(-100, 101) * spacing
+    brain = (reach[:, None] ** 2 + reach**2 < 40**2)[..., None]
+    image = np.random.default_rng(0).random(brain.shape)
+    assert len(depth_profile(image, brain, (spacing, spacing))) == steps
 
 
 @pytest.mark.parametrize(
