@@ -175,7 +175,7 @@ def save_tensors(path: str | os.PathLike, content: object) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(buffer.getvalue())
 
 
 def not_empty(path: Path) -> bool:

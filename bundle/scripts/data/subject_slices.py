@@ -170,7 +170,7 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     """`np.save`, which does not notice when the last few kilobytes of a file find no room on the disk."""
     content = io.BytesIO()
     np.save(content, array)
-    path.write_bytes(content.getbuffer())
+    path.write_bytes(content.getvalue())
 
 
 @contextmanager
