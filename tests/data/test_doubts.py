@@ -61,8 +61,12 @@ def test_brain_that_is_too_small(caplog, slices, spacing, small):
 
 def test_mask_that_is_too_small(caplog):
     mask = np.zeros((32, 32, 32), bool)
-    mask[15:17, 15:17, 15] = True
-    assert ["0.256 ml" in line for line in told(caplog, made_scan(), mask)] == [True]
+    mask[12:19, 12:19, 12:19] = True
+    assert ["22 ml, expected 500 ml" in line for line in told(caplog, made_scan(), mask)] == [True]
+    mask[:] = False
+    mask[15:17, 15:17, 15] = True  # a lesion's
+    with pytest.raises(ValueError, match="one has a brain of 0.256 ml, expected 500 ml or more"):
+        told(caplog, made_scan(), mask)
 
 
 @pytest.mark.parametrize(("side", "value", "holes"), [(1, 90, False), (2, 90, True), (2, 0, False)])

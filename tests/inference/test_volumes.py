@@ -84,7 +84,7 @@ def segmented(volume, model_file, tmp_path_factory):
         "PIR": oriented(plain, "PIR"),
         "SPL": oriented(plain, "SPL"),
         "oblique": nib.Nifti1Image(arrays["flair"], turn @ affine),
-        "thick": nib.Nifti1Image(arrays["flair"], affine @ np.diag([1, 1, 5, 1])),
+        "thick": nib.Nifti1Image(arrays["flair"], affine @ np.diag([1, 1, 2, 1])),
     }
     for case, image in images.items():
         write(scans, case, np.asanyarray(image.dataobj), image.affine)
@@ -127,7 +127,9 @@ def test_finished_volumes_are_not_done_again_until_something_changes(segmented, 
     assert "5 of 6 volumes are finished already." in capsys.readouterr().out
     assert (results / "PIR" / "PIR_anomaly_map.nii.gz").exists() and os.stat(mask).st_mtime_ns == before
     infer(model_file, results, dataset_dir=str(scans), threshold_scale=0.9)
-    assert "finished already" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "finished already" not in said
+    assert "Finished volumes are done anew, with threshold_scale 1.0 -> 0.9." in said
     assert os.stat(mask).st_mtime_ns > before
 
 
@@ -298,3 +300,12 @@ def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_
     np.testing.assert_array_equal(inner, outputs(tmp_path / "out", "centered")[0].get_fdata())
     one_more = outputs(tmp_path / "out", "one_column_more")[0].get_fdata()
     np.testing.assert_array_equal(np.roll(one_more[:, 1:], shift, (0, 1)), inner)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("a_t1.nii.gz", "_t1 is the ending of another modality"), ("a_seg.nii", "_seg is the ending of masks")],
+)
+def test_one_volume_whose_name_tells_that_it_is_no_such_scan(tmp_path, name, reason):
+    with pytest.raises(ValueError, match=f"{name} is taken for no flair scan, since {reason}"):
+        find_inputs(tmp_path, ["flair"], image=str(tmp_path / name))

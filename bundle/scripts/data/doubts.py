@@ -19,7 +19,7 @@ MOST_BACKGROUND = 0.1  # part of a brain mask
 MOST_MISSED = 0.02  # part of what a scan shows that its brain mask leaves out, be it another tool's
 LARGEST_HOLES_ML = 0.5
 WHOLE_EXTENT = 60.0  # mm along each axis; a scan that shows less of the head is a slab
-SMALLEST_BRAIN_ML = 500.0
+SMALLEST_BRAIN_ML, LEAST_BRAIN_ML = 500.0, 20.0  # below them it is doubtful, and none
 MOST_CLIPPED = 0.02  # part of a brain; display windows clip 1 %
 LEAST_LEVELS = 16  # intensities of a brain; with fewer, many voxels share each
 LEAST_PEAK = 2.0  # times as many voxels as the level below
@@ -74,6 +74,9 @@ def warn_of_size(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray, name:
         shown: Voxels unlike the background, bool; all where it is not constant.
         spacing: Of the voxels in mm, (3,).
         name: The scan's name.
+
+    Raises:
+        ValueError: When it is no brain at all.
     """
     volume_ml = mask.sum() * spacing.prod() / 1000
     if volume_ml >= SMALLEST_BRAIN_ML or not shown.any():
@@ -84,6 +87,8 @@ def warn_of_size(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray, name:
             f"expected {SMALLEST_BRAIN_ML:g} ml or more of a whole one; check the brain mask and the voxel size of "
             "the header."
         )
+        if volume_ml < LEAST_BRAIN_ML:
+            raise ValueError(f"{name} has a brain of {volume_ml:.3g} ml, {sentence}")
         _tell(name, f"has a brain of {volume_ml:.3g} ml, {sentence}", f"too small a brain, {sentence}")
 
 

@@ -180,7 +180,7 @@ def _look_through(
     for path in paths:
         if path.is_dir() or path.name in left_out or path.name.endswith(PLAIN):
             continue
-        place, reason = place_of_file(path, modalities), _why_no_scan(path, modalities, label)
+        place, reason = place_of_file(path, modalities), why_no_scan(path, modalities, label)
         if reason is None and place.case.casefold() in taken:
             reason = "a folder of this name holds a scan"
         if reason is not None:
@@ -213,8 +213,8 @@ def _take(
     return found
 
 
-def _why_no_scan(path: Path, modalities: Sequence[str], label: str | None) -> str | None:
-    """Why a file beside the folders of scans is not taken as one, or None where it is."""
+def why_no_scan(path: Path, modalities: Sequence[str], label: str | None = None) -> str | None:
+    """Why a file is not taken as a scan by its name, or None where it is."""
     if not is_volume_name(path.name):
         return "no NIfTI file"
     stem = file_stem(path)

@@ -121,9 +121,9 @@ class IterMaskInferer(Inferer):
     has one, see `segment_volume`. Others are shown in the field of view of the training slices, see `window`.
 
     Args:
-        outputs: What the channels of the result are, in this order: ``mask`` (1 = anomalous), ``anomaly_map``
-            (the error of the last pass), ``reconstruction`` (M channels), ``passes`` (network passes of the slice),
-            ``threshold`` (of the anomaly map: whole volumes have another than slices).
+        outputs: What the channels of the result are, in this order: ``mask`` (1 = anomalous), ``anomaly_map`` (the
+            score; in whole volumes the probability of lesion), ``reconstruction`` (M channels), ``passes`` (network
+            passes of the slice), ``threshold`` (of the anomaly map: whole volumes have another than slices).
         threshold_scale: Factor on the calibrated threshold; more than 1 marks less.
         threshold_rule: How whole volumes get the threshold of their subject, see `segment_volume`.
         stop_shrink: A slice is done when a pass unhides less than this part of its mask, in [0, 1].
@@ -132,7 +132,8 @@ class IterMaskInferer(Inferer):
         seed: Seed of the noise that fills hidden pixels.
         precision: Of the networks: ``"float32"``, ``"bfloat16"``, or ``"auto"`` (bfloat16 where the device computes it
             natively).
-        least_pixels: Marked areas of a slice with fewer pixels (8 neighbors) are dropped.
+        least_pixels: Marked areas with fewer pixels are dropped: in each slice (8 neighbors), or in a whole volume (18
+            neighbors).
         progress: Show a progress bar over the slices.
 
     Raises:
@@ -210,13 +211,13 @@ class IterMaskInferer(Inferer):
             if whole and spacing is not None:
                 volumes = [self._segment_whole(volume, network, spacing, name) for volume in plain]
             else:
-                volumes = [self._segment_volume(volume, network, spacing, name) for volume in plain]
+                volumes = [self._segment_slices(volume, network, spacing, name) for volume in plain]
             result = torch.stack(volumes) if len(volumes) > 1 else volumes[0][None]
         else:
             result = self._segment(plain, network)
         return convert_to_dst_type(result, inputs, dtype=torch.float32)[0] if isinstance(inputs, MetaTensor) else result
 
-    def _segment_volume(self, volume: Tensor, network: Refinement, spacing: Tensor | None, name: str) -> Tensor:
+    def _segment_slices(self, volume: Tensor, network: Refinement, spacing: Tensor | None, name: str) -> Tensor:
         """Segment the axial slices of a volume (M + 1, H, W, D) to (K, H, W, D).
 
         The network sees them in the field of view that it was trained with, around the largest part of the brain.

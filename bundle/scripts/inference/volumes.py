@@ -36,13 +36,15 @@ from ..common.ownership import (
 from ..common.share import first_checks, join_group, share
 from ..data.layouts import case_of
 from ..data.lists import check_case_name
-from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, find_subjects, mark_unusable
+from ..data.nifti import is_volume_name
+from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, find_subjects, mark_unusable, why_no_scan
 from ..method.refinement import Refinement
 from .inferer import is_for_volumes
 from .results import DESCRIPTION, ResultFiles
 from .tables import LESIONS, STEP, VOLUMES, is_measured, measure_volume, write_tables
 from .writer import write_brain_mask
 
+MODEL = "model_sha256"
 OUTCOME = ("results", "warnings", "numbers")  # what a record tells at the end only
 
 
@@ -70,7 +72,8 @@ def find_inputs(
 
     Raises:
         FileNotFoundError: When a file is missing.
-        ValueError: When no file is a volume, or ``image`` has another number of files than there are modalities.
+        ValueError: When no file is a volume, or ``image`` has another number of files than there are modalities, or
+            the name of one ends as that of a mask or of another modality.
     """
     if image is None:
         subjects = find_subjects(
@@ -88,6 +91,12 @@ def find_inputs(
                 f"`image` has {len(files)} files, but the model takes {len(modalities)} modalities "
                 f"({', '.join(modalities)}): give one file for each."
             )
+        for file, modality in zip(files, modalities, strict=True):
+            reason = why_no_scan(Path(file), [modality])
+            if is_volume_name(file) and reason is not None:
+                raise ValueError(
+                    f"{file} is taken for no {modality} scan, since {reason}: give the {modality} scan, or rename it."
+                )
         check_case_name(case_of(files[0], modalities), "`image`")
         subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
         subjects = [subject | ({"brain_mask": brain_mask} if brain_mask not in (None, "", AUTO) else {})]
@@ -136,7 +145,7 @@ class Volumes:
         self.files = ResultFiles(output_dir, layout)
         self.files.check_apart(subject["case"] for subject in subjects)
         weights = Path(model_file)
-        self.settings = {"model_sha256": file_digest(weights) if weights.is_file() else None, **settings}
+        self.settings = {MODEL: file_digest(weights) if weights.is_file() else None, **settings}
         self.records = {subject["case"]: self._record(subject) for subject in Cases().sound(subjects)}
         mine = share(subjects, rank, world_size)
         if world_size > 1:
@@ -146,6 +155,7 @@ class Volumes:
         sound = self.cases.sound(mine)
         self.pending = [subject for subject in sound if not self._finished(subject["case"])]
         self.finished = len(sound) - len(self.pending)
+        self.changed = sorted({name for subject in self.pending for name in self._changed_settings(subject["case"])})
         self._check_places(sound)
         first_checks(self._check_folder)
 
@@ -170,6 +180,17 @@ class Volumes:
         same = {key: value for key, value in record.items() if key not in OUTCOME} == self.records[case]
         whole = same and record.keys() >= {*OUTCOME} and is_measured(case, record)
         return record if whole and all(map(not_empty, self._results(case))) else {}
+
+    def _changed_settings(self, case: str) -> list[str]:
+        """The settings in which the record of a volume that is finished differs from those of this run."""
+        record = read_record(self._record_file(case))
+        if not record.keys() >= {*OUTCOME}:
+            return []
+        return [
+            f"{name} {json.dumps(record.get(name))} -> {json.dumps(value)}" if name != MODEL else "other weights"
+            for name, value in json.loads(json.dumps(self.settings)).items()
+            if record.get(name) != value
+        ]
 
     def _check_places(self, subjects: Sequence[Subject]) -> None:
         inputs = [path for subject in subjects for path in _files(subject)]
@@ -259,6 +280,8 @@ class Volumes:
         """
         if self.finished:
             print(f"{self.finished} of {self.number} volumes are finished already.")
+        if self.changed:
+            print(f"Finished volumes are done anew, with {', '.join(self.changed)}.")
         if self.pending:
             self.cases.run(evaluator, show=int(os.environ.get("RANK", "0")) == 0)
             self._forget_failed()

@@ -65,7 +65,7 @@ def in_threads(model: Model) -> Model:
     """A twin of a model, with the same weights, whose networks are `InThreads`.
 
     Args:
-        model: `IterMask`, whose children are networks.
+        model: A `Refinement`, whose children are networks.
     """
     twin = copy.copy(model)
     twin._modules = {name: InThreads(network) for name, network in model.named_children() if network is not None}

@@ -158,7 +158,7 @@ class Refinement(nn.Module):
             seed: Seed of the noise that fills hidden pixels.
 
         Returns:
-            ``pred_mask`` (N, 1, H, W) bool; ``anomaly_map`` (N, 1, H, W), 0 outside the brain; ``reconstruction``
+            ``mask`` (N, 1, H, W) bool; ``anomaly_map`` (N, 1, H, W), 0 outside the brain; ``reconstruction``
             (N, M, H, W) of each slice's last pass; ``passes`` (N,), how often a network saw the slice.
 
         Raises:

@@ -14,7 +14,7 @@ LEAST = 50  # voxels: a smaller mask has no slope that could be told from noise
 
 
 def slope_threshold(logit: Tensor, highest: float) -> float:
-    """The threshold at which the mask of a subject stops to shrink fast.
+    """The threshold at which the mask of a subject stops shrinking fast.
 
     As the threshold rises, normal brain leaves the mask fast and evenly, and a lesion slowly, its borders being steep.
     The 3-D successor of the method (Liang et al. 2025, arXiv 2504.04911, subject-specific threshold) therefore follows

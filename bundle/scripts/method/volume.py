@@ -257,7 +257,8 @@ def segment_volume(
         image: Volume (M, X, Y, Z) in RAS order, any linear scale.
         brain_mask: (1, X, Y, Z), bool, not empty.
         spacing: Of its voxels in mm.
-        threshold_scale: Factor on the odds that a marked voxel needs; 1 marks from about one half, more marks less.
+        threshold_scale: Factor on the odds that a marked voxel needs; 1 marks areas above 0.38 that reach 0.62, more
+            marks less.
         batch_size: Slices that the network sees at once.
         threshold_rule: One of `THRESHOLD_RULES`.
 
