@@ -11,7 +11,7 @@ import pytest
 from conftest import make_scan, run_bundle
 from hostile import save_small_model
 from scripts.common.errors import innermost_message
-from scripts.inference.tables import LESION_COLUMNS, VOLUME_COLUMNS, measure_volume, write_tables
+from scripts.inference.tables import LESION_COLUMNS, VOLUME_COLUMNS, measure_volume, volume_row, write_tables
 
 UNKNOWN = (math.inf, -math.inf)
 
@@ -195,3 +195,10 @@ def test_table_of_no_volume_is_not_made_but_an_earlier_one_becomes_empty(segment
     write_tables(tmp_path, {"a": record})
     write_tables(tmp_path, {})
     assert tables(tmp_path) == {"volumes.csv": [], "lesions.csv": []}
+
+
+def test_row_tells_how_the_threshold_was_chosen_and_how_often_the_run_warned():
+    record = {"numbers": measured(np.zeros((3, 4, 5), bool), np.zeros((3, 4, 5)), np.eye(4)) | {"seconds": 1.5}}
+    record |= {"threshold_rule": "slope", "threshold_scale": 1.2, "warnings": ["a", "b"], "model_sha256": "0" * 64}
+    row = volume_row("one", record)
+    assert (row["threshold_rule"], row["threshold_scale"], row["warnings"]) == ("slope", "1.2", 2)

@@ -309,3 +309,8 @@ def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_
 def test_one_volume_whose_name_tells_that_it_is_no_such_scan(tmp_path, name, reason):
     with pytest.raises(ValueError, match=f"{name} is taken for no flair scan, since {reason}"):
         find_inputs(tmp_path, ["flair"], image=str(tmp_path / name))
+
+
+def test_brain_mask_that_is_no_file_beside_one_volume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No brain mask mask: beside `image`, `brain_mask` is the mask's file."):
+        find_inputs(tmp_path, ["flair"], image=str(tmp_path / "a_flair.nii.gz"), brain_mask="mask")

@@ -3,7 +3,8 @@
 ``volumes.csv`` has a row for each volume that is finished: ``case``; ``marked_voxels`` and ``marked_ml``; ``lesions``,
 the number of connected areas (3-D, 26 neighbors); ``brain_ml``; ``outside_fraction``, the part of the axial slices
 with brain that lie far from those of training, in [0, 1], empty where these are unknown; ``seconds`` that the run
-took for it, while it read the scan after it; ``model``, the first 12 characters of the SHA-256 of the model file.
+took for it, while it read the scan after it; ``warnings``, how many its record holds; ``threshold_rule`` and
+``threshold_scale``; ``model``, the first 12 characters of the SHA-256 of the model file.
 
 ``lesions.csv`` has a row for each connected area: ``case``; ``lesion``, its number, the largest being 1; ``ml``;
 ``x_mm``, ``y_mm`` and ``z_mm``, its center in the coordinates of the scan's own affine (to the right, to the front,
@@ -39,6 +40,9 @@ VOLUME_COLUMNS = (
     "brain_ml",
     "outside_fraction",
     "seconds",
+    "warnings",
+    "threshold_rule",
+    "threshold_scale",
     "model",
 )
 LESION_COLUMNS = ("case", "lesion", "ml", "x_mm", "y_mm", "z_mm", "mean_score")
@@ -114,7 +118,13 @@ def measure_volume(
 def volume_row(case: str, record: Mapping[str, Any]) -> Numbers:
     """The row of a volume in ``volumes.csv``, of its record."""
     numbers = record["numbers"]
-    own = {"case": case, "lesions": len(numbers["lesions"]), "model": record["model_sha256"][:HASH_LENGTH]}
+    own = {
+        **{name: record.get(name) for name in ("threshold_rule", "threshold_scale")},
+        "case": case,
+        "lesions": len(numbers["lesions"]),
+        "warnings": len(record["warnings"]),
+        "model": record["model_sha256"][:HASH_LENGTH],
+    }
     return {column: _short(({**numbers, **own})[column]) for column in VOLUME_COLUMNS}
 
 
