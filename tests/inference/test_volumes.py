@@ -312,5 +312,5 @@ def test_one_volume_whose_name_tells_that_it_is_no_such_scan(tmp_path, name, rea
 
 
 def test_brain_mask_that_is_no_file_beside_one_volume(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No brain mask mask: beside `image`, `brain_mask` is the mask's file."):
+    with pytest.raises(FileNotFoundError, match="No brain mask mask: beside `image`, give the mask's file."):
         find_inputs(tmp_path, ["flair"], image=str(tmp_path / "a_flair.nii.gz"), brain_mask="mask")

@@ -98,7 +98,7 @@ def find_inputs(
                     f"{file} is taken for no {modality} scan, since {reason}: give the {modality} scan, or rename it."
                 )
         if brain_mask not in (None, "", AUTO) and not os.path.exists(str(brain_mask)):
-            raise FileNotFoundError(f"No brain mask {brain_mask}: beside `image`, `brain_mask` is the mask's file.")
+            raise FileNotFoundError(f"No brain mask {brain_mask}: beside `image`, give the mask's file.")
         check_case_name(case_of(files[0], modalities), "`image`")
         subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
         subjects = [subject | ({"brain_mask": brain_mask} if brain_mask not in (None, "", AUTO) else {})]
