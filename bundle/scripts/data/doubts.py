@@ -1,4 +1,4 @@
-"""What is probably wrong with a scan or its masks, though they can be used: it is said, and changes nothing."""
+"""What is probably wrong with a scan or its masks is said and changes nothing; a mask of no brain is refused."""
 
 from __future__ import annotations
 
@@ -30,14 +30,19 @@ def _tell(name: str, sentence: str, together: str) -> None:
     logger.warning(f"{name} {sentence}", extra={"together": together, "counts": ()})
 
 
-def warn_of_doubts(image: Tensor, brain_mask: Tensor, given: bool, name: str) -> None:
+def check_doubts(image: Tensor, brain_mask: Tensor, given: bool, name: str) -> None:
     """Warn of a header without orientation, a brain mask that misses the brain, and clipped intensities.
+
+    A brain far too small for the whole head that the scan shows is refused.
 
     Args:
         image: Scan (M, H, W, D).
         brain_mask: Brain voxels (1, H, W, D), bool, with meta data; where it has none, nothing is said.
         given: Whether the mask was given, not found in the scan.
         name: The scan's name.
+
+    Raises:
+        ValueError: What `check_size` refuses.
     """
     if not isinstance(image, MetaTensor) or not isinstance(brain_mask, MetaTensor) or brain_mask.ndim != 4:
         return
@@ -46,7 +51,7 @@ def warn_of_doubts(image: Tensor, brain_mask: Tensor, given: bool, name: str) ->
     shown = np.logical_or.reduce([modality != value for modality, value in zip(voxels, backgrounds, strict=True)])
     spacing = nib.affines.voxel_sizes(np.asarray(image.affine.cpu(), dtype=np.float64))
     warn_of_orientation(image, name)
-    warn_of_size(mask, shown, spacing, name)
+    check_size(mask, shown, spacing, name)
     if given:
         warn_of_misplaced(mask, shown, name)
         warn_of_holes(mask, shown, spacing, name)
@@ -66,8 +71,8 @@ def warn_of_orientation(image: MetaTensor, name: str) -> None:
         _tell(name, f"has {sentence}", sentence)
 
 
-def warn_of_size(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray, name: str) -> None:
-    """Warn of a whole scan whose brain is too small.
+def check_size(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray, name: str) -> None:
+    """Warn of a whole scan whose brain is too small, and refuse one that holds no brain, such as a lesion mask's.
 
     Args:
         mask: Brain voxels (H, W, D), bool.
@@ -93,7 +98,7 @@ def warn_of_size(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray, name:
 
 
 def warn_of_misplaced(mask: np.ndarray, shown: np.ndarray, name: str) -> None:
-    """Warn of a brain mask that lies beside the brain; arguments as of `warn_of_size`."""
+    """Warn of a brain mask that lies beside the brain; arguments as of `check_size`."""
     beside, missed = (mask & ~shown).sum() / mask.sum(), (shown & ~mask).sum() / max(1, shown.sum())
     if beside > MOST_BACKGROUND and missed > MOST_MISSED:
         sentence = "expected a mask of this scan; make it again, or set `brain_mask` to null."
@@ -106,7 +111,7 @@ def warn_of_misplaced(mask: np.ndarray, shown: np.ndarray, name: str) -> None:
 
 
 def warn_of_holes(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray, name: str) -> None:
-    """Warn of a brain mask with holes where the scan shows something; arguments as of `warn_of_size`."""
+    """Warn of a brain mask with holes where the scan shows something; arguments as of `check_size`."""
     box = box_of(mask)
     holes_ml = (fill_holes(mask[box]) & ~mask[box] & shown[box]).sum() * spacing.prod() / 1000
     if holes_ml > LARGEST_HOLES_ML:

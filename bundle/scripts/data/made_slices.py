@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from ..common.share import by_the_first
 from ..method.refinement import SCALING
 from .label_maps import RandLabelToImaged
 from .nifti import load_volume
@@ -82,6 +82,7 @@ def _made_subject(
     return dict(scale({**item, "image": made["image"], "brain_mask": made["brain_mask"]}))  # type: ignore[arg-type]  # its keys are texts
 
 
+@by_the_first
 def slices_of_label_maps(
     label_maps_dir: str,
     output_dir: str,
@@ -120,26 +121,24 @@ def slices_of_label_maps(
     heads = split_maps(label_maps_dir, validation_heads)
     if not heads["validation"]:
         raise ValueError("`validation_heads` is 0, but thresholds are measured on these heads: set it to 1 or more.")
-    if idist.get_rank() == 0:
-        drawn = {"contrast": contrast, "volumes": volumes, "validation_heads": validation_heads, "seed": seed}
-        scaling: dict[str, Any] = {**SCALING, "lower_over_volume": lower_over_volume}
-        write_slices(
-            subjects={split: _subjects(split, heads[split], volumes, seed) for split in ("training", "validation")},
-            output_dir=output_dir,
-            modalities=[contrast],
-            transform=partial(
-                _made_subject,
-                transform=RandLabelToImaged(contrast=contrast),
-                scale=ScaleBrainIntensityd("image", **scaling),
-            ),
-            settings={**scaling, "certainly_healthy": True, **drawn},
-            slice_selection={"training": "healthy", "validation": "healthy"},
-            slice_range=None,
-            num_workers=num_workers,
-            planes=planes,
-            slice_step=slice_step,
-        )
-    idist.barrier()
+    drawn = {"contrast": contrast, "volumes": volumes, "validation_heads": validation_heads, "seed": seed}
+    scaling: dict[str, Any] = {**SCALING, "lower_over_volume": lower_over_volume}
+    write_slices(
+        subjects={split: _subjects(split, heads[split], volumes, seed) for split in ("training", "validation")},
+        output_dir=output_dir,
+        modalities=[contrast],
+        transform=partial(
+            _made_subject,
+            transform=RandLabelToImaged(contrast=contrast),
+            scale=ScaleBrainIntensityd("image", **scaling),
+        ),
+        settings={**scaling, "certainly_healthy": True, **drawn},
+        slice_selection={"training": "healthy", "validation": "healthy"},
+        slice_range=None,
+        num_workers=num_workers,
+        planes=planes,
+        slice_step=slice_step,
+    )
     return output_dir
 
 

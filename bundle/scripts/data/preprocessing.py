@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, Dataset
@@ -323,7 +322,10 @@ def _kept_splits(
     check_unchanged(path, noted, STEP)
     if any(before.get(key) != value for key, value in settings.items()):
         print(f"{path} was made with other settings: it is made anew, with the splits of this run only.")
-        keep_beside(path) if noted is None else path.unlink()
+        if noted is None:
+            keep_beside(path)
+        else:
+            path.unlink()
         return {}
     kept = {split: before[split] for split in SPLITS if split in before and split not in subjects}
     owner = {person_of(entry["case"]): split for split, entries in kept.items() for entry in entries}
@@ -400,17 +402,15 @@ def slices_of_scans(
     if not scans:
         raise ValueError(f"No labeled scan for {split}: label more scans, or set `val_split` to another part of them.")
     output_dir = os.path.join(output_dir, f"{split}_slices")
-    if idist.get_rank() == 0:
-        config = ConfigParser(ConfigParser.load_config_file(os.path.join(bundle_root(), "configs", "preprocess.json")))
-        config["brain_mask"] = AUTO
-        settings = {key: config[key] for key in ("upper_fraction", "lower_fraction", "lower_over_volume")}
-        transform = config.get_parsed_content("preprocessing")
-        subjects = {split: scan_subjects(scans, modalities, slice_range)}
-        selection = {split: "healthy"}
-        write_slices(
-            subjects, output_dir, modalities, transform, settings, selection, slice_range, num_workers=0, strip=True
-        )
-    idist.barrier()
+    config = ConfigParser(ConfigParser.load_config_file(os.path.join(bundle_root(), "configs", "preprocess.json")))
+    config["brain_mask"] = AUTO
+    settings = {key: config[key] for key in ("upper_fraction", "lower_fraction", "lower_over_volume")}
+    transform = config.get_parsed_content("preprocessing")
+    subjects = {split: scan_subjects(scans, modalities, slice_range)}
+    selection = {split: "healthy"}
+    by_the_first(write_slices)(
+        subjects, output_dir, modalities, transform, settings, selection, slice_range, num_workers=0, strip=True
+    )
     slices = read_slices(output_dir, split, modalities)
     if len(slices) < least:
         raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..common.settings import check_settings
 from ..method.volume import PIXEL_SIZE
 from .brain import brain_mask_of, warn_of_skull
-from .doubts import warn_of_doubts
+from .doubts import check_doubts
 from .nifti import content_size, load_volume, open_packed
 from .stripping import brain_mask_or_strip
 
@@ -362,7 +362,7 @@ class BrainMaskd(MapTransform):
                 image.meta["case"] = result["case"]
             result[self.mask_key] = convert_to_dst_type(mask, image, dtype=torch.bool)[0]
             warn_of_skull(image, result[self.mask_key], _named(result, image))
-            warn_of_doubts(image, result[self.mask_key], given is not None, _named(result, image))
+            check_doubts(image, result[self.mask_key], given is not None, _named(result, image))
         return result
 
 

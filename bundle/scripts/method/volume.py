@@ -276,10 +276,11 @@ def segment_volume(
     prediction = predict(network, to_network((small - median) / deviation, brain), brain, batch_size)
     logit, healthy = prediction[-1] + PRIOR, prediction[:-1] * UNIT * deviation + median
     score = take_off_mirrored((logit.clamp(min=UNLIKELY) - UNLIKELY) * brain, brain)
-    by_slope = threshold_rule == "slope"
-    score = score + brain * (
-        LOW - slope_threshold(score[brain] + UNLIKELY, LOW) if by_slope else prior_shift(logit[brain])
-    )
+    if threshold_rule == "slope":
+        shift = LOW - slope_threshold(score[brain] + UNLIKELY, LOW)
+    else:
+        shift = prior_shift(logit[brain])
+    score = score + shift * brain
     low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
     kept = torch.nn.functional.max_pool3d(hysteresis(score, low, high)[None].float(), 3, 1, 1)
     restored = grid.restore(torch.cat([score[None], kept, healthy]))
