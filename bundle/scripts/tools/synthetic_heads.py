@@ -1,7 +1,7 @@
-"""Whole brains painted from label maps, as scans: ``python bundle/scripts/tools/made_heads.py --label_maps_dir MAPS``.
+"""Scans painted from FreeSurfer label maps: ``python bundle/scripts/tools/synthetic_heads.py --label_maps_dir MAPS``.
 
-Anyone with FreeSurfer label maps can train and test without a single scan: the folder has the convention of BraTS, so
-``preprocess.json`` (with ``--brain_mask brain``) makes slices of it.
+Anyone with label maps can train and test without a single scan. The scans that are for testing have lesions. The folder
+follows the convention of BraTS, so every step of the bundle reads it (with ``--brain_mask brain``).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--label_maps_dir", required=True, help="FreeSurfer label maps (NIfTI, 1 mm), one for each head"
     )
-    parser.add_argument("--output_dir", default="made_heads", help="where the scans go (default: ./made_heads)")
+    parser.add_argument("--output_dir", default="synthetic_heads", help="where to write (default: ./synthetic_heads)")
     parser.add_argument("--contrast", choices=CONTRASTS, default="flair", help="of the scans (default: flair)")
     parser.add_argument("--volumes", type=int, default=4, help="of each head, every one drawn anew (default: 4)")
     parser.add_argument("--validation", type=int, default=2, help="heads to validate on (default: 2)")
@@ -173,19 +173,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = check_writable(options.output_dir)
     lock_folder(output)
     cases = [
-        Case(f"made_{split}_{head:02d}_{draw}", split, path, volume_seed(split, head, draw, options.seed))
+        Case(f"synthetic_{split}_{head:02d}_{draw}", split, path, volume_seed(split, head, draw, options.seed))
         for split, paths in heads.items()
         for head, path in enumerate(paths)
         for draw in range(options.volumes)
     ]
-    tables = ["made_heads.csv", *(f"split_{split}.txt" for split in heads)]
+    tables = ["synthetic_heads.csv", *(f"split_{split}.txt" for split in heads)]
     make = partial(RandLabelToImaged, contrast=options.contrast, skull=options.skull)
     transform = make(noise_fraction=(0.0, 0.0)) if options.rescans else make()  # each scan has noise of its own
     names = [name for case in cases for name in _names(case, options.rescans)]
-    with written(output, "made_heads", [*tables, *names]):
-        progress = tqdm(cases, desc="made heads", unit="volume")
+    with written(output, "synthetic_heads", [*tables, *names]):
+        progress = tqdm(cases, desc="synthetic heads", unit="volume")
         rows = [row for case in progress for row in write_case(case, output, transform, (low, high), options.rescans)]
-        write_tables(output, "made_heads", COLUMNS, rows, list(heads))
+        write_tables(output, "synthetic_heads", COLUMNS, rows, list(heads))
     unlock_folder(output)
     print(f"Scans, brain masks (ending brain) and split files: {output}")
 

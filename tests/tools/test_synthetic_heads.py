@@ -5,9 +5,8 @@ import csv
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import run_bundle, write_nifti
-from scripts.data.made_slices import FIRST_HEAD, volume_seed
-from scripts.tools.made_heads import main
+from conftest import write_nifti
+from scripts.tools.synthetic_heads import main
 
 OPTIONS = ["--volumes", "1", "--validation", "1", "--testing", "1", "--seed", "3"]
 
@@ -39,7 +38,7 @@ def voxels(folder, case, key):
 
 
 def test_lesions_are_in_the_brains_for_testing_alone(made):
-    with open(made / "made_heads.csv", newline="") as file:
+    with open(made / "synthetic_heads.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["split"] for row in rows] == ["training", "validation", "testing"]
     for row in rows:
@@ -54,50 +53,28 @@ def test_same_seed_gives_the_same_scans_and_another_does_not(made, label_maps, t
     for seed, same in (("3", True), ("4", False)):
         output = tmp_path / seed
         main(["--label_maps_dir", str(label_maps), "--output_dir", str(output), *OPTIONS[:-1], seed])
-        first, second = (voxels(folder, "made_testing_00_0", "flair") for folder in (made, output))
+        first, second = (voxels(folder, "synthetic_testing_00_0", "flair") for folder in (made, output))
         assert (first.shape == second.shape and np.array_equal(first, second)) is same
-
-
-def test_each_split_draws_from_seeds_of_its_own(label_maps, tmp_path, monkeypatch):
-    seeds = {}
-    monkeypatch.setattr(
-        "scripts.tools.made_heads.write_case", lambda case, *_: seeds.setdefault(case.split, []).append(case.seed) or []
-    )
-    main(["--label_maps_dir", str(label_maps), "--output_dir", str(tmp_path), *OPTIONS, "--volumes", "2"])
-    expected = {split: [volume_seed(split, 0, draw, 3) for draw in (0, 1)] for split in FIRST_HEAD}
-    assert seeds == expected and len(set(sum(seeds.values(), []))) == 6
 
 
 def test_rescans_show_the_same_lesions_elsewhere_under_noise_of_their_own(made, label_maps, tmp_path):
     main(["--label_maps_dir", str(label_maps), "--output_dir", str(tmp_path), *OPTIONS, "--rescans", "2"])
     cases = (tmp_path / "split_testing.txt").read_text().split()
-    assert cases == ["made_testing_00_0_scan1", "made_testing_00_0_scan2"]
+    assert cases == ["synthetic_testing_00_0_scan1", "synthetic_testing_00_0_scan2"]
     first, second = ({key: voxels(tmp_path, case, key) for key in ("flair", "seg", "brain")} for case in cases)
     for scan in (first, second):
         lesion, brain = scan["seg"] > 0, scan["brain"] > 0
-        assert lesion.sum() == pytest.approx(voxels(made, "made_testing_00_0", "seg").sum(), rel=0.1)
+        assert lesion.sum() == pytest.approx(voxels(made, "synthetic_testing_00_0", "seg").sum(), rel=0.1)
         assert not lesion[~brain].any() and not scan["flair"][~brain].any() and scan["flair"][brain].min() > 0
     assert first["flair"].shape == second["flair"].shape and not np.array_equal(first["brain"], second["brain"])
     medians = [np.median(scan["flair"][scan["brain"] > 0]) for scan in (first, second)]
     assert medians[0] == pytest.approx(medians[1], rel=0.05)
 
 
-def test_preprocessing_makes_slices_of_them(made, tmp_path):
-    run_bundle(
-        "preprocess",
-        dataset_dir=str(made),
-        output_dir=str(tmp_path / "slices"),
-        brain_mask="brain",
-        slice_range=None,
-        num_workers=0,
-    )
-    assert (tmp_path / "slices" / "datalist.json").is_file()
-
-
 def test_contrast_of_the_lesions_is_drawn_from_what_is_asked_for(label_maps, tmp_path):
     options = ["--label_maps_dir", str(label_maps), *OPTIONS, "--lesion_contrast"]
     main([*options, "0.5", "0.6", "--output_dir", str(tmp_path / "low")])
-    with open(tmp_path / "low" / "made_heads.csv", newline="") as file:
+    with open(tmp_path / "low" / "synthetic_heads.csv", newline="") as file:
         contrasts = {row["split"]: float(row["contrast"]) for row in csv.DictReader(file)}
     assert 0.5 <= contrasts["testing"] <= 0.6 and contrasts["training"] == 0
     with pytest.raises(ValueError, match="--lesion_contrast must be LOW HIGH"):
