@@ -85,7 +85,7 @@ def test_closing_fills_narrow_sulci_alone():
 
 
 def test_defects_stay_at_the_rim():
-    exact, broken = made(closing_mm=(6, 6)), made(closing_mm=(6, 6), defects_probability=1, defects_mm=1.5)
+    exact, broken = made(1, closing_mm=(6, 6)), made(1, closing_mm=(6, 6), defects_probability=1, defects_mm=1.5)
     assert exact["brain_mask"].shape == broken["brain_mask"].shape
     wrong = exact["brain_mask"] != broken["brain_mask"]
     assert 0 < wrong.float().mean() < 0.2
@@ -107,7 +107,7 @@ def test_tissues_come_in_the_order_of_the_contrast(contrast, order, seed):
 
 @pytest.mark.parametrize("lesions", [False, True])
 def test_labeled_lesions_are_shown_on_request(lesions):
-    result = made(lesions=lesions)
+    result = made(1, lesions=lesions)
     image, labels = result["image"], result["label_map"]
     assert bool(image[labels == 25].mean() > 1.25 * image[labels == 2].mean()) is lesions
 

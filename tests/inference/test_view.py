@@ -20,8 +20,8 @@ from scripts.common.model_file import save_model
 from scripts.common.ownership import PRODUCT, file_digest
 from scripts.inference.view import find_segmented, levels_of, page_of, scales_with, write_views
 from scripts.method.default import ProbabilisticIterMask
+from scripts.method.former_volume import UNIT, segment_volume
 from scripts.method.scores import hysteresis
-from scripts.method.volume import UNIT, segment_volume
 from torch import nn
 
 SPACING = (2.0, 2.0, 2.0)

@@ -14,7 +14,7 @@ from conftest import SMALL_NETWORK, run_bundle, write_nifti
 from scripts.common.errors import innermost_message
 from scripts.common.model_file import load_model, with_lesions
 from scripts.inference import inferer
-from scripts.method import volume as method
+from scripts.method import former_volume as method
 from scripts.tools.phantoms import phantom
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

@@ -30,12 +30,14 @@ TISSUES = {
     "cerebellar_white": (7, 46),
     "cerebellar_cortex": (8, 47),
     "thalamus": (10, 49),
-    "caudate": (11, 26, 50, 58),
+    "caudate": (11, 50),
+    "accumbens": (26, 58),
     "putamen": (12, 51),
     "pallidum": (13, 52),
     "brain_stem": (16, 28, 60),
-    "hippocampus": (17, 18, 53, 54),
-    "choroid_plexus": (136, 137, 163, 164),
+    "hippocampus": (17, 53),
+    "amygdala": (18, 54),
+    "choroid_plexus": (31, 63, 136, 137, 163, 164),
     "vessel": (30, 62, 502, 514),
     "eye": (506,),
     "soft_tissue": (507, 511),
@@ -44,6 +46,7 @@ TISSUES = {
     "bone": (515,),
     "marrow": (516,),
 }
+OTHER_NAMES = {165: 515, 258: 507, 259: 506}  # skull, soft tissue and eyes in other maps of SynthSeg
 OUTSIDE = 500  # the first label outside the brain
 VENTRICLES = (4, 43)
 FLUID_AROUND = 24
@@ -63,11 +66,13 @@ MEANS = {
         "cerebellar_cortex": (0.9, 1.4),
         "thalamus": (0.95, 1.25),
         "caudate": (1.0, 1.4),
+        "accumbens": (1.0, 1.4),
         "putamen": (0.95, 1.35),
         "pallidum": (0.7, 1.05),
         "brain_stem": (0.88, 1.2),
         "hippocampus": (1.05, 1.6),
-        "choroid_plexus": (0.6, 1.6),
+        "amygdala": (1.05, 1.7),
+        "choroid_plexus": (0.6, 1.9),
         "vessel": (0.3, 0.8),
         "eye": (0.1, 0.5),
         "soft_tissue": (0.7, 2.0),
@@ -82,10 +87,12 @@ MEANS = {
         "cerebellar_cortex": (0.6, 0.8),
         "thalamus": (0.75, 0.92),
         "caudate": (0.62, 0.82),
+        "accumbens": (0.62, 0.82),
         "putamen": (0.68, 0.86),
         "pallidum": (0.82, 0.98),
         "brain_stem": (0.82, 0.98),
         "hippocampus": (0.6, 0.78),
+        "amygdala": (0.6, 0.78),
         "choroid_plexus": (0.3, 0.7),
         "vessel": (0.2, 0.9),
         "eye": (0.15, 0.35),
@@ -101,10 +108,12 @@ MEANS = {
         "cerebellar_cortex": (1.2, 1.5),
         "thalamus": (1.05, 1.3),
         "caudate": (1.15, 1.5),
+        "accumbens": (1.15, 1.5),
         "putamen": (1.0, 1.35),
         "pallidum": (0.65, 0.95),
         "brain_stem": (0.95, 1.2),
         "hippocampus": (1.25, 1.65),
+        "amygdala": (1.25, 1.65),
         "choroid_plexus": (1.3, 2.4),
         "vessel": (0.2, 0.7),
         "eye": (1.8, 3.0),
@@ -125,7 +134,10 @@ class Draw(NamedTuple):
     elastic: float  # standard deviation of the displacement, mm
     texture_scale: float  # correlation length of the texture, mm
     shading: float  # slow variation of the tissue itself, fraction
+    gyri: float  # variation of the cortex from gyrus to gyrus, fraction: insula and cingulate are bright in FLAIR
     rim: float  # brightening of white matter at the ventricles, fraction
+    rim_width: float  # mm
+    septum: float  # brightening of thin tissue between ventricles, fraction
     cap: float  # the same in front of and behind the horns, fraction
     resolution: tuple[float, float, float]  # Gaussian sigma along each axis, mm
     thickness: float  # of slices, mm; 1 leaves them
@@ -157,7 +169,9 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         thick_probability: Of thick slices.
         texture_fraction: Lowest and highest deviation within a tissue, in parts of white matter.
         shading_fraction: Largest slow change of the tissues.
-        rim_fraction: Largest brightening at the ventricles; it is healthy, and only in "flair" and "t2".
+        gyri_fraction: Largest change of the cortex from gyrus to gyrus.
+        rim_fraction: Largest brightening at the ventricles and between them; it is healthy, and only in "flair" and
+            "t2".
         bias_fraction: Largest standard deviation of the bias field.
         noise_fraction: Lowest and highest standard deviation of Rician noise, in parts of white matter.
         closing_mm: Lowest and highest width of the sulci that the brain mask includes.
@@ -188,6 +202,7 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         thick_probability: float = 0.5,
         texture_fraction: Sequence[float] = (0.02, 0.08),
         shading_fraction: float = 0.06,
+        gyri_fraction: float = 0.12,
         rim_fraction: float = 0.3,
         bias_fraction: float = 0.25,
         noise_fraction: Sequence[float] = (0.01, 0.12),
@@ -209,6 +224,7 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         self.scale_fraction = _strength("scale_fraction", scale_fraction, 0.5)
         self.elastic_mm = _strength("elastic_mm", elastic_mm, 10)
         self.shading_fraction = _strength("shading_fraction", shading_fraction, 1)
+        self.gyri_fraction = _strength("gyri_fraction", gyri_fraction, 1)
         self.rim_fraction = _strength("rim_fraction", rim_fraction, 2)
         self.bias_fraction = _strength("bias_fraction", bias_fraction, 1)
         self.defects_mm = _strength("defects_mm", defects_mm, 10)
@@ -236,7 +252,10 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
             elastic=uniform(0, self.elastic_mm),
             texture_scale=uniform(1.0, 3.0),
             shading=uniform(0, self.shading_fraction),
+            gyri=uniform(0, self.gyri_fraction),
             rim=uniform(0, self.rim_fraction) if bright_rim else 0.0,
+            rim_width=uniform(1.5, 4.0),
+            septum=uniform(0, 2 * self.rim_fraction) if bright_rim else 0.0,
             cap=uniform(0, self.rim_fraction) if bright_rim else 0.0,
             resolution=tuple(uniform(*self.resolution_mm) * uniform(0.8, 1.2, 3)),
             thickness=uniform(*self.thickness_mm) if thick else 1.0,
@@ -328,6 +347,8 @@ def oriented_labels(label_map: torch.Tensor, case: str = "The label map") -> tup
     if not 0 <= labels.min() <= labels.max() <= LARGEST_LABEL:
         raise ValueError(f"{case}: labels must be 0 to {LARGEST_LABEL}, got {labels.min():g} to {labels.max():g}.")
     labels = labels.astype(np.int16)
+    for other, label in OTHER_NAMES.items():
+        labels[labels == other] = label
     if not ((labels > 0) & (labels < OUTSIDE) & (labels != FLUID_AROUND)).any():
         raise ValueError(f"{case}: no brain in it (labels 1 to {OUTSIDE - 1}): is it a FreeSurfer label map?")
     return labels, affine
@@ -463,6 +484,8 @@ def _painted(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -> np.nda
     fine = ndimage.gaussian_filter(rng.standard_normal(labels.shape, dtype=np.float32), 0.7, truncate=2.5)
     texture = 0.6 * fine / fine.std() + 0.8 * smooth_field(rng, labels.shape, 2 * draw.texture_scale)
     image += _table(draw.deviations)[labels] * texture
+    if draw.gyri > 0:
+        image *= 1 + np.isin(labels, TISSUES["cortex"]) * draw.gyri * smooth_field(rng, labels.shape, 12.0)
     return image * (1 + draw.shading * smooth_field(rng, labels.shape, 18.0))
 
 
@@ -475,7 +498,8 @@ def _periventricular(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -
         return result
     distance = 2 * ndimage.distance_transform_edt(~both).astype(np.float32)
     uneven = np.clip(1 + 0.5 * smooth_field(rng, both.shape, 8.0), 0, 2)
-    brighter = draw.rim * uneven * np.exp(-((distance / 3.0) ** 2))
+    brighter = draw.rim * uneven * np.exp(-((distance / draw.rim_width) ** 2))
+    brighter += draw.septum * uneven * (_closed(both, 2) & ~both)
     grid = np.ogrid[tuple(slice(size) for size in both.shape)]
     for half in halves:
         points = np.argwhere(half)
@@ -483,6 +507,12 @@ def _periventricular(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -
             away = 4 * sum((axis - place) ** 2 for axis, place in zip(grid, points[tip], strict=True))
             brighter += draw.cap * rng.uniform(0.3, 1) * np.exp(-away / (2 * rng.uniform(3, 6) ** 2))
     return _grown(brighter.astype(np.float32), labels.shape)
+
+
+def _closed(mask: np.ndarray, steps: int) -> np.ndarray:
+    """A mask with its gaps of up to twice as many voxels."""
+    wide = ndimage.distance_transform_edt(~mask) <= steps
+    return ndimage.distance_transform_edt(wide) > steps
 
 
 def _scanned(image: np.ndarray, draw: Draw, rng: np.random.Generator) -> np.ndarray:

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from ..common.settings import check_settings
 from ..common.threads import fit_threads
+from ..method.former_volume import is_whole, segment_volume
 from ..method.parallel import in_threads
 from ..method.precision import in_precision
 from ..method.refinement import Refinement
-from ..method.volume import is_whole, segment_volume
 from .geometry import largest_part, part_cut_off, window, with_room
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes", "threshold")

@@ -31,9 +31,9 @@ from ..common.ownership import PRODUCT, file_digest, lock_folder, read_record, u
 from ..common.share import by_the_first
 from ..data.morphology import box_of
 from ..data.nifti import load_volume, voxel_ml
+from ..method.former_volume import HIGH, LOW, UNLIKELY, Grid, hysteresis
 from ..method.refinement import Refinement
 from ..method.scores import hysteresis as hysteresis_of_slices
-from ..method.volume import HIGH, LOW, UNLIKELY, Grid, hysteresis
 from .inferer import is_for_volumes
 
 STEP = "view"

@@ -10,9 +10,9 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
+from .former_volume import BACKGROUND, lowest_probability
 from .refinement import Refinement
 from .scores import gaussian_smooth, hysteresis
-from .volume import BACKGROUND, lowest_probability
 
 LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE = -7.0, 3.0
 

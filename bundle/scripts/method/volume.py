@@ -9,27 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 
-from .threshold_rule import slope_threshold
+from .lesion_network import PIXEL_SIZE, UNLIKELY, LesionNetwork
 
-PIXEL_SIZE = 1.25  # mm, of the working grid in every direction
-LOWEST, HIGHEST = -6.0, 8.0  # robust deviations of the brain that the network sees
-UNIT = 3.0  # robust deviations that are 1 for the network
-BACKGROUND = -2.0  # what the network sees outside the brain
 # For each plane the axis across it, and those of rows and columns: the network sees axial slices as (x, y), coronal
 # ones as (x, z) and sagittal ones as (z, y).
 PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (2, 1))}
 MULTIPLE = 16  # pixels: the network halves slices up to four times
 MARGIN = 4  # pixels around the brain of a slice
-PRIOR = -1.0  # added to the logits: a brain holds lesions less often than a slice of the training does
-UNLIKELY = -6.0  # logit: a lesion less likely than that is none
-LOW, HIGH = -0.5, 0.5  # logits: what is marked, and what a marked component holds somewhere
-CERTAIN = 0.5  # logit above which a voxel is taken for lesion for certain
-COMMON_LOAD, LARGEST_SHIFT = 0.001, 2.0  # certain part of a brain from which on logits rise; by how much at most
-MIRROR_WEIGHT, MIRROR_SIGMA = 0.2, 2.5  # part of the mirrored score that is taken off; its smoothing in grid pixels
 SAMPLE = 200_000  # voxels that median and deviation are measured on
-FULL_SIZE = 60.0  # mm: a brain that is shorter along an axis is a slab of slices
+WHOLE = 80.0  # mm: a brain that is shorter along an axis is a slab or a slice
 
 
 class VolumeResult(NamedTuple):
@@ -46,30 +36,23 @@ class VolumeResult(NamedTuple):
     reconstruction: Tensor
 
 
-def is_whole(brain_mask: Tensor, spacing: Sequence[float]) -> bool:
-    """Whether a volume (X, Y, Z) shows a brain in all three directions, and not a slab or a slice of it."""
+def shown_planes(brain_mask: Tensor, spacing: Sequence[float]) -> list[str]:
+    """The planes whose slices show a brain (X, Y, Z) in full length and width: one of a slice or slab, else all three.
+
+    Where there is none, it is that across the shortest axis.
+    """
+    lengths = []
     for axis, step in enumerate(spacing):
         shown = _planes_with(brain_mask, axis)
-        if len(shown) == 0 or float(shown[-1] - shown[0] + 1) * float(step) < FULL_SIZE:
-            return False
-    return True
+        lengths.append(float(shown[-1] - shown[0] + 1) * float(step))
+    whole = [name for name, (_, order) in PLANES.items() if min(lengths[axis] for axis in order) >= WHOLE]
+    return whole or [min(PLANES, key=lambda name: lengths[PLANES[name][0]])]
 
 
 def _planes_with(brain_mask: Tensor, axis: int) -> Tensor:
     """The numbers of the planes across an axis that show brain."""
     others = [other for other in range(3) if other != axis]
     return brain_mask.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
-
-
-def lowest_probability(threshold_scale: float) -> float:
-    """The probability of lesion from which on a voxel may be marked; ``threshold_scale`` is a factor on the odds."""
-    odds = math.exp(LOW) * threshold_scale
-    return odds / (1 + odds)
-
-
-def to_network(image: Tensor, brain_mask: Tensor) -> Tensor:
-    """Give slices or volumes in deviations of the brain the range and the background that the network sees."""
-    return torch.where(brain_mask, image.clamp(LOWEST, HIGHEST) / UNIT, BACKGROUND)
 
 
 def robust_scale(image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,22 +101,34 @@ class Grid:
         brain_mask: (X, Y, Z), bool, not empty.
         spacing: Of its voxels in mm.
         pixel_size: Of the grid's voxels in mm.
+        kept_axis: The axis whose voxels stay as they are, as across the slices of a slab; None: none.
 
     Attributes:
         box: Where the brain is in the volume; what lies around it is neither read nor written.
+        voxel_size: Of the grid in mm.
     """
 
-    def __init__(self, brain_mask: Tensor, spacing: Sequence[float], pixel_size: float = PIXEL_SIZE):
+    def __init__(
+        self,
+        brain_mask: Tensor,
+        spacing: Sequence[float],
+        pixel_size: float = PIXEL_SIZE,
+        kept_axis: int | None = None,
+    ):
         self.forward, self.backward, self.box = [], [], []
+        self.voxel_size = [float(step) if axis == kept_axis else pixel_size for axis, step in enumerate(spacing)]
         for axis, step in enumerate(map(float, spacing)):
             shown = _planes_with(brain_mask, axis)
             box = slice(int(shown[0]), int(shown[-1]) + 1)
-            first, last = float(shown[0]) * step, float(shown[-1]) * step
-            size = math.ceil(((last - first + step) / pixel_size + 2) / MULTIPLE) * MULTIPLE
-            number, center = brain_mask.shape[axis], (first + last) / 2
-            start = center - (size - 1) / 2 * pixel_size
-            there = resampling_matrix(number, step, size, pixel_size, center)[:, box]
-            back = resampling_matrix(size, pixel_size, number, step, (number - 1) / 2 * step - start)[box]
+            if axis == kept_axis:
+                there = back = torch.eye(box.stop - box.start)
+            else:
+                first, last = float(shown[0]) * step, float(shown[-1]) * step
+                size = math.ceil(((last - first + step) / pixel_size + 2) / MULTIPLE) * MULTIPLE
+                number, center = brain_mask.shape[axis], (first + last) / 2
+                start = center - (size - 1) / 2 * pixel_size
+                there = resampling_matrix(number, step, size, pixel_size, center)[:, box]
+                back = resampling_matrix(size, pixel_size, number, step, (number - 1) / 2 * step - start)[box]
             self.forward.append(there.to(brain_mask.device))
             self.backward.append(back.to(brain_mask.device))
             self.box.append(box)
@@ -154,36 +149,32 @@ def _along_axes(volume: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return volume
 
 
-def predict(network: nn.Module, image: Tensor, brain_mask: Tensor, batch_size: int) -> Tensor:
-    """Ask the network slice by slice in all planes, with the whole brain hidden, and average; left and right alike.
+def predict(
+    model: LesionNetwork, image: Tensor, brain_mask: Tensor, planes: Sequence[str] = tuple(PLANES), batch_size: int = 32
+) -> Tensor:
+    """Ask the network slice by slice in all planes and average; left and right alike.
 
     Args:
-        network: Takes slices and what is hidden, (N, M + 1, H, W); gives mean, log-variance and logit of lesion.
-        image: Volume as the network sees it, (M, X, Y, Z).
+        model: The lesion network.
+        image: Volume (M, X, Y, Z) in robust deviations from the median of its brain.
         brain_mask: (X, Y, Z), bool.
+        planes: Names out of `PLANES`.
         batch_size: Slices at once.
 
     Returns:
-        Predicted mean of the M modalities and logit of lesion, (M + 1, X, Y, Z).
+        Predicted healthy volume, in deviations too, and logit of lesion, (M + 1, X, Y, Z).
     """
-    modalities = len(image)
     volume = torch.cat([image, brain_mask[None].to(image.dtype)])
     total = torch.zeros_like(volume)
-    for axis, order in PLANES.values():
+    for axis, order in (PLANES[name] for name in planes):
         slices, result = (each.permute(1 + axis, 0, *(1 + other for other in order)) for each in (volume, total))
         inside = brain_mask.permute(axis, *order)
         for part in inside.flatten(1).any(dim=1).nonzero()[:, 0].split(batch_size):
             rows, columns = _span(inside[part].any(dim=0).any(dim=1)), _span(inside[part].any(dim=0).any(dim=0))
-            window = (part, slice(None), rows, columns)
-            output = _ask(network, slices[window])
-            if order[0] == 0:  # left and right are not told apart
-                output = (output + _ask(network, slices[window].flip(2)).flip(2)) / 2
-            result[window] += torch.cat([output[:, :modalities], output[:, -1:]], dim=1)
-    return total / len(PLANES)
-
-
-def _ask(network: nn.Module, slices: Tensor) -> Tensor:
-    return network(slices.contiguous(memory_format=torch.channels_last)).float()
+            shown = slices[part, :, rows, columns]
+            flip = order[0] == 0  # rows run from left to right
+            result[part, :, rows, columns] += model.predict(shown[:, :-1], shown[:, -1:] > 0.5, flip)
+    return total / len(planes)
 
 
 def _span(shown: Tensor) -> slice:
@@ -195,35 +186,40 @@ def _span(shown: Tensor) -> slice:
     return slice(first, first + length)
 
 
-def take_off_mirrored(score: Tensor, brain_mask: Tensor) -> Tensor:
+def take_off_mirrored(score: Tensor, brain_mask: Tensor, weight: float, sigmas: Sequence[float]) -> Tensor:
     """Take off a part of the smoothed score of the mirrored place: what is unusual on both sides is rarely a lesion.
 
     Args:
         score: (X, Y, Z), at least 0; X runs from left to right.
         brain_mask: (X, Y, Z), bool.
+        weight: Of the mirrored score.
+        sigmas: Of its smoothing along each axis in voxels.
     """
     both = [
-        torch.from_numpy(ndimage.gaussian_filter(each.flip(0).cpu().float().numpy(), MIRROR_SIGMA, truncate=3))
+        torch.from_numpy(ndimage.gaussian_filter(each.flip(0).cpu().float().numpy(), sigmas, truncate=3))
         for each in (score, brain_mask)
     ]
     mirrored = (both[0] / both[1].clamp(min=0.05)).to(score.device)
-    return (score - MIRROR_WEIGHT * mirrored).clamp(min=0) * brain_mask
+    return (score - weight * mirrored).clamp(min=0) * brain_mask
 
 
-def prior_shift(logit: Tensor) -> float:
+def label_shift(
+    logit: Tensor, prior: float = -1.0, certain: float = 0.5, common_fraction: float = 0.001, largest: float = 2.0
+) -> float:
     """By how much the logits of a subject rise: a brain where much is certainly lesion has more that is less certain.
 
     A classifier's odds are multiplied by the odds of what it is to find (Saerens et al. 2002); the part of the brain
-    that is certain stands for these, beside `COMMON_LOAD`.
+    that is certain stands for these.
 
     Args:
         logit: Of lesion, all voxels of the brain, (V,).
-
-    Returns:
-        From 0 to `LARGEST_SHIFT`.
+        prior: Added to all logits: a brain holds lesions less often than a slice of the training does.
+        certain: Logit above which a voxel is taken for lesion for certain, with ``prior``.
+        common_fraction: Certain part of a brain from which on logits rise.
+        largest: By how much at most.
     """
-    certain = float((logit > CERTAIN).float().mean())
-    return min(max(math.log(max(certain, 1e-9) / COMMON_LOAD), 0.0), LARGEST_SHIFT)
+    fraction = float((logit + prior > certain).float().mean())
+    return prior + min(max(math.log(max(fraction, 1e-9) / common_fraction), 0.0), largest)
 
 
 def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
@@ -238,52 +234,43 @@ def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
 
 @torch.no_grad()
 def segment_volume(
-    network: nn.Module,
+    model: LesionNetwork,
     image: Tensor,
     brain_mask: Tensor,
     spacing: Sequence[float],
     threshold_scale: float = 1.0,
     batch_size: int = 32,
-    threshold_rule: str = "prior",
 ) -> VolumeResult:
-    """Find the lesions of a whole volume.
+    """Find the lesions of a whole volume, a slab or a slice.
 
-    The volume is standardized by the median and deviation of its brain, the network says in three planes where it sees
-    lesions, and the subject tells by how much its logits rise, so that one threshold fits all: by how much is certainly
-    lesion, see `prior_shift`, or so that the place that `slope_threshold` finds comes to `LOW`.
+    The volume is standardized by the median and deviation of its brain, the network says in all planes that show the
+    brain whole where it sees lesions, and how much of the subject is certainly lesion tells by how much its logits
+    rise, see `label_shift`.
 
     Args:
-        network: The lesion network, see `predict`.
+        model: The lesion network with its thresholds.
         image: Volume (M, X, Y, Z) in RAS order, any linear scale.
         brain_mask: (1, X, Y, Z), bool, not empty.
         spacing: Of its voxels in mm.
-        threshold_scale: Factor on the odds that a marked voxel needs; 1 marks areas above 0.38 that reach 0.62, more
-            marks less.
+        threshold_scale: Factor on the odds that a marked voxel needs; more marks less.
         batch_size: Slices that the network sees at once.
-        threshold_rule: One of `THRESHOLD_RULES`.
 
     Raises:
         ValueError: When the brain mask is no brain's.
     """
     inside = brain_mask[0]
-    grid = Grid(inside, spacing)
+    planes = shown_planes(inside, spacing)
+    grid = Grid(inside, spacing, model.pixel_size, None if len(planes) > 1 else PLANES[planes[0]][0])
     share = grid.resample(brain_mask.to(image.dtype))
     brain = share[0] > 0.5
     if not brain.any():
-        raise ValueError(f"has a brain that vanishes on voxels of {PIXEL_SIZE:g} mm: check the brain mask.")
+        raise ValueError(f"has a brain that vanishes on voxels of {model.pixel_size:g} mm: check the brain mask.")
     small = grid.resample(image * brain_mask) / share.clamp(min=0.05) * brain
     median, deviation = robust_scale(small, brain)
-    prediction = predict(network, to_network((small - median) / deviation, brain), brain, batch_size)
-    logit, healthy = prediction[-1] + PRIOR, prediction[:-1] * UNIT * deviation + median
-    score = take_off_mirrored((logit.clamp(min=UNLIKELY) - UNLIKELY) * brain, brain)
-    if threshold_rule == "slope":
-        shift = LOW - slope_threshold(score[brain] + UNLIKELY, LOW)
-    else:
-        shift = prior_shift(logit[brain])
-    score = score + shift * brain
-    low, high = (limit - UNLIKELY + math.log(threshold_scale) for limit in (LOW, HIGH))
+    prediction = predict(model, (small - median) / deviation, brain, planes, batch_size)
+    score, low, high = decide(model, prediction[-1], brain, grid.voxel_size, threshold_scale)
     kept = torch.nn.functional.max_pool3d(hysteresis(score, low, high)[None].float(), 3, 1, 1)
-    restored = grid.restore(torch.cat([score[None], kept, healthy]))
+    restored = grid.restore(torch.cat([score[None], kept, prediction[:-1] * deviation + median]))
     score, kept, healthy = restored[:1], restored[1:2], restored[2:]
     box = (slice(None), *grid.box)
     shown = brain_mask[box]
@@ -292,3 +279,23 @@ def segment_volume(
     result.probability[box] = torch.sigmoid(score + UNLIKELY) * shown
     result.reconstruction[box] = torch.where(shown, healthy, image[box])
     return result
+
+
+def decide(
+    model: LesionNetwork, logit: Tensor, brain: Tensor, voxel_size: Sequence[float], threshold_scale: float = 1.0
+) -> tuple[Tensor, float, float]:
+    """Turn logits (X, Y, Z) into scores, which are 0 where a lesion is unlikely, and their two thresholds."""
+    single = min(logit.shape) == 1
+    weight = model.slice_mirror_weight if single else model.mirror_weight
+    sigmas = [model.mirror_sigma * model.pixel_size / size for size in voxel_size]
+    prior = 0.0 if single else -1.0
+    score = take_off_mirrored((logit + prior - UNLIKELY).clamp(min=0) * brain, brain, weight, sigmas)
+    if not single:
+        score = score + (label_shift(logit[brain]) - prior) * brain
+    thresholds = (
+        (model.slice_low_threshold, model.slice_high_threshold)
+        if single
+        else (model.low_threshold, model.high_threshold)
+    )
+    low, high = (float(threshold) - UNLIKELY + math.log(threshold_scale) for threshold in thresholds)
+    return score, low, high

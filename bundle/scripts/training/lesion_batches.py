@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from ..common.fields import blur_inside, chance, normal
 from ..method.default import standardize
-from ..method.volume import to_network
+from ..method.lesion_network import to_network
 from .augmentation import random_appearance, random_deformation, random_quality
 from .lesions import make_lesions
 
