@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from scripts.common.settings import RULES, check_settings
+from scripts.common.checks import RULES, check_settings
 
 SCRIPTS = Path(__file__).parents[1] / "bundle" / "scripts"
 # Completed by their callers, which say the rest: "FILE is no file: set `model_file` to ...".

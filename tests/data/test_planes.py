@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_scan, run_bundle, write_nifti
-from scripts.common.settings import check_settings
+from scripts.common.checks import check_settings
 from scripts.data.slices import covered_planes, read_slices, read_source
 from scripts.data.transforms import LOWEST, ResampleSliced, resample_slice
 

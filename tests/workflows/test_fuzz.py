@@ -31,8 +31,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
+from scripts.common.checks import RULES
 from scripts.common.model_file import load_model
-from scripts.common.settings import RULES
 from scripts.data.preprocessing import preprocess
 from scripts.data.scans import find_subjects
 from scripts.data.slices import common_field_of_view, covered_planes, read_slices

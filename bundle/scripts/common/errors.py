@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from tqdm import tqdm
 
 TRACEBACK_VARIABLE = "ITERMASK_TRACEBACK"
 TRACEBACK = "Traceback (most recent call last)"
 ENGINE_ERROR = "is terminating due to exception"  # Ignite says it twice of every error
+MISSING_REFERENCE = "is not defined in the config content"  # MONAI says more about it, which helps less
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def _innermost(error: BaseException) -> BaseException:
     """The error that started a chain of errors."""
     while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        if MISSING_REFERENCE in str(error):
+            break
         error = before
     return error
 
@@ -35,8 +39,26 @@ def innermost_message(error: BaseException) -> str:
         kind, _, text = next(line for line in lines if line[:1].strip()).partition(": ")  # code lines are indented
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         text = f"Cannot write ({error.strerror}): make room, or name another place, and run the same command again."
+    if MISSING_REFERENCE in text:
+        text = f"{text.strip().rstrip('.')}: put the config that this one overrides first in --config_file."
     text = " ".join(text.split())
     return text if kind in ("ValueError", "RuntimeError", "OSError", "FileNotFoundError") else f"{kind}: {text}"
+
+
+def report_errors() -> None:
+    """Print an uncaught error as one line instead of a traceback; ``ITERMASK_TRACEBACK=1`` keeps the traceback.
+
+    SIGTERM ends the process with one line, too, and Ctrl-C is answered at once.
+    """
+    sys.excepthook = _print_sentence
+    threading.excepthook = _print_thread_error
+    if not os.environ.get(TRACEBACK_VARIABLE):
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_is_no_engine_error)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
 
 
 def _print_sentence(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -63,25 +85,18 @@ def _is_no_engine_error(record: logging.LogRecord) -> bool:
     return not record.name.startswith("ignite.") or ENGINE_ERROR not in record.getMessage()
 
 
-def report_errors() -> None:
-    """Print an uncaught error as one line instead of a traceback; ``ITERMASK_TRACEBACK=1`` keeps the traceback.
-
-    SIGTERM ends the process with one line, too.
-    """
-    sys.excepthook = _print_sentence
-    if not os.environ.get(TRACEBACK_VARIABLE):
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_is_no_engine_error)
-    threading.excepthook = _print_thread_error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-
-
 def _print_thread_error(arguments: threading.ExceptHookArgs) -> None:
     """Leave the errors of the writer of TensorBoard events to the main thread, which gets them too."""
     if type(arguments.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(arguments)
 
 
-def _terminate(number: int, frame: object) -> None:
+def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(f"{signal.Signals(number).name}: stopped; run the same command again to go on.")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Say at once that Ctrl-C was seen: what is under way in other threads ends first."""
+    if multiprocessing.parent_process() is None:  # once, not for each worker that loads data
+        os.write(2, b"\ninterrupted: waiting for what is under way\n")
+    raise KeyboardInterrupt

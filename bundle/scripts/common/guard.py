@@ -1,116 +1,18 @@
-"""What is wrong with a command line or a config, told before any work; and what a model file says of the config."""
+"""What a model file says of the config, written into the running config; on its way out."""
 
 from __future__ import annotations
 
-import ast
-import difflib
 import inspect
 import os
-import re
 import sys
 from collections.abc import Mapping
 
-from monai.bundle import ConfigItem, ConfigParser, ReferenceResolver
-from monai.bundle.scripts import run as bundle_run
+from monai.bundle import ConfigItem, ReferenceResolver
 
 from ..method.networks import ReconstructionUNet
 from ..method.refinement import SCALING
-from .errors import report_errors
+from .checks import _options_and_words
 from .model_file import METHODS, OTHER_NAMES, check_given, read_settings, read_weights
-from .settings import check_config
-from .threads import watch_cores
-
-EXPORTS = {"ckpt_export": "model.ts", "trt_export": "model_trt.ts", "onnx_export": "model.onnx"}  # and where they go
-
-
-def _overrides(arguments: list[str]) -> dict[str, str]:
-    """The ``--id value`` and ``--id=value`` pairs of a command line."""
-    pairs: dict[str, str] = {}
-    for position, argument in enumerate(arguments):
-        if re.match(r"--?[A-Za-z_]", argument):
-            name, equals, value = argument.lstrip("-").partition("=")
-            following = arguments[position + 1] if position + 1 < len(arguments) else ""
-            pairs[name.replace("-", "_").replace("::", "#")] = value if equals else following
-    return pairs
-
-
-def _lone_words(arguments: list[str]) -> list[str]:
-    """The words of a command line that are neither an id nor its value."""
-    words, is_value = [], False
-    for argument in arguments:
-        if re.match(r"--?[A-Za-z_]", argument):
-            is_value = "=" not in argument
-        elif is_value:
-            is_value = False
-        else:
-            words.append(argument)
-    return words
-
-
-def _arguments() -> list[str]:
-    """The command line of this process, when it is ``monai.bundle run``."""
-    return sys.argv[1:] if _is_bundle_command() else []
-
-
-def _is_bundle_command() -> bool:
-    return sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py"))
-
-
-def _config_files(value: str) -> list[str]:
-    return list(ast.literal_eval(value)) if value.startswith(("[", "(")) else value.split(",")
-
-
-def check_overrides(arguments: list[str] | None = None) -> None:
-    """Refuse an override that no config file knows, which MONAI would silently ignore.
-
-    New arguments of a component (``--network_def#dropout 0.2``) are left to the component.
-
-    Args:
-        arguments: The command line; default: this process's, when it is ``monai.bundle run``.
-
-    Raises:
-        ValueError: When an override names an id that does not exist (the closest one is suggested), or is the text
-            ``true`` or ``false``, which MONAI would take as a text and not as a truth value.
-    """
-    arguments = _arguments() if arguments is None else arguments
-    words = _lone_words(arguments)
-    if len(words) > 2:  # run, and what to run
-        raise ValueError(f"{words[2]!r} belongs to no id: write --ID VALUE for each id that is set.")
-    pairs = _overrides(arguments)
-    if "config_file" not in pairs:
-        return
-    parser = ConfigParser(ConfigParser.load_config_files(_config_files(pairs["config_file"])))
-    known = set(inspect.signature(bundle_run).parameters) - {"override"}
-    for name, value in pairs.items():
-        if value in ("true", "false"):
-            raise ValueError(f"--{name} {value} would be read as a text: write --{name} {value.capitalize()}.")
-    for name in pairs.keys() & {*parser.get("_unused_", "").split(", ")}:
-        raise ValueError(f"--{name} changes nothing in {pairs['config_file']}: leave it out.")
-    for name in pairs.keys() - known:
-        parent = name.rpartition("#")[0]
-        if name in parser:
-            continue
-        if parent and parent in parser and isinstance(parser[parent], dict) and "_target_" in parser[parent]:
-            continue
-        close = difflib.get_close_matches(name, [key for key in parser.get() if not key.startswith("_")], n=1)
-        hint = f"did you mean --{close[0]}?" if close else "see the ids at the top of the config file."
-        raise ValueError(f"The override --{name} names no id of {pairs['config_file']}: {hint}")
-
-
-def check_export() -> None:
-    """Refuse an export by a command of MONAI's own over a file that is there: it would write over whatever it is.
-
-    Raises:
-        ValueError: When the file is there.
-    """
-    command, *arguments = sys.argv[1:] if _is_bundle_command() and sys.argv[1:] else [""]
-    if command not in EXPORTS:
-        return
-    path = _overrides(arguments).get("filepath", os.path.join("models", EXPORTS[command]))
-    path = path if os.path.splitext(path)[1] else f"{path}{os.path.splitext(EXPORTS[command])[1]}"
-    if os.path.lexists(path):
-        report_errors()
-        raise ValueError(f"{path} is there already: move it, or name a new file with --filepath.")
 
 
 def running_config() -> tuple[ReferenceResolver | None, str]:
@@ -128,22 +30,9 @@ def running_config() -> tuple[ReferenceResolver | None, str]:
     return resolver, run_id
 
 
-def says_null(value: object) -> bool:
-    """Whether a value is the word null, which a command line cannot tell from a name."""
-    return isinstance(value, str) and value.strip().lower() in ("null", "none")
-
-
-def take_null_as_null(resolver: ReferenceResolver) -> None:
-    """Let the word null, or none, of any id at the top of the running config be null.
-
-    A command line gives the text "null", and MONAI drops an id that is given as None.
-    """
-    top = {name for name in resolver.items if resolver.sep not in name}
-    words = {name for name in top if says_null(resolver.items[name].get_config())}
-    given = {name for name, value in _overrides(_arguments()).items() if says_null(value)}
-    for name in words | (given & top):
-        resolver.items[name] = ConfigItem(config=None, id=name)
-        resolver.resolved_content[name] = None  # noted, or MONAI would read the config anew
+def asked_for() -> str:
+    """The id that is run; empty when all of the config is asked for."""
+    return running_config()[1]
 
 
 def trained_model_file(output_dir: str, bundle_root: str) -> str:
@@ -202,23 +91,6 @@ def _check_command_line(
     """Refuse what the command line says of a model and its networks where its file says something else."""
     described = {**options, **{f"network_def#{name}": value for name, value in options.items()}}
     described |= {f"backbone#{name}": value for name, value in sizes.items()}
-    said = {name: resolver.normalize_id(name) for name in _overrides(_arguments()) if name in described}
+    said = {name: resolver.normalize_id(name) for name in _options_and_words(sys.argv[1:])[0] if name in described}
     given = {name: resolver.get_resolved_content(key) for name, key in said.items()}
     check_given(described, {name: value for name, value in given.items() if value is not None}, model_file)
-
-
-def guard() -> str:
-    """First item of every run: errors become one line, and what is wrong with the config an error before any work.
-
-    Returns:
-        The id that is run; empty when all of the config is asked for.
-    """
-    report_errors()
-    check_overrides()
-    if _arguments():
-        watch_cores()
-    resolver, run_id = running_config()
-    if resolver is not None:
-        take_null_as_null(resolver)
-        check_config(resolver, run_id)
-    return run_id

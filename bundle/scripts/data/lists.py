@@ -8,7 +8,7 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.settings import LONGEST_NAME, is_name, is_path
+from ..common.checks import LONGEST_NAME, is_name, is_path
 
 UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)  # how text files of PowerShell begin
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..common.batch import ends_all, raise_failed
+from ..common.checks import check_settings
 from ..common.errors import innermost_message
 from ..common.files import check_writable, has_ended, keep_beside, watch, write_json
 from ..common.ownership import (
@@ -34,7 +35,6 @@ from ..common.ownership import (
     unlock_folder,
 )
 from ..common.paths import bundle_root
-from ..common.settings import check_settings
 from ..common.share import by_the_first
 from .layouts import person_of
 from .scans import AUTO, Subject, find_subjects, mark_unusable, scan_subjects, without

@@ -13,8 +13,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from ..common.checks import is_text
 from ..common.ownership import file_digest
-from ..common.settings import is_text
 from ..method.refinement import SCALING
 from ..method.volume import PLANES
 from .lists import existing_folder, inside, read_json, shown

@@ -15,7 +15,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple, ensure_tuple_rep
 from torch import Tensor
 
-from ..common.settings import check_settings
+from ..common.checks import check_settings
 from ..method.volume import PIXEL_SIZE
 from .brain import brain_mask_of, warn_of_skull
 from .doubts import check_doubts

@@ -16,7 +16,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor
 from tqdm import tqdm
 
-from ..common.settings import check_settings
+from ..common.checks import check_settings
 from ..common.threads import fit_threads
 from ..method.former_volume import is_whole, segment_volume
 from ..method.parallel import in_threads

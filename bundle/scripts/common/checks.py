@@ -1,0 +1,280 @@
+"""What is wrong with a command line or with a setting, told in one sentence before any work."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import math
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.scripts import run as bundle_run
+
+from ..method.precision import PRECISIONS
+from ..method.threshold_rule import THRESHOLD_RULES
+from .errors import report_errors
+from .paths import is_of_home
+
+LONGEST_NAME = 200  # bytes of a case's name: endings of files come on top, and file systems take 255
+LONGEST_PATH = 3000  # bytes
+OPTIONS_OF_MONAI = {*inspect.signature(bundle_run).parameters, *inspect.signature(ConfigWorkflow).parameters}
+OPTIONS_OF_MONAI -= {"override"}  # that of all others
+
+
+def _options_and_words(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options of a command line with their values (``--a 1``, ``--a=1``), and the words that belong to none."""
+    options, words, waiting = {}, [], ""
+    for argument in arguments:
+        if re.match(r"--?[A-Za-z_]", argument):
+            name, equals, value = argument.lstrip("-").partition("=")
+            name = name.replace("-", "_").replace("::", "#")
+            options[name], waiting = value, "" if equals else name
+        elif waiting:
+            options[waiting], waiting = argument, ""
+        else:
+            words.append(argument)
+    return options, words
+
+
+def _file_names(value: str | Sequence[str]) -> list[str]:
+    if isinstance(value, str):
+        value = ast.literal_eval(value) if value.startswith(("[", "(")) else value.split(",")
+    return list(value)
+
+
+def check_command_line(arguments: Sequence[str] | None = None) -> None:
+    """Let errors be one line from now on, and refuse what MONAI would silently ignore or take for something else.
+
+    New arguments of a component (``--network_def#dropout 0.2``) are left to the component.
+
+    Args:
+        arguments: The command line; default: this process's, when it is ``monai.bundle``.
+
+    Raises:
+        ValueError: When an option, of the command line or of its ``--args_file``, is none of the config (the closest
+            one is suggested) or has a value that MONAI reads as text, or when a word belongs to no option.
+    """
+    report_errors()
+    if arguments is None:
+        arguments = sys.argv[1:] if sys.argv[0].endswith(os.path.join("monai", "bundle", "__main__.py")) else []
+    options, words = _options_and_words(arguments)
+    if len(words) > 2:  # run, and what to run
+        raise ValueError(f"{words[2]!r} belongs to no option: write --OPTION VALUE for each option that is set.")
+    if "args_file" in options:
+        options = {**ConfigParser.load_config_file(options["args_file"]), **options}
+    if "config_file" in options:
+        config = ConfigParser(ConfigParser.load_config_files(_file_names(options["config_file"])))
+        for name in options.keys() - OPTIONS_OF_MONAI:
+            _check_option(name, options[name], config)
+
+
+def _check_option(name: str, value: object, config: ConfigParser) -> None:
+    """Refuse an option that a config does not have or does not use, and a word that MONAI takes for a text."""
+    parent = name.rpartition("#")[0]
+    component = config[parent] if parent and parent in config else None
+    if name not in config and not (isinstance(component, dict) and "_target_" in component):
+        close = difflib.get_close_matches(name, [key for key in config.get() if not key.startswith("_")], n=1)
+        hint = f"did you mean --{close[0]}?" if close else "see the options at the top of the config file."
+        raise ValueError(f"The config has no option --{name}: {hint}")
+    if name in config.get("_unused_", "").split(", "):
+        raise ValueError(f"--{name} changes nothing with this config: leave it out.")
+    if value in ("true", "false"):
+        raise ValueError(f"--{name} {value} would be read as a text: write --{name} {str(value).capitalize()}.")
+    if isinstance(value, str) and value.lower() in ("null", "none"):
+        raise ValueError(f"--{name} {value} would be read as a text, or not at all: write --{name} '$None'.")
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words, and whether one is."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is text of one line without control characters, which file names and messages can hold."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value)
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether a text may become part of a file's name: of one line, not too long, no slash, no leading dot."""
+    if not is_text(value):
+        return False
+    plain = os.path.basename(value) == value and "\\" not in value and not value.startswith(".")
+    return plain and len(value.encode()) <= LONGEST_NAME
+
+
+def is_path(value: object) -> TypeGuard[str]:
+    """Whether a text may be the path of a file: of one line, not longer than file systems take, and without ~."""
+    if not is_text(value) or is_of_home(value):
+        return False
+    return len(value.encode()) <= LONGEST_PATH and max(len(part.encode()) for part in value.split(os.sep)) <= 255
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_list(value: object, fits: Callable[[Any], bool]) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(fits, value))
+
+
+def _is_pair(value: object, fits: Callable[[Any], bool]) -> TypeGuard[Sequence[Any]]:
+    return _is_list(value, fits) and len(value) == 2
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        return value is not None and not isinstance(value, int) and torch.ones(1, device=value).item() == 1
+    except Exception:  # backends that are not there raise what they like
+        return False
+
+
+def _whole(low: int, high: int) -> Rule:
+    return Rule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+
+
+def _number(low: float, high: float) -> Rule:
+    return Rule(f"a number from {low:g} to {high:g}", lambda value: _is_number(value) and low <= value <= high)
+
+
+def _positive(high: float = math.inf) -> Rule:
+    words = "a number above 0" + ("" if math.isinf(high) else f", at most {high:g}")
+    return Rule(words, lambda value: _is_number(value) and 0 < value <= high)
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
+
+
+def _or_null(rule: Rule) -> Rule:
+    return Rule(f"{rule.words}, or null", lambda value: value is None or rule.fits(value))
+
+
+PART = Rule("in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)
+OPEN_PART = Rule("in (0, 1)", lambda value: _is_number(value) and 0 < value < 1)
+SWITCH = Rule("True or False", lambda value: isinstance(value, bool))
+PATH = Rule("the path of a file or folder, as text", is_path)
+FILES = Rule("a file, or a list of files", lambda value: is_path(value) or _is_list(value, is_path))
+FOLDERS = Rule("the path of a folder or file, or a list of folders", FILES.fits)
+NAMES = Rule("a list of names such as ['flair']", lambda value: _is_list(value, is_name))
+CASES = Rule(
+    "a file, a list of case names",
+    lambda value: is_path(value) or _is_list(value, lambda name: type(name) is int or is_path(name)),
+)
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("bundle_root", "output_dir", "model_file", "results_dir", "label_maps_dir"), PATH),
+    **dict.fromkeys(("brain_mask", "healthy_dir"), _or_null(PATH)),
+    **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _or_null(CASES)),
+    **dict.fromkeys(("allow_outside", "resume", "fast", "save_brain_mask", "pictures", "native_grid"), SWITCH),
+    **dict.fromkeys(("unlabeled_are_healthy", "certainly_healthy"), SWITCH),
+    **dict.fromkeys(("stop_shrink", "tolerance", "noise_fraction", "lesion_fraction", "cache_rate"), PART),
+    **dict.fromkeys(("upper_fraction", "lower_fraction", "mirror_weight"), _or_null(PART)),
+    **dict.fromkeys(("first_fraction", "exceed_fraction", "certain_fraction"), OPEN_PART),
+    **dict.fromkeys(("initial_fraction", "false_positive_rate"), OPEN_PART),
+    **dict.fromkeys(("iterations", "validation_interval", "max_passes", "max_iterations"), _whole(1, 10**9)),
+    **dict.fromkeys(("warmup_iterations", "least_pixels"), _whole(0, 10**9)),
+    **dict.fromkeys(("learning_rate", "largest_gradient_norm", "doubt"), _positive()),
+    **dict.fromkeys(("volumes_per_head", "validation_heads"), _whole(1, 1000)),
+    "dataset_dir": FOLDERS,
+    "image": _or_null(FILES),
+    "case": _or_null(Rule("a name without slashes", is_name)),
+    "label": Rule(
+        "a name such as seg, or PIPELINE/NAME",
+        lambda value: isinstance(value, str) and value.count("/") < 2 and all(map(is_name, value.split("/"))),
+    ),
+    "modalities": _or_null(NAMES),
+    "trained_networks": NAMES,
+    "slice_range": Rule(
+        "[first, after the last] of whole numbers with 0 <= first < after the last, or null",
+        lambda value: value is None or (_is_pair(value, _whole(0, 2**31 - 1).fits) and value[0] < value[1]),
+    ),
+    "batch_size": _whole(1, 4096),
+    "lower_over_volume": _or_null(SWITCH),
+    "image_size": _or_null(_whole(1, 2048)),
+    "slice_step": _whole(1, 10**6),
+    "contrast": _one_of("flair", "t1", "t2", "any"),
+    "planes": Rule(
+        "a list of axial, coronal, sagittal",
+        lambda value: _is_list(value, lambda name: name in ("axial", "coronal", "sagittal")),
+    ),
+    "crop_size": Rule(
+        "[height, width] of whole numbers from 1 to 2048", lambda value: _is_pair(value, _whole(1, 2048).fits)
+    ),
+    "num_workers": _or_null(_whole(0, 256)),
+    "rank": _whole(0, 10**6),
+    "seed": _whole(0, 2**32 - 1),
+    "ema_momentum": _positive(1),
+    "weight_decay": _number(0, 100),
+    "threshold_scale": _positive(1000),
+    "threshold_rule": _one_of(*THRESHOLD_RULES),
+    "layout": _one_of("folders", "bids"),
+    "brain_extraction": _one_of("auto", "background"),
+    "precision": _one_of(*PRECISIONS),
+    "ssim_data_range": _positive(1e6),
+    "sigma": _or_null(_number(0, 100)),
+    "radius": _number(0, 10_000),
+    "slice_selection": Rule(
+        "{split: which slices}, such as {'training': 'healthy'}",
+        lambda value: isinstance(value, Mapping) and all(isinstance(text, str) for text in [*value, *value.values()]),
+    ),
+    "noise_range": Rule(
+        "[lowest, highest] of numbers from 0 to 100",
+        lambda value: _is_pair(value, _number(0, 100).fits) and value[0] <= value[1],
+    ),
+    "sign": _or_null(_one_of("bright", "both")),
+    "polarity": _or_null(_one_of("hyperintense", "both")),
+    "device": Rule("one that PyTorch can use here, such as cpu or cuda:0", _is_device),
+    "subsets": Rule(
+        "{name: file with a case name a line}",
+        lambda value: isinstance(value, Mapping) and all(is_name(k) and is_path(v) for k, v in value.items()),
+    ),
+    "baselines": Rule(
+        "{name: component that scores slices}",
+        lambda value: isinstance(value, Mapping) and all(is_name(k) and callable(v) for k, v in value.items()),
+    ),
+}
+
+ORDERED = ("certain_fraction", "exceed_fraction", "first_fraction")
+
+
+def _hint(rule: Rule, value: object) -> str:
+    if rule.words.startswith((PART.words, OPEN_PART.words)) and _is_number(value) and 1 < value <= 100:
+        return "; did you pass a percentage?"
+    if any(isinstance(part, str) and is_of_home(part) for part in (value if isinstance(value, list) else [value])):
+        return "; write $HOME in place of ~, which the shell leaves as it is in quotes and after =."
+    if rule in (PATH, FOLDERS, RULES["brain_mask"], RULES["label"]) and _is_number(value):
+        return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."
+    return "."
+
+
+def check_settings(**settings: Any) -> None:
+    """Refuse values that an option at the top of a config cannot have.
+
+    Args:
+        settings: Options and their values.
+
+    Raises:
+        ValueError: When a value is of the wrong kind or outside its range.
+    """
+    for name, value in settings.items():
+        rule = RULES[name]
+        if not rule.fits(value):
+            shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
+            raise ValueError(f"`{name}` must be {rule.words}, got {shown}{_hint(rule, value)}")
+    in_order = [settings[name] for name in ORDERED if name in settings]
+    if in_order != sorted(in_order):
+        raise ValueError(
+            f"Expected {' <= '.join(ORDERED)}, got {', '.join(map(str, in_order))}: set them in this order."
+        )
