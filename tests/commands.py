@@ -126,4 +126,4 @@ def last_error(code, output):
 
 def temporary_files(folder):
     """What a run has left that is no result."""
-    return [str(path) for path in Path(folder).rglob("*") if "partial" in path.name or path.name.startswith(".")]
+    return [str(path) for path in Path(folder).rglob("*") if ".partial." in path.name or path.name.endswith(".lock")]

@@ -15,9 +15,9 @@ import torch
 from conftest import CHROMIUM, needs_browser, needs_nilearn, run_bundle, write_nifti
 from scipy import ndimage
 from scripts.common.errors import innermost_message
-from scripts.common.files import write_json
 from scripts.common.model_file import save_model
-from scripts.common.ownership import PRODUCT, file_digest
+from scripts.common.outputs import atomic, file_digest, write_json
+from scripts.common.paths import PRODUCT
 from scripts.inference.view import find_segmented, levels_of, page_of, scales_with, write_views
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.former_volume import UNIT, segment_volume
@@ -67,14 +67,14 @@ def results(tmp_path):
     turned = {key: array[::-1].transpose(0, 2, 1) for key, array in arrays.items()}
     scan = write_nifti(tmp_path / "scan.nii.gz", np.ascontiguousarray(turned["scan"]), AFFINE)
     write_nifti(folder / f"{name}_anomaly_map.nii.gz", np.ascontiguousarray(turned["map"]), AFFINE)
-    mask = write_nifti(folder / f"{name}_anomaly_mask.nii.gz", np.ascontiguousarray(turned["mask"]), AFFINE)
+    with atomic(folder / f"{name}_anomaly_mask.nii.gz") as temporary:
+        write_nifti(temporary, np.ascontiguousarray(turned["mask"]), AFFINE)
     (tmp_path / "model.pt").write_bytes(b"weights")
     record = {
         "product": PRODUCT,
         "inputs": [[str(scan), 0, 0]],
         "threshold_scale": 1.0,
         "model_sha256": file_digest(tmp_path / "model.pt"),
-        "results": {mask.name: file_digest(mask)},
         "numbers": {"lesions": []},
     }
     write_json(folder / f"{name}_record.json", record)

@@ -1,7 +1,6 @@
 """Several processes, with gloo on this machine's CPU, through the configs and commands of the documentation."""
 
 import csv
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ import torch
 from conftest import SMALL_NETWORK, files_of, free_port, make_scan, run_bundle, write_nifti
 from monai.bundle import ConfigWorkflow
 from scripts.common.model_file import save_model
+from scripts.common.outputs import locked
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -378,7 +378,7 @@ def test_first_process_makes_the_slices_and_the_others_wait(scans_dir, tmp_path)
     assert output.count("training: 12 slices of 2 subjects") == output.count("Slices: ") == 1
 
 
-@pytest.mark.parametrize("step", ["training", "inference", "evaluate", "preprocess"])
+@pytest.mark.parametrize("step", ["training", "evaluate"])
 def test_second_run_into_a_folder_ends_all_its_processes_with_one_sentence(
     step, slices_dir, volumes_dir, model_file, two_modality_slices, tmp_path, one_thread
 ):
@@ -388,19 +388,12 @@ def test_second_run_into_a_folder_ends_all_its_processes_with_one_sentence(
     configs = [step]
     if step == "training":
         configs, options = ["train", "multi_gpu_train"], training_options(folder, two_modality_slices)
-    elif step == "inference":
-        options = inference_options(volumes_dir, model_file(["flair"]), folder)
-    elif step == "preprocess":
-        splits = {"split_training": ["a"], "split_validation": "null", "split_testing": "null"}
-        options = {"dataset_dir": str(volumes_dir), "output_dir": str(folder), "slice_range": "null", **splits}
     else:
         configs = ["evaluate_slices", "multi_gpu_evaluate"]
         options = {"dataset_dir": str(slices_dir), "output_dir": str(folder), "model_file": model_file(["flair", "t1"])}
-    other = os.open(folder, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    process = start(2, tmp_path / "arguments", step, configs, **options)
-    output, _ = process.communicate(timeout=60)
-    os.close(other)
+    with locked(folder / ("checkpoint.pt" if step == "training" else "summary.json")):
+        process = start(2, tmp_path / "arguments", step, configs, **options)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode != 0 and not list(folder.iterdir())
     sentences = re.findall(r"^(?:\[rank\d\]: )?((?:error: |SIG|interrupted|\w+Error: ).*)", output, re.MULTILINE)
-    assert len(sentences) == 1 and sentences[0].startswith(f"error: Another run is writing in {folder}"), output
+    assert len(sentences) == 1 and sentences[0].startswith(f"error: Another run is writing {folder}"), output

@@ -317,7 +317,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, two_modality_slices):
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     options = {"output_dir": str(tmp_path / "run"), "model_file": str(tmp_path / "model.pt"), "resume": True}
     _, refusal = outcome(run_bundle, "train", iterations=1, **two_modality_slices, **options)
-    assert "checkpoint.pt is in the way, which training did not write" in refusal
+    assert "checkpoint.pt belongs to another training" in refusal
     assert not (tmp_path / "ran").exists() and not (tmp_path / "model.pt").exists()
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 

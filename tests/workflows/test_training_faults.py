@@ -1,9 +1,7 @@
 """Trainings and calibrations that go wrong stop, or warn, with what to do, and what was good stays."""
 
-import fcntl
 import json
 import math
-import os
 import shutil
 from types import SimpleNamespace
 
@@ -218,14 +216,6 @@ def test_training_does_not_go_on_without_some_of_its_slices(finished, tmp_path, 
     assert "(the slices for training are others" in sentence(finished, fewer, iterations=4, resume=True)
 
 
-def test_checkpoint_of_before_slices_were_noted_goes_on(finished, two_modality_slices):
-    checkpoint = torch.load(finished / "checkpoint.pt", weights_only=True)
-    del checkpoint["settings"]["slices"]
-    torch.save(checkpoint, finished / "checkpoint.pt")
-    train(finished, two_modality_slices, iterations=4, resume=True)
-    assert torch.load(finished / "checkpoint.pt", weights_only=True)["trainer"]["iteration"] == 4
-
-
 def test_training_without_a_model_file_leaves_the_weights_of_the_bundle(tmp_path, two_modality_slices):
     """Its model lies beside its checkpoint; `calibrate` and volumes.json take none that they were not given."""
     shipped = CONFIGS.parent / "models" / "model.pt"
@@ -247,8 +237,7 @@ def test_model_of_another_training_is_not_replaced(finished, tmp_path, two_modal
     for resume in (False, True):
         options = {"model_file": str(finished / "model.pt"), "resume": resume}
         message = sentence(tmp_path / "other", two_modality_slices, **options)
-        assert message.startswith(f"{finished}/model.pt is in the way, which `training` did not write")
-        assert message.endswith("`model_file`.")
+        assert message.startswith(f"{finished}/model.pt is in the way, and no earlier output of this command")
 
 
 def test_model_that_was_calibrated_since_is_not_replaced(finished, two_modality_slices):
@@ -259,34 +248,7 @@ def test_model_that_was_calibrated_since_is_not_replaced(finished, two_modality_
         **{**two_modality_slices, "exceed_fraction": 0.01},
     )
     message = sentence(finished, two_modality_slices, iterations=4, resume=True)
-    assert message.startswith(f"{finished}/model.pt was changed since `training` wrote it")
-
-
-@pytest.mark.parametrize("run_id", ["training", "calibrate"])
-def test_read_only_model_file_stops_before_any_work(finished, two_modality_slices, run_id):
-    (finished / "model.pt").chmod(0o444)
-    before = (finished / "model.pt").read_bytes()
-    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
-        options = {"model_file": str(finished / "model.pt"), "output_dir": str(finished), "resume": True}
-        run_bundle("train", run_id=run_id, **options, **{**two_modality_slices, "exceed_fraction": 0.01})
-    assert f"{finished}/model.pt is read-only: make it writable, or set another `model_file`." in innermost_message(
-        error.value
-    )
-    assert (finished / "model.pt").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("run_id", "name"), [("calibrate", "model.pt"), ("training", "model.pt"), ("training", "checkpoint.pt")]
-)
-def test_model_that_a_person_moved_away_and_linked_back_stays(finished, tmp_path, two_modality_slices, run_id, name):
-    place, far = finished / name, tmp_path / "far.pt"
-    place.rename(far), place.symlink_to(far)
-    before = far.read_bytes()
-    options = {"model_file": str(finished / "model.pt"), "output_dir": str(finished), "resume": True}
-    with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
-        run_bundle("train", run_id=run_id, **options, **{**two_modality_slices, "exceed_fraction": 0.01})
-    assert f"{place} is a symbolic link, and what it leads to is not replaced" in innermost_message(error.value)
-    assert place.is_symlink() and far.read_bytes() == before
+    assert message.startswith(f"{finished}/model.pt was changed since it was written")
 
 
 def test_checkpoint_is_no_model_file(finished, two_modality_slices):
@@ -297,8 +259,15 @@ def test_checkpoint_is_no_model_file(finished, two_modality_slices):
         load_model(checkpoint)
 
 
-def test_two_trainings_in_one_folder_at_once_are_refused(tmp_path, two_modality_slices, monkeypatch):
-    other = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    assert sentence(tmp_path, two_modality_slices).startswith(f"Another run is writing in {tmp_path}")
-    os.close(other)
+def test_finished_training_that_is_repeated_changes_nothing(finished, two_modality_slices):
+    before = {path: path.read_bytes() for path in finished.rglob("*.pt")}
+    train(finished, two_modality_slices, iterations=2, resume=True)
+    assert before == {path: path.read_bytes() for path in finished.rglob("*.pt")} and len(before) == 2
+
+
+def test_checkpoint_from_elsewhere_is_gone_on_with(finished, tmp_path, two_modality_slices):
+    (tmp_path / "new").mkdir()
+    shutil.copy(finished / "checkpoint.pt", tmp_path / "new")
+    for iterations in (4, 8):
+        train(tmp_path / "new", two_modality_slices, iterations=iterations, resume=True)
+    assert torch.load(tmp_path / "new/checkpoint.pt", weights_only=True)["trainer"]["iteration"] == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..method.description import from_description, to_description
 from ..method.networks import ReconstructionUNet
 from ..method.published import IterMask
 from ..method.refinement import FORMAT, SCALING, Refinement
-from .files import read_tensors, save_tensors
+from .outputs import read_tensors, save_tensors
 
 METHODS: dict[str, Callable[..., Refinement]] = {"ProbabilisticIterMask": ProbabilisticIterMask, "IterMask": IterMask}
 LARGEST_FIELD = 1000.0  # mm
@@ -303,6 +304,12 @@ def check_numbers(model: Refinement, weights: Mapping[str, Tensor], source: obje
         )
 
 
-def save_model(model: Refinement, model_file: str) -> None:
-    """Write the networks, the thresholds and the description as one state dict, atomically."""
-    save_tensors(model_file, {name: value.detach().cpu() for name, value in model.state_dict().items()})
+def save_model(
+    model: Refinement,
+    model_file: str | os.PathLike,
+    folder: str | os.PathLike | None = None,
+    replaces: str | None = None,
+) -> None:
+    """Write the networks, the thresholds and the description as one state dict; see `outputs.atomic`."""
+    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    save_tensors(model_file, weights, folder, replaces)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+PRODUCT = "brain_mri_anomaly_segmentation"
+
 
 def is_of_home(path: str | Path) -> bool:
     """Whether a path begins with the ~ of a home folder, which the shell leaves as it is in quotes and after ``=``.

@@ -7,6 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from monai.engines import SupervisedEvaluator
 from torch import Tensor
 
 from ..common.batch import Cases, raise_failed
-from ..common.files import atomic, check_writable
-from ..common.ownership import begin, claim, lock_folder, settle, unlock_folder
+from ..common.outputs import atomic, check_outputs, check_writable, locked
 from ..common.share import first_checks
 from ..method.frequency import high_frequency
 from .metrics import overlap_from_counts, threshold_counts
@@ -41,9 +41,7 @@ from .summaries import (
 logger = logging.getLogger(__name__)
 
 BELOW_EVERY_SCORE = -1000.0
-STEP = "evaluate"
-PICTURES = ("pictures", STRIP_FILE)  # written case by case
-FILES = ("cases.csv", "curves.csv", "summary.json", *PICTURES)
+FILES = ("cases.csv", "curves.csv", "summary.json")
 
 
 def anomaly_thresholds(thresholds: Sequence[float]) -> np.ndarray:
@@ -110,8 +108,8 @@ class Evaluation:
     ):
         self.subsets = read_subsets(subsets or {})
         self.output_dir = Path(output_dir)
-        self.files = [name for name in FILES if pictures or name not in PICTURES]
-        first_checks(self._claim_folder)
+        self.lock = ExitStack()
+        first_checks(self._check_folder)
         self.failures = Cases()
         self.modalities = list(modalities)
         self.baselines = {f"baseline_{name}_": baseline for name, baseline in baselines.items()}
@@ -129,10 +127,10 @@ class Evaluation:
         self.cases: list[CaseScores] = []
         self.healthy = HealthyScores()
 
-    def _claim_folder(self) -> None:
-        lock_folder(check_writable(self.output_dir))
-        claim(self.output_dir, STEP, self.files)
-        begin(self.output_dir, STEP, [name for name in self.files if name in PICTURES])
+    def _check_folder(self) -> None:
+        check_writable(self.output_dir)
+        check_outputs(self.output_dir / name for name in (*FILES, STRIP_FILE))
+        self.lock.enter_context(locked(self.output_dir / "summary.json"))
 
     def _counts(self, sample: Sample) -> dict[str, np.ndarray]:
         maps = {METHOD: sample.anomaly_map}
@@ -222,11 +220,9 @@ class Evaluation:
         source = "lesion-free slices of the scored volumes" if self.healthy_from_cases else "validation slices"
         summary["baseline_threshold_source"] = source
         if idist.get_rank() == 0:
-            begin(self.output_dir, STEP, self.files)
             write_tables(self.output_dir, rows, summary, curves)
-            settle(self.output_dir, STEP, self.files)
             print_summary(summary, list(self.thresholds), self.output_dir)
-        unlock_folder(self.output_dir)
+        self.lock.close()
         raise_failed(failed, len(failed) + len(cases))
         return summary
 

@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from ..common.files import atomic, check_writable
+from ..common.outputs import atomic, check_writable
 from ..inference.inferer import IterMaskInferer
 from ..method.refinement import Refinement
 from .pictures import LABEL_COLOR, PRED_COLOR, brain_box, enlarge, gray, outline, tile, to_display

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..common.files import atomic
-from ..common.ownership import lock_folder, unlock_folder, written
+from ..common.outputs import check_output, write_text
 from ..common.share import by_the_first
 from ..data.lists import inside
 from .charts import Line, Mark, chart
@@ -259,21 +258,18 @@ def write_report(output_dir: str) -> Path:
         FileNotFoundError: When there is no evaluation.
         ValueError: When a file of it is not as `evaluate` writes it, or a page is in the way that this did not write or
             that was changed since.
-        RuntimeError: When an evaluation is writing in the folder.
     """
     folder = Path(output_dir)
     missing = [name for name in ("summary.json", "cases.csv", "curves.csv") if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"No {missing[0]} in {folder}: run `evaluate` with this `output_dir` first.")
-    lock_folder(folder)
+    check_output(folder / "report.html")
     try:
         page = _page(folder)
     except Exception as error:  # the files may be cut short, or another's
         raise ValueError(
             f"{folder} holds no whole evaluation ({type(error).__name__}: {str(error)[:200]}): run `evaluate` again."
         ) from None
-    with written(folder, "report", ["report.html"]), atomic(folder / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-    unlock_folder(folder)
+    write_text(folder / "report.html", page)
     print(f"Report: {folder / 'report.html'}")
     return folder / "report.html"

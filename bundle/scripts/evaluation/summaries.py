@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..common.files import write_csv, write_json
+from ..common.outputs import write_csv, write_json
 from ..data.lists import read_split
 from .metrics import average_precision, bootstrap_interval, overlap_from_counts, threshold_at_fraction
 

@@ -11,14 +11,12 @@ import torch
 from monai.networks import convert_to_onnx
 from torch import Tensor, nn
 
-from ..common.files import atomic, check_writable
-from ..common.ownership import begin, claim, lock_folder, settle, unlock_folder
+from ..common.outputs import atomic, check_outputs, check_writable
 from ..common.share import by_the_first
 from ..method.refinement import Refinement
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3
-STEP = "export_onnx"
 
 
 @torch.no_grad()
@@ -72,9 +70,7 @@ def export_networks(model: Refinement, output_dir: str) -> list[Path]:
     """
     _check_packages(PACKAGES)
     folder = check_writable(output_dir)
-    lock_folder(folder)
-    names = [f"{name}.onnx" for name in model.networks]
-    claim(folder, STEP, names)
+    check_outputs(folder / f"{name}.onnx" for name in model.networks)
     model = model.cpu().eval()
     inputs, files = network_inputs(model), []
     for name in model.networks:
@@ -82,12 +78,9 @@ def export_networks(model: Refinement, output_dir: str) -> list[Path]:
         with atomic(path) as temporary:
             _export_network(network, inputs[name], temporary)
             difference = _largest_difference(network, inputs[name], temporary)
-            begin(folder, STEP, [path.name])
         channels = " x ".join(["N", *(str(length) for length in inputs[name].shape[1:])])
         print(f"{path}: input {channels}, differs from PyTorch by at most {difference:.1e}")
-        settle(folder, STEP, [path.name])
         files.append(path)
-    unlock_folder(folder)
     return files
 
 

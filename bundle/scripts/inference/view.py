@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.batch import raise_failed
-from ..common.files import atomic
-from ..common.ownership import PRODUCT, file_digest, lock_folder, read_record, unlock_folder, written
+from ..common.outputs import file_digest, is_unchanged, read_json, write_text
+from ..common.paths import PRODUCT
 from ..common.share import by_the_first
 from ..data.morphology import box_of
 from ..data.nifti import load_volume, voxel_ml
@@ -36,7 +36,6 @@ from ..method.refinement import Refinement
 from ..method.scores import hysteresis as hysteresis_of_slices
 from .inferer import is_for_volumes
 
-STEP = "view"
 STEPS_PER_DECADE = 16  # of threshold scales
 LARGEST_SCALE = 10.0  # and its inverse is the smallest
 PIXEL_SIZE = 1.0  # mm, of the picture
@@ -112,11 +111,8 @@ def find_segmented(results_dir: str | os.PathLike, case: str | None = None) -> l
     for mask in sorted(folder.rglob(f"*{MASK}")):
         stem = mask.name.removesuffix(MASK)
         places = (mask.with_name(f"{stem}record.json"), mask.with_name(f"{stem}anomaly_mask.json"))
-        record = next((record for place in places if (record := read_record(place)).get("product") == PRODUCT), {})
-        if (
-            record.keys() >= {"results", "numbers", "inputs", "threshold_scale"}
-            and mask.with_name(f"{stem}{MAP}").is_file()
-        ):
+        record = next((record for place in places if (record := read_json(place)).get("product") == PRODUCT), {})
+        if record.keys() >= {"numbers", "inputs", "threshold_scale"} and mask.with_name(f"{stem}{MAP}").is_file():
             found.append(Segmented(stem.removesuffix("desc-").rstrip("_"), mask.parent, stem, record))
     if case is not None:
         found = [volume for volume in found if volume.name == case]
@@ -209,7 +205,7 @@ def page_of(volume: Segmented, network: Refinement) -> str:
     spacing = nib.affines.voxel_sizes(anomaly_map.affine).tolist()
     levels = levels_of(values, spacing, scales, network)
     place, marked = scales.index(own), np.asanyarray(mask.dataobj) > 0
-    if volume.record["results"].get(volume.file(MASK).name) == file_digest(volume.file(MASK)):  # no person changed it
+    if is_unchanged(volume.file(MASK)):  # by a person
         levels = np.where(marked, np.maximum(levels, place + 1), np.minimum(levels, place)).astype(np.uint8)
     ml = [float((levels > step).sum()) * voxel_ml(anomaly_map.affine) for step in range(len(scales))]
     steps = [{"scale": scale, "ml": round(value, 3)} for scale, value in zip(scales, ml, strict=True)]
@@ -306,22 +302,17 @@ def write_views(results_dir: str, network: Refinement, model_file: str, case: st
     volumes = find_segmented(results_dir, case)
     if not all(optional_import(name)[1] for name in ("nilearn.plotting", "matplotlib.colors")):
         raise ValueError("`view` needs nilearn, which is not installed: run pip install -r requirements-view.txt.")
-    lock_folder(results_dir)
     pages, failed, digest = [], {}, file_digest(model_file)
     for volume in tqdm(volumes, desc="pages", unit="volume"):
         page = volume.file("anomaly_view.html")
         try:
             if volume.record.get("model_sha256") != digest:
                 raise ValueError(f"{volume.name} was segmented with another model than {model_file}: set `model_file`.")
-            content = page_of(volume, network)
+            write_text(page, page_of(volume, network))
         except (ValueError, OSError) as error:
             failed[volume.name] = str(error)
             continue
-        name = page.relative_to(results_dir).as_posix()
-        with written(results_dir, STEP, [name]), atomic(page) as temporary:
-            temporary.write_text(content, encoding="utf-8", errors="replace")
         pages.append(page)
-    unlock_folder(results_dir)
     if pages:
         print(f"Pages: {pages[0]}" + (f" and {len(pages) - 1} more" if len(pages) > 1 else ""))
     raise_failed(failed, len(volumes))

@@ -11,7 +11,7 @@ import numpy as np
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, NibabelWriter
 
-from ..common.files import atomic
+from ..common.outputs import atomic
 from ..data.nifti import NIFTI_SUFFIXES, load_volume
 
 

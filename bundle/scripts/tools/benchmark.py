@@ -35,7 +35,7 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.errors import report_errors  # noqa: E402
-from scripts.common.files import atomic  # noqa: E402
+from scripts.common.outputs import write_text  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
 from scripts.common.threads import OWN_WORD, SPARE, usage  # noqa: E402
 from scripts.data.nifti import load_volume  # noqa: E402
@@ -582,8 +582,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(table, flush=True)
             text += table
     if options.output_file:
-        with atomic(options.output_file) as temporary:
-            temporary.write_text(text)
+        write_text(options.output_file, text)
         print(f"Tables: {options.output_file}")
 
 

@@ -16,8 +16,7 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.errors import report_errors  # noqa: E402
-from scripts.common.files import atomic, check_writable  # noqa: E402
-from scripts.common.ownership import claim, lock_folder, written  # noqa: E402
+from scripts.common.outputs import atomic, check_output, check_writable  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
 from scripts.data.nifti import load_volume  # noqa: E402
 from scripts.data.scans import RESULTS  # noqa: E402
@@ -103,9 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
     report_errors()
-    lock_folder(output)
     picture = output / f"{SHOWN_CASE}.png"
-    claim(output, "demo", [picture.name, "scans"])
+    check_output(picture)
     scans, slices, model = output / "scans", output / "slices", output / "model.pt"
     evaluation, segmentation = output / "evaluation", output / "segmentation"
 
@@ -119,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_bundle("evaluate", "evaluate_slices", dataset_dir=slices, output_dir=evaluation, model_file=model)
     image = scans / SHOWN_CASE / f"{SHOWN_CASE}_flair.nii.gz"
     run_bundle("inference", "inference", image=image, output_dir=segmentation, model_file=model)
-    with written(output, "demo", [picture.name]):
-        draw_volume(image, scans / SHOWN_CASE / f"{SHOWN_CASE}_seg.nii.gz", segmentation, SHOWN_CASE, picture)
+    draw_volume(image, scans / SHOWN_CASE / f"{SHOWN_CASE}_seg.nii.gz", segmentation, SHOWN_CASE, picture)
 
     print_results(evaluation / "cases.csv", scans / "phantoms.csv")
     print(f"Table: {evaluation / 'cases.csv'}\nPictures: {evaluation / 'pictures'}\nModel: {model}")

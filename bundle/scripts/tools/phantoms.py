@@ -18,8 +18,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from ..common.files import atomic, check_writable, write_csv
-from ..common.ownership import begin, claim, settle
+from ..common.outputs import atomic, check_outputs, check_writable, write_csv, write_text
 from ..data.nifti import load_volume
 
 VERSION = 4  # of the drawing; raise it when the same seed gives other voxels
@@ -140,9 +139,8 @@ def make_phantoms(
     output_dir = check_writable(output_dir)
     cases = [(split, index) for split in SPLITS for index in range(numbers[split])]
     tables = ["phantoms.csv", *(f"split_{split}.txt" for split in SPLITS)]
-    names = [*tables, *(_name(*case) for case in cases)]
-    claim(output_dir, "phantoms", names)
-    begin(output_dir, "phantoms", names)
+    check_outputs(output_dir / table for table in tables)
+    check_outputs(path for case in cases for path in _paths(output_dir, _name(*case)).values())
     write = partial(_write_case, output_dir, seed, tuple(shape))
     bar = partial(tqdm, total=len(cases), desc="phantoms", unit="subject")
     if num_workers:
@@ -151,7 +149,6 @@ def make_phantoms(
     else:
         rows = list(bar(map(write, cases)))
     write_tables(output_dir, "phantoms", COLUMNS, rows, SPLITS)
-    settle(output_dir, "phantoms", names)
     return output_dir
 
 
@@ -354,6 +351,10 @@ def _name(split: str, index: int) -> str:
     return f"phantom_{split}_{index:03d}"
 
 
+def _paths(output_dir: Path, name: str) -> dict[str, Path]:
+    return {key: output_dir / name / f"{name}_{key}.nii.gz" for key in (*MODALITIES, "seg", "mask")}
+
+
 def _write_case(output_dir: Path, seed: int, shape: tuple[int, ...], case: tuple[str, int]) -> dict[str, object]:
     """Write the files of one subject unless they are there, and return its line of ``phantoms.csv``."""
     split, index = case
@@ -362,7 +363,7 @@ def _write_case(output_dir: Path, seed: int, shape: tuple[int, ...], case: tuple
     lesion = LESIONS[index % len(LESIONS)] if split == "testing" else None
     contrast = round(_random(subject_seed, 3).uniform(0.75, 1.0), 3)
     settings = f"phantom {VERSION}, seed {seed}, {'x'.join(map(str, shape))}"
-    paths = {key: output_dir / name / f"{name}_{key}.nii.gz" for key in (*MODALITIES, "seg", "mask")}
+    paths = _paths(output_dir, name)
     if not _is_written([*paths.values()], settings):
         volumes = phantom(subject_seed, shape, lesion, contrast)
         for key, path in paths.items():
@@ -403,6 +404,7 @@ def write_tables(
 ) -> None:
     """Write a file of case names for each split, and the table ``NAME.csv`` of all cases."""
     for split in splits:
-        with atomic(output_dir / f"split_{split}.txt") as temporary:
-            temporary.write_text("".join(f"{row['case']}\n" for row in rows if row["split"] == split))
+        write_text(
+            output_dir / f"split_{split}.txt", "".join(f"{row['case']}\n" for row in rows if row["split"] == split)
+        )
     write_csv(output_dir / f"{name}.csv", columns, rows)

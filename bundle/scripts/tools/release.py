@@ -14,8 +14,7 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.errors import report_errors  # noqa: E402
-from scripts.common.files import atomic, check_writable  # noqa: E402
-from scripts.common.ownership import written  # noqa: E402
+from scripts.common.outputs import atomic, check_writable  # noqa: E402
 
 NAME = "brain_mri_anomaly_segmentation"
 ROOMS = ("method", "data", "training", "inference", "evaluation", "common")  # of scripts; tools stay behind
@@ -47,8 +46,7 @@ def make_release(bundle: Path, output_dir: Path) -> Path:
     version = json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
     files = sorted(path for pattern in CONTENT for path in bundle.glob(pattern) if path.is_file())
     release = output_dir / f"{NAME}_v{version}.zip"
-    ours = written(output_dir, "release", [release.name])
-    with ours, atomic(release) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with atomic(release) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for path in files:
             entry = zipfile.ZipInfo(f"{NAME}/{path.relative_to(bundle).as_posix()}", OLDEST_DATE)
             entry.external_attr = 0o100644 << 16

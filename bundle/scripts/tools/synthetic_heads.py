@@ -23,8 +23,7 @@ BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.errors import report_errors  # noqa: E402
-from scripts.common.files import atomic, check_writable  # noqa: E402
-from scripts.common.ownership import lock_folder, unlock_folder, written  # noqa: E402
+from scripts.common.outputs import atomic, check_outputs, check_writable  # noqa: E402
 from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
 from scripts.data.made_slices import make_head, split_maps, volume_seed  # noqa: E402
@@ -171,7 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"--lesion_contrast must be LOW HIGH with 0 < LOW <= HIGH, got {low:g} {high:g}.")
     heads = split_maps(options.label_maps_dir, options.validation, options.testing)
     output = check_writable(options.output_dir)
-    lock_folder(output)
     cases = [
         Case(f"synthetic_{split}_{head:02d}_{draw}", split, path, volume_seed(split, head, draw, options.seed))
         for split, paths in heads.items()
@@ -182,11 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make = partial(RandLabelToImaged, contrast=options.contrast, skull=options.skull)
     transform = make(noise_fraction=(0.0, 0.0)) if options.rescans else make()  # each scan has noise of its own
     names = [name for case in cases for name in _names(case, options.rescans)]
-    with written(output, "synthetic_heads", [*tables, *names]):
-        progress = tqdm(cases, desc="synthetic heads", unit="volume")
-        rows = [row for case in progress for row in write_case(case, output, transform, (low, high), options.rescans)]
-        write_tables(output, "synthetic_heads", COLUMNS, rows, list(heads))
-    unlock_folder(output)
+    check_outputs(output / table for table in tables)
+    check_outputs(
+        output / name / f"{name}_{key}.nii.gz" for name in names for key in (options.contrast, "seg", "brain")
+    )
+    progress = tqdm(cases, desc="synthetic heads", unit="volume")
+    rows = [row for case in progress for row in write_case(case, output, transform, (low, high), options.rescans)]
+    write_tables(output, "synthetic_heads", COLUMNS, rows, list(heads))
     print(f"Scans, brain masks (ending brain) and split files: {output}")
 
 

@@ -12,25 +12,14 @@ import ignite.distributed as idist
 import torch
 from torch import Tensor
 
-from ..common.files import check_writable, watch
 from ..common.model_file import keep_lesions, save_model, take_weights
-from ..common.ownership import (
-    TRAINING,
-    begin,
-    check_no_link,
-    check_not_read_only,
-    check_not_shipped,
-    lock_folder,
-    model_name,
-    settle,
-    unlock_folder,
-)
+from ..common.outputs import check_output, check_writable, file_digest, locked
 from ..common.share import by_the_first
 from ..data.slices import common_field_of_view, covered_planes
 from ..method.default import ProbabilisticIterMask
 from ..method.published import IterMask
 from ..method.refinement import Refinement, pass_noise
-from .checkpoint import TrainingCheckpoint
+from .checkpoint import TrainingCheckpoint, check_not_shipped
 
 logger = logging.getLogger(__name__)
 LONGEST_TAIL = 1.25  # times that of an exponential distribution
@@ -221,17 +210,15 @@ def recalibrate(
     """
     place = output_file or model_file
     check_not_shipped(place)
-    check_no_link([place], "model_file")
-    lock_folder(place, "model_file")
-    model = take_weights(model, model_file)
-    watch([place])
     check_writable(Path(place).absolute().parent)
-    check_not_read_only(place, "model_file")
-    before = float(model.threshold)
-    threshold = calibration(model, batches)
-    check_thresholds(model)
-    save_model(model, place)
-    unlock_folder(place)
+    with locked(place):
+        replaces = file_digest(place) if Path(place).is_file() and place == model_file else None
+        check_output(place, replaces=replaces)
+        model = take_weights(model, model_file)
+        before = float(model.threshold)
+        threshold = calibration(model, batches)
+        check_thresholds(model)
+        save_model(model, place, replaces=replaces)
     print(f"Threshold {before:.6g} -> {threshold:.6g}, written to {place}")
     return threshold
 
@@ -244,6 +231,7 @@ def finish_training(
     calibration: Callable[..., float],
     batches: Iterable[dict[str, Tensor]],
     slices: Sequence[Mapping[str, Any]] = (),
+    anew: bool = False,
 ) -> None:
     """Take the best averaged weights, calibrate, and write the model file.
 
@@ -258,6 +246,7 @@ def finish_training(
         calibration: `calibrate` or `calibrate_scores` with its options.
         batches: Healthy slices for it.
         slices: Those of the training, as `read_slices` lists them; their size and levels are kept in the model.
+        anew: As in `check_training`.
 
     Raises:
         SystemExit: When the training was interrupted.
@@ -265,7 +254,11 @@ def finish_training(
     stop_interrupted(checkpoint)
     if idist.get_rank() > 0:
         return
+    if checkpoint.is_finished(model_file):
+        print(f"{model_file} is this training's already; run `calibrate` for other thresholds.")
+        return
     complete = set(trained) == set(model.networks)
+    replaces = file_digest(model_file) if Path(model_file).is_file() and (anew or not complete) else None
     if not complete and Path(model_file).exists():
         take_weights(model, model_file)
         complete = True
@@ -280,16 +273,21 @@ def finish_training(
         other = next(name for name in model.networks if name not in trained)
         model.threshold.fill_(float("nan"))
         print(f"Only {trained[0]} is trained: train {other} with the same `model_file` to get a threshold.")
-    save_trained(keep_lesions(model, model_file), checkpoint, model_file)
+    save_trained(keep_lesions(model, model_file), checkpoint, model_file, replaces)
 
 
-def save_trained(model: Refinement, checkpoint: TrainingCheckpoint, model_file: str) -> None:
-    """Write the model file, note beside the checkpoint that it is this training's, and say where it is."""
-    folder, names = checkpoint.path.absolute().parent, [model_name(model_file, checkpoint.path)]
-    begin(folder, TRAINING, names)
-    save_model(model, model_file)
-    settle(folder, TRAINING, names)
-    unlock_folder(folder)
+def save_trained(
+    model: Refinement, checkpoint: TrainingCheckpoint, model_file: str, replaces: str | None = None
+) -> None:
+    """Write the model file, note beside the checkpoint that it is this training's, and say where it is.
+
+    Args:
+        model: Trained.
+        checkpoint: Of the training.
+        model_file: Where the model goes.
+        replaces: Digest of another's model file that it replaces, as the user asked for.
+    """
+    save_model(model, model_file, checkpoint.path.absolute().parent, replaces)
     print(f"Model: {model_file}")
 
 
@@ -325,4 +323,5 @@ def finish_lesions(model: ProbabilisticIterMask, checkpoint: TrainingCheckpoint,
     if idist.get_rank() > 0:
         return
     model.load_state_dict(checkpoint.ema.module.state_dict(), strict=False)
-    save_trained(model, checkpoint, model_file)
+    replaces = file_digest(model_file) if Path(model_file).is_file() else None  # from which it was made
+    save_trained(model, checkpoint, model_file, replaces)

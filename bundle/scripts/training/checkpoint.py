@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from ..common.files import read_tensors, save_tensors
+from ..common.outputs import check_output, check_writable, file_digest, is_unchanged, locked, read_tensors, save_tensors
+from ..common.paths import bundle_root
+from ..common.share import first_checks
 from ..data.slices import slices_digest
 from ..method.description import from_description
 from ..method.refinement import Refinement
@@ -39,6 +43,62 @@ def training_settings(
     return {**from_description(model.description), **plain, SLICES: digests}
 
 
+def check_training(
+    model_file: str, checkpoint: str, resume: bool = False, updates: bool = False, anew: bool = False
+) -> None:
+    """Refuse outputs of a training that cannot be written or would replace others, before any long work starts.
+
+    Of several processes the first, which writes them, looks for all.
+
+    Args:
+        model_file: Where the model will go.
+        checkpoint: Where the checkpoint is, or will be.
+        resume: Whether to go on from the checkpoint.
+        updates: Whether some networks are trained alone, the others being those of the model file.
+        anew: Whether the model file is there to be replaced, as that of a server that trains on request.
+
+    Raises:
+        OSError: When a folder cannot be made or written to.
+        ValueError: When one of them is there and was not written by this training.
+        RuntimeError: When another run writes the checkpoint.
+    """
+    first_checks(lambda: _check_training(Path(model_file), Path(checkpoint), resume, updates, anew))
+
+
+def _check_training(model_file: Path, checkpoint: Path, resume: bool, updates: bool, anew: bool) -> None:
+    events = checkpoint.with_name("tensorboard")
+    if os.path.realpath(model_file) in map(os.path.realpath, (checkpoint, events)):
+        raise ValueError(
+            f"`model_file` is {model_file}, where this training writes something else: set another `model_file`."
+        )
+    if os.path.lexists(events) and not events.is_dir():
+        raise ValueError(f"{events} is in the way, where a folder is needed: move it, or set another `output_dir`.")
+    for path in (checkpoint, model_file):
+        check_writable(path.absolute().parent)
+    with locked(checkpoint):
+        if os.path.lexists(checkpoint) and not (resume or anew):
+            raise ValueError(
+                f"{checkpoint} holds a training already: add --resume True to go on with it, set another `output_dir`, "
+                "or delete it to train anew."
+            )
+        check_output(checkpoint, replaces=file_digest(checkpoint) if resume and checkpoint.is_file() else None)
+    if not anew:
+        check_not_shipped(model_file)
+    there = file_digest(model_file) if model_file.is_file() and (updates or anew) else None
+    check_output(model_file, checkpoint.absolute().parent, there)
+
+
+def check_not_shipped(model_file: str | os.PathLike) -> None:
+    """Refuse to write over the model that came with the bundle, by whatever link.
+
+    Raises:
+        ValueError: When it is that model.
+    """
+    shipped = os.path.join(bundle_root(), "models", "model.pt")
+    if os.path.exists(shipped) and os.path.exists(model_file) and os.path.samefile(model_file, shipped):
+        raise ValueError(f"{model_file} is the model of the bundle: copy it, and set `model_file` to the copy.")
+
+
 class TrainingCheckpoint:
     """Save all of a training in one file, atomically, and go on from it.
 
@@ -61,6 +121,7 @@ class TrainingCheckpoint:
         best_metric: The lowest validation error so far.
         best_weights: The averaged weights that had it.
         interrupted: The signal that ended the training, or None.
+        goes_on: Whether this run has trained anything.
     """
 
     def __init__(
@@ -83,6 +144,9 @@ class TrainingCheckpoint:
         self.received: int = 0
         self.interrupted: signal.Signals | None = None
         self.replaced: dict[int, Any] = {}
+        self.replaces: str | None = None  # digest of a checkpoint from elsewhere, with which the training goes on
+        self.goes_on = False
+        self.lock = ExitStack()
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the averaging of weights and the validation."""
@@ -94,6 +158,8 @@ class TrainingCheckpoint:
 
     def _start(self, engine: Engine) -> None:
         self.replaced = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        if idist.get_rank() == 0:
+            self.lock.enter_context(locked(self.path))
         if self.resume and self.path.exists():
             self._load(engine)
         elif self.resume:
@@ -122,6 +188,7 @@ class TrainingCheckpoint:
                 f"The checkpoint {self.path} belongs to another training ({str(error).partition(chr(10))[0][:200]}): "
                 "train without `resume`, or with the settings and slices it was made with."
             ) from None
+        self.replaces = None if is_unchanged(self.path) else file_digest(self.path)
         logger.info(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
 
     def _check_settings(self, before: Mapping[str, Any]) -> None:
@@ -150,6 +217,7 @@ class TrainingCheckpoint:
         """Leave the signals to whom they belonged: a server that trains, for one, must still end when told to."""
         for number, handler in self.replaced.items():
             signal.signal(number, handler)
+        self.lock.close()
         if error is not None:
             raise error
 
@@ -161,7 +229,14 @@ class TrainingCheckpoint:
         number = int(idist.all_reduce(self.received, "MAX"))
         self.interrupted = signal.Signals(number) if number else None
 
+    def is_finished(self, model_file: str | os.PathLike) -> bool:
+        """Whether there was nothing left to train, and the model of all that was trained before is there."""
+        if self.goes_on or not is_unchanged(model_file, self.path.absolute().parent):
+            return False
+        return os.stat(model_file).st_mtime_ns >= self.path.stat().st_mtime_ns
+
     def _iteration(self, engine: Engine) -> None:
+        self.goes_on = True
         self._agree()
         state: Any = engine.state
         if self.interrupted is not None and state.iteration % state.epoch_length:
@@ -197,5 +272,6 @@ class TrainingCheckpoint:
             "best_metric": self.best_metric,
             "best_weights": self.best_weights,
         }
-        save_tensors(self.path, content)
+        save_tensors(self.path, content, replaces=self.replaces)
+        self.replaces = self.replaces and file_digest(self.path)
         logger.info(f"Saved {self.path} at iteration {engine.state.iteration}.")

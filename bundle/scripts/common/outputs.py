@@ -1,0 +1,302 @@
+"""The one way to write a file: whole or not at all, and never over what this product did not write.
+
+Before a file is put in its place, its SHA-256 is noted in the hidden record of a folder (a line for each time, as
+`sha256sum` writes it). A file in the place of an output is replaced only where the record has what it holds: any
+other is a person's, or was changed by one. As the note comes first, a run may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import os
+import secrets
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from .errors import STORAGE_ERRORS
+from .paths import is_of_home
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+RECORD = ".outputs.sha256"
+OLDEST_PARTIAL = 24 * 3600  # seconds; no file takes longer to write
+
+AnyPath = str | os.PathLike
+
+
+def file_digest(path: AnyPath) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _place_of(path: AnyPath) -> Path:
+    """Where a file is written: a link in its place is not followed, those of its folders are."""
+    path = Path(os.path.abspath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def _record_of(path: Path, folder: AnyPath | None) -> tuple[Path, str]:
+    """The record that notes a file, and the name that the file has there."""
+    start = path.parent if folder is None else Path(os.path.realpath(folder))
+    return start / RECORD, Path(os.path.relpath(path, start)).as_posix()
+
+
+def noted_digests(path: AnyPath, folder: AnyPath | None = None) -> set[str]:
+    """What this product has put in the place of a file so far.
+
+    Args:
+        path: The file, there or not.
+        folder: Whose record notes it; default: its own.
+    """
+    record, name = _record_of(_place_of(path), folder)
+    try:
+        lines = record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    except OSError:
+        return set()
+    return {line[:64] for line in lines if line[64:] == f"  {name}"}
+
+
+def is_unchanged(path: AnyPath, folder: AnyPath | None = None) -> bool:
+    """Whether a file is there as this product wrote it; arguments as of `noted_digests`."""
+    return os.path.isfile(path) and file_digest(path) in noted_digests(path, folder)
+
+
+def check_output_folder(path: Path) -> None:
+    """Refuse a file where the folder of an output is needed.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    above = next(parent for parent in path.parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise ValueError(f"{above} is in the way, where a folder is needed: move it, or choose another output.")
+
+
+def check_output(path: AnyPath, folder: AnyPath | None = None, replaces: str | None = None) -> str | None:
+    """Refuse to write a file where something is that this product did not write, or that was changed since.
+
+    Args:
+        path: The file, there or not.
+        folder: As in `noted_digests`.
+        replaces: Digest of a file that the user asked to replace.
+
+    Returns:
+        The digest of what is in its place; None where nothing is.
+
+    Raises:
+        ValueError: When something else, a symbolic link or a read-only file is in its place.
+    """
+    path = _place_of(path)
+    check_output_folder(path)
+    if path.is_symlink():
+        raise ValueError(
+            f"{path} is a symbolic link, and what it leads to is not replaced: move the link, or choose another output."
+        )
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise ValueError(f"{path} is in the way, where a file is to be written: move it, or choose another output.")
+    if not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
+        raise ValueError(f"{path} is read-only: make it writable, or choose another output.")
+    found, noted = file_digest(path), noted_digests(path, folder)
+    if found in noted or found == replaces or not path.stat().st_size:
+        return found
+    reason = "was changed since it was written" if noted else "is in the way, and no earlier output of this command"
+    raise ValueError(f"{path} {reason}: move or delete it, or choose another output.")
+
+
+def check_outputs(paths: Iterable[AnyPath]) -> None:
+    """Refuse what `check_output` refuses of any of a run's files, before its work begins."""
+    for path in paths:
+        check_output(path)
+
+
+@contextmanager
+def atomic(path: AnyPath, folder: AnyPath | None = None, replaces: str | None = None) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write to, and put it in place when the block ends well.
+
+    The temporary file carries the whole name of ``path`` at its end, so that writers which go by the suffix
+    (``.nii.gz``, ``.png``) do the right thing. It is removed when the block fails, and ``path`` then is as it was, as
+    it is where the new file holds the same. The content reaches the disk before the name does, so that a power failure
+    leaves the earlier file or the new one.
+
+    Args:
+        path: The file to write; its folder is made.
+        folder: As in `check_output`.
+        replaces: Likewise. What is written then is the user's, and not noted.
+
+    Raises:
+        OSError: When the folder cannot be made or written, or the disk is full.
+        ValueError: What `check_output` refuses, before the block and after it.
+    """
+    path = _place_of(path)
+    check_output(path, folder, replaces)
+    temporary = path.with_name(f".{secrets.token_hex(4)}.partial.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_old_partials(path)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        digest = file_digest(temporary)
+        if check_output(path, folder, replaces) != digest:
+            if replaces is None:
+                _note(path, folder, digest)
+            os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or "the disk may be full"
+        if error.errno not in STORAGE_ERRORS and error.strerror:
+            raise OSError(f"{path} cannot be written ({reason}): mend that, or choose another output.") from None
+        raise OSError(
+            f"Cannot write {path} ({reason}): remedy that, and run the same command again; an earlier file of this "
+            "name is as it was."
+        ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _note(path: Path, folder: AnyPath | None, digest: str) -> None:
+    record, name = _record_of(path, folder)
+    with record.open("a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"\n{digest}  {name}")  # the line feed first: a killed run may have left half a line
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove_old_partials(path: Path) -> None:
+    """Remove what runs that were killed long ago left of a file; the numbers of their processes would say nothing."""
+    for leftover in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > OLDEST_PARTIAL:
+                leftover.unlink()
+
+
+@contextmanager
+def locked(path: AnyPath, wait: bool = False) -> Iterator[None]:
+    """Keep other runs, of this machine or others, from writing a file until the block ends.
+
+    The system unlocks it when the process ends, however it ends. Nothing is locked on a file system without locks.
+
+    Args:
+        path: The file, there or not; its folder is made.
+        wait: Wait for another run that holds it, as for what takes a moment to write.
+
+    Raises:
+        RuntimeError: When another run writes it.
+    """
+    path = _place_of(path)
+    check_output_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.with_name(f".{path.name}.lock")
+    while not _is_at(file := place.open("a"), place, wait):
+        file.close()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            place.unlink()
+        file.close()
+
+
+def _is_at(file: IO[str], place: Path, wait: bool) -> bool:
+    """Lock an open file; tell whether it is still at its place, from where a run that ends removes it."""
+    try:
+        if fcntl is not None:  # not flock, which a forked worker would hold longer than its run
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
+        file.close()
+        written = place.with_name(place.name[1:].removesuffix(".lock"))
+        raise RuntimeError(f"Another run is writing {written}: wait until it ends, or choose another output.") from None
+    except OSError:
+        return True
+    return place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat())
+
+
+def check_writable(folder: AnyPath) -> Path:
+    """Make ``folder`` and show that a file can be written in it, before any long work starts.
+
+    Raises:
+        OSError: When it cannot be made or written to.
+    """
+    folder = Path(folder)
+    if is_of_home(folder):
+        raise OSError(f"Cannot write in the output folder {folder}, whose ~ is not replaced: write $HOME in its place.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"\n")
+    except OSError as error:
+        raise OSError(
+            f"Cannot write in the output folder {folder} ({error.strerror}): set `output_dir` to a folder that can be "
+            "written."
+        ) from None
+    return folder
+
+
+def read_json(path: AnyPath) -> dict:
+    """The content of a JSON file, empty where there is no object that can be read."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_text(path: AnyPath, text: str) -> None:
+    """Write a text, atomically; what UTF-8 has no form for becomes a question mark."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_json(path: AnyPath, content: object) -> None:
+    """Write ``content`` as indented JSON, atomically."""
+    write_text(path, json.dumps(content, indent=4) + "\n")
+
+
+def write_csv(path: AnyPath, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a table with a line of ``columns``, atomically; None is empty there."""
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_tensors(path: AnyPath, content: object, folder: AnyPath | None = None, replaces: str | None = None) -> None:
+    """Write what `torch.save` takes, atomically; PyTorch's own writer does not say when a disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic(path, folder, replaces) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def read_tensors(path: AnyPath) -> object:
+    """Read a file of tensors that others may have written; objects are never unpickled, so no code of it runs.
+
+    Raises:
+        ValueError: When it is no such file, or damaged.
+    """
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise ValueError(f"{path} is no file")
+    try:
+        if zipfile.is_zipfile(path):  # torch itself overlooks damaged tensors
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"{damaged} differs from its checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        detail = str(error).partition("\n")[0] if isinstance(error, ValueError) else type(error).__name__
+        raise ValueError(f"{path} is not a file of network weights ({detail})") from None
