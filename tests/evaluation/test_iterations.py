@@ -1,78 +1,69 @@
-"""The picture of a mask that shrinks from pass to pass."""
-
-from types import SimpleNamespace
+"""The picture of a mask that is refined from iteration to iteration."""
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
 from PIL import Image
-from scripts.evaluation.iterations import IterationStrip
+from scripts.evaluation.iterations import draw_iterations, typical_case
+
+ROW = {"case": "a", "dice": 0.5, "lesion_pixels": 25, "lesion_pixels_128": 300.0, "iterations": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ([{"dice": 0.9}, {"dice": 0.6}, {"dice": 0.1}], "b"),  # nearest to the median
+        ([{"dice": 0.9}, {"dice": 0.6, "lesion_pixels_128": 900.0}, {"dice": 0.5}], "c"),  # of those of medium size
+        ([{"iterations": 1.0}, {"lesion_pixels": 0, "dice": float("nan")}, {"lesion_pixels_128": 5.0}], "c"),
+        ([{"iterations": 1.0}, {"iterations": 0.0}], None),
+        ([{}, {}], "a"),  # of equal ones the first by name
+    ],
+)
+def test_a_case_of_medium_size_and_median_dice_is_shown(changes, chosen):
+    assert typical_case([ROW | {"case": name} | change for name, change in zip("abc", changes, strict=False)]) == chosen
 
 
 class Shrinking:
-    """Stands for the inferer: each pass after the first leaves a square one pixel smaller."""
+    """Stands for the inferer: each iteration after the first leaves a square one pixel smaller."""
+
+    progress, outputs = True, ("mask", "anomaly_map", "iterations", "threshold")
 
     def __init__(self):
-        self.progress, self.options, self.asked = True, {"max_passes": 100, "seed": 3}, []
+        self.options = {"max_passes": 6, "seed": 3}
 
     def __call__(self, inputs, network):
         count = self.options["max_passes"]
-        self.asked.append((count, self.options["seed"], self.progress))
-        result = torch.zeros(1, 5, *inputs.shape[-2:])
+        result = torch.zeros(1, 4, *inputs.shape[-2:])
         result[:, 0, 4 : 20 - count, 4 : 20 - count] = 1
-        result[:, 3] = 1 + count
+        result[:, 2] = 1 + count
         return result
 
 
-def engine(passes):
-    """An evaluator that has processed a case for each number of passes, the first slice of two with a lesion."""
-    batch, output = [], []
-    for name, number in passes.items():
-        label, pred = torch.zeros(1, 24, 24, 2), torch.zeros(5, 24, 24, 2)
-        label[:, 4:9, 4:9, 0] = 1
-        pred[3, ..., 0], pred[3, ..., 1] = number, 99
-        inputs = torch.rand(2, 24, 24, 2, generator=torch.Generator().manual_seed(0))
-        inputs[1] = 1
-        batch.append({"image": inputs, "label": label, "case": name})
-        output.append({"pred": pred})
-    made = Engine(lambda *_: None)
-    made.state.batch, made.state.output = batch, output
-    return made
+@pytest.mark.parametrize("as_list", [False, True])
+def test_panels_go_from_the_image_over_the_masks_to_result_and_label(tmp_path, as_list):
+    inputs, label = torch.rand(2, 24, 24, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 24, 24)
+    inputs[1] = 1
+    label[:, 4:9, 4:9] = 1
 
+    def transform(scan):
+        slices = [{"image": inputs, "label": label, "case": scan["case"], "slice": number} for number in (3, 4)]
+        return slices if as_list else slices[1]
 
-@pytest.fixture
-def strip(tmp_path):
-    made = IterationStrip(Shrinking(), torch.nn.Linear(1, 1), str(tmp_path), panels=3)
-    made.inferer.asked = []
-    return made
-
-
-def test_case_of_the_most_passes_where_it_has_a_lesion_is_found_and_of_equal_ones_the_first(strip):
-    strip._look(engine({"c": 4, "b": 5, "d": 5, "a": 3}))
-    sample, inputs = strip.found
-    assert sample.name == "b" and strip.order == (-5, "b") and inputs.shape == (1, 2, 24, 24)
-
-
-def test_panels_are_spread_from_the_first_iteration_to_the_last(strip, tmp_path):
-    strip._look(engine({"a": 7}))
-    strip.draw()
-    assert strip.inferer.asked == [(count, 3, False) for count in (0, 0, 3, 6)]
+    scans = [{"case": "x"}, {"case": "a", "error": "bad"}, {"case": "a"}]
+    inferer = Shrinking()
+    draw_iterations([ROW | {"case": "a_004"}], scans, transform, inferer, torch.nn.Linear(1, 1), str(tmp_path))
+    assert inferer.options == {"max_passes": 6, "seed": 3} and inferer.progress
     with Image.open(tmp_path / "iterations.png") as picture:
-        assert picture.width > 3 * 300
-        red = (np.asarray(picture) == (255, 90, 60)).all(axis=-1)
-    panels = np.array_split(np.arange(picture.width), 3)
-    sizes = [red[:, columns].sum() for columns in panels]
-    assert sizes[0] > sizes[1] > sizes[2] > 0
+        pixels = np.asarray(picture).astype(int)
+    halves = np.array_split(pixels, 2)
+    panels = [panel for half in halves for panel in np.array_split(half, 4, axis=1)]
+    red, green = (
+        [(panel == color).all(axis=-1).sum() for panel in panels] for color in ((255, 90, 60), (80, 220, 100))
+    )
+    assert red[0] == 0 and red[1] > red[2] > red[3] > red[4] > red[5] > 0 and not any(red[6:])
+    assert [number > 0 for number in green] == [False] * 6 + [True, False]
 
 
-@pytest.mark.parametrize("passes", [{}, {"a": 1, "b": 0}])
-def test_nothing_is_drawn_where_no_case_took_two_passes(strip, tmp_path, passes):
-    strip._look(engine(passes))
-    strip.draw()
-    assert not (tmp_path / "iterations.png").exists()
-
-
-def test_strip_that_is_turned_off_looks_at_nothing(tmp_path):
-    listening = SimpleNamespace(add_event_handler=lambda *_: pytest.fail("it listens"))
-    IterationStrip(Shrinking(), torch.nn.Identity(), str(tmp_path), enabled=False).attach(listening)
+def test_nothing_is_drawn_where_no_case_took_two_iterations(tmp_path):
+    draw_iterations([ROW | {"iterations": 1.0}], [], dict, Shrinking(), torch.nn.Identity(), str(tmp_path))
+    assert not list(tmp_path.iterdir())

@@ -9,11 +9,12 @@ from monai.metrics import DiceMetric, compute_confusion_matrix_metric, get_confu
 from scripts.evaluation.metrics import (
     average_precision,
     bootstrap_interval,
+    counts_above,
+    lesion_scores,
     overlap,
     overlap_from_counts,
     ssim_map,
     threshold_at_fraction,
-    threshold_counts,
 )
 
 SHAPE = (36, 40)
@@ -27,8 +28,7 @@ def rng() -> np.random.Generator:
 def test_ssim_of_an_image_with_itself_is_one_everywhere(rng):
     image = torch.from_numpy(rng.normal(size=(2, 3, *SHAPE)).astype(np.float32))
     similarity = ssim_map(image, image, 6.0)
-    assert similarity.shape == image.shape
-    torch.testing.assert_close(similarity, torch.ones_like(similarity))
+    torch.testing.assert_close(similarity, torch.ones_like(image))
 
 
 def test_overlap_counted_by_hand():
@@ -38,6 +38,9 @@ def test_overlap_counted_by_hand():
     np.testing.assert_allclose(scores["dice"], [2 / 5, 0, np.nan, np.nan])
     np.testing.assert_allclose(scores["sensitivity"], [1 / 2, 0, np.nan, np.nan])
     np.testing.assert_allclose(scores["precision"], [1 / 3, 0, np.nan, np.nan])
+    assert all(np.isnan(score) for score in overlap_from_counts(np.nan, np.nan, 5).values())
+    with pytest.raises(ValueError, match="same shape"):
+        overlap(label, label[:, :3])
 
 
 def test_overlap_agrees_with_monai_where_both_are_defined(rng):
@@ -51,63 +54,81 @@ def test_overlap_agrees_with_monai_where_both_are_defined(rng):
         np.testing.assert_allclose(scores[name][defined], expected[defined], rtol=1e-6)
 
 
-def test_overlap_refuses_different_shapes():
-    with pytest.raises(ValueError, match="same shape"):
-        overlap(np.zeros((1, 4, 4)), np.zeros((1, 4, 5)))
+def boxes(*places, shape=(12, 12, 12)):
+    """A mask of boxes; a box is its first corner and its sides."""
+    mask = np.zeros(shape, bool)
+    for corner, sides in places:
+        mask[tuple(slice(start, start + side) for start, side in zip(corner, sides, strict=True))] = True
+    return mask
 
 
-def test_a_perfect_mask_scores_one(rng):
-    label = rng.random((3, *SHAPE)) > 0.5
-    for score in overlap(label, label).values():
-        np.testing.assert_array_equal(score, 1)
+LARGE, SMALL, FAR = ((0, 0, 0), (3, 2, 2)), ((6, 6, 6), (2, 2, 2)), ((9, 9, 0), (2, 2, 2))  # 12, 8 and 8 voxels
 
 
-def test_threshold_counts_equal_counting_each_mask(rng):
-    scores, label, brain_mask = rng.normal(size=SHAPE), rng.random(SHAPE) > 0.8, rng.random(SHAPE) > 0.3
+@pytest.mark.parametrize(
+    ("marked", "labeled", "voxel_ml", "expected"),
+    [
+        ([LARGE], [LARGE, SMALL], 0.001, (1, 1, 1, 0, 1.0)),  # a lesion of 8 mm3 does not count
+        ([SMALL], [LARGE, SMALL], 0.001, (1, 0, 1, 0, 0.0)),  # and what marks it is not false
+        ([LARGE], [LARGE, SMALL], 0.00125, (2, 1, 1, 0, 2 / 3)),  # one of 10 mm3 does
+        ([LARGE, FAR], [LARGE, SMALL], np.nan, (2, 1, 2, 1, 1 / 2)),
+        ([((2, 1, 1), (1, 1, 1)), ((3, 2, 2), (1, 1, 1))], [LARGE], 0.001, (1, 1, 1, 0, 1.0)),  # joined by a corner
+        ([((2, 1, 1), (1, 1, 1)), ((0, 0, 0), (1, 1, 1))], [LARGE], 0.001, (1, 1, 2, 0, 1.0)),  # two in one lesion
+        ([((0, 0, 0), (12, 12, 12))], [LARGE, FAR], 0.01, (2, 2, 1, 0, 1.0)),  # one on two lesions
+        ([FAR], [], 0.001, (0, 0, 1, 1, np.nan)),
+        ([], [LARGE], 0.001, (1, 0, 0, 0, 0.0)),
+    ],
+)
+def test_lesions_and_components_counted_by_hand(marked, labeled, voxel_ml, expected):
+    found = lesion_scores(boxes(*marked), boxes(*labeled), voxel_ml)
+    assert tuple(found.values()) == pytest.approx(expected, nan_ok=True)
+    assert list(found) == ["lesions", "lesions_found", "components", "false_components", "lesion_f1"]
+
+
+def test_pixels_of_a_slice_are_joined_by_their_corners():
+    marked = boxes(((2, 2), (1, 1)), ((3, 3), (1, 1)), shape=(8, 8))
+    assert lesion_scores(marked, ~marked)["components"] == lesion_scores(marked[None], ~marked[None])["components"] == 1
+
+
+def counts(scores, label, inside, thresholds):
+    return counts_above(scores[inside], thresholds, label[inside], np.ones(inside.sum(), bool))
+
+
+def test_counts_above_equal_counting_each_mask(rng):
+    scores, label, inside = rng.normal(size=SHAPE), rng.random(SHAPE) > 0.8, rng.random(SHAPE) > 0.3
     thresholds = np.sort(np.append(rng.normal(size=20), scores[0, :5]))  # some thresholds tie with scores
-    hits, marked = threshold_counts(scores, label, brain_mask, thresholds)
-    masks = [(scores > threshold) & brain_mask for threshold in thresholds]
+    hits, marked = counts(scores, label, inside, thresholds)
+    masks = [(scores > threshold) & inside for threshold in thresholds]
     np.testing.assert_array_equal(marked, [mask.sum() for mask in masks])
     np.testing.assert_array_equal(hits, [(mask & label).sum() for mask in masks])
 
 
-def exact_average_precision(scores: np.ndarray, label: np.ndarray) -> float:
+def exact_average_precision(scores, label):
     """Precision at each lesion pixel, going down from the highest score, averaged."""
     found = label[np.argsort(-scores)]
     return float((np.cumsum(found) / np.arange(1, len(found) + 1))[found].mean())
 
 
-def test_average_precision_is_exact_when_every_score_is_a_threshold(rng):
-    scores, label = rng.normal(size=500), rng.random(500) > 0.7
-    scores[label] += 1
-    thresholds = np.concatenate([[-100.0], np.sort(scores)])
-    counts = threshold_counts(scores, label, np.ones(500), thresholds)
-    assert average_precision(*counts, label.sum()) == pytest.approx(exact_average_precision(scores, label))
-
-
-def test_average_precision_on_a_grid_is_close(rng):
-    scores, label = rng.lognormal(size=20_000), rng.random(20_000) > 0.9
+@pytest.mark.parametrize("exact", [True, False])
+def test_average_precision_is_exact_when_every_score_is_a_threshold_and_close_on_a_grid(rng, exact):
+    scores, label = rng.lognormal(size=5000), rng.random(5000) > 0.8
     scores[label] *= 3
-    counts = threshold_counts(scores, label, np.ones(20_000), np.append(-1, np.geomspace(1e-6, 1e4, 4094)))
-    assert average_precision(*counts, label.sum()) == pytest.approx(exact_average_precision(scores, label), abs=2e-3)
+    thresholds = np.append(-1, np.sort(scores) if exact else np.geomspace(1e-6, 1e4, 4094))
+    found = average_precision(*counts(scores, label, scores > -1, thresholds), label.sum())
+    assert found == pytest.approx(exact_average_precision(scores, label), abs=1e-9 if exact else 2e-3)
 
 
 def test_average_precision_needs_a_lesion_and_counts_what_lies_outside_the_brain_as_missed():
-    scores, label = np.array([3.0, 2.0, 1.0, 9.0]), np.array([1, 0, 0, 1])
-    thresholds = np.array([-1.0, 0.5, 1.5, 2.5])
-    counts = threshold_counts(scores, label, np.array([1, 1, 1, 0]), thresholds)
-    assert average_precision(*counts, 2) == pytest.approx(0.5)
-    assert np.isnan(average_precision(*counts, 0))
+    scores, label, inside = np.array([3.0, 2.0, 1.0, 9.0]), np.array([1, 0, 0, 1]) > 0, np.array([1, 1, 1, 0]) > 0
+    found = counts(scores, label, inside, np.array([-1.0, 0.5, 1.5, 2.5]))
+    assert average_precision(*found, 2) == pytest.approx(0.5)
+    assert np.isnan(average_precision(*found, 0))
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.013, 0.2, 1.0])
-def test_threshold_at_fraction_marks_what_was_asked(rng, fraction):
-    scores = rng.normal(size=100_000).astype(np.float32)
-    thresholds = np.concatenate([[-1000.0], np.linspace(-10, 30, 4001)])
-    marked = threshold_counts(scores, np.zeros(scores.shape), np.ones(scores.shape), thresholds)[1]
-    threshold = threshold_at_fraction(marked, scores.size, fraction, thresholds)
-    reached = (scores > threshold).mean()
-    assert fraction - 0.005 <= reached <= fraction
+@pytest.mark.parametrize(("fraction", "threshold"), [(0.2, 0.0), (0.1, 1.0), (0.09, 2.0), (0.05, 2.0), (0.0, 3.0)])
+def test_threshold_of_a_fraction_is_the_lowest_that_marks_no_more(fraction, threshold):
+    marked, thresholds = np.array([20, 10, 5, 0, 0]), np.arange(5.0)
+    assert threshold_at_fraction(marked, 100, fraction, thresholds) == threshold
 
 
 @pytest.mark.parametrize("cases", [25, 100, 400])
@@ -131,7 +152,6 @@ def test_bootstrap_interval_comes_from_its_seed_alone(rng):
     [
         ([0, 1], (0, 1)),  # both means have a chance of a quarter
         ([0] * 99 + [100], (0, 3)),  # Poisson: 0 with a chance of 37 %, more than 3 with one of 1.8 %
-        ([0.3] * 5, (0.3, 0.3)),
         ([0.3, np.nan], (0.3, 0.3)),
         ([np.nan], (np.nan, np.nan)),
         ([], (np.nan, np.nan)),
@@ -139,14 +159,3 @@ def test_bootstrap_interval_comes_from_its_seed_alone(rng):
 )
 def test_bootstrap_interval_known_by_reckoning(values, interval):
     assert bootstrap_interval(np.array(values)) == pytest.approx(interval, nan_ok=True)
-
-
-def test_undefined_counts_give_undefined_scores():
-    for score in overlap_from_counts(np.array([np.nan]), np.array([np.nan]), np.array([5])).values():
-        assert np.isnan(score).all()
-
-
-@pytest.mark.parametrize(("fraction", "threshold"), [(0.2, 0.0), (0.1, 1.0), (0.09, 2.0), (0.05, 2.0), (0.0, 3.0)])
-def test_threshold_of_a_fraction_is_the_lowest_that_marks_no_more(fraction, threshold):
-    marked, thresholds = np.array([20, 10, 5, 0, 0]), np.arange(5.0)
-    assert threshold_at_fraction(marked, 100, fraction, thresholds) == threshold

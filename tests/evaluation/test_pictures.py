@@ -21,7 +21,7 @@ def test_gray_is_black_at_the_low_end_and_white_at_the_high_one():
 
 def test_heat_goes_from_black_to_pale_yellow_and_grows_lighter():
     shown = heat(np.linspace(0, 1, 50)[None], 1.0)[0].astype(float)
-    assert shown[0].tolist() == [0, 0, 4] and shown[-1].tolist() == [252, 255, 164]
+    assert shown[0].max() < 5 and shown[-1].min() > 160
     assert (np.diff(shown @ [0.2126, 0.7152, 0.0722]) >= 0).all()
 
 
@@ -55,13 +55,12 @@ def test_panels_stand_in_rows_with_room_for_captions():
     assert (pixels[32:42, 4:24] == 200).all() and (pixels[32:38, 28:36] == 100).all()
 
 
-@pytest.mark.parametrize(("high_frequency", "panels"), [(False, 4), (True, 5)])
-def test_picture_of_a_case_shows_what_the_method_saw(high_frequency, panels):
+@pytest.mark.parametrize(("reconstructs", "panels"), [(False, 3), (True, 4)])
+def test_picture_of_a_case_shows_a_reconstruction_where_there_is_one(reconstructs, panels):
     random = np.random.default_rng(0)
-    planes = {name: random.normal(size=(1, 24, 24)) for name in ("image", "reconstruction")}
-    planes |= {name: np.ones((24, 24)) for name in ("brain_mask", "label", "pred_mask")}
-    planes["anomaly_map"] = random.uniform(size=(24, 24))
-    if high_frequency:
-        planes["high_frequency"] = random.normal(size=(1, 24, 24))
-    picture = case_picture(planes, ["flair"], "case", panel_size=48)
-    assert picture.size == (panels * (48 + 4) + 4, 16 + 48 + 16 + 4)
+    planes = {name: np.ones((1, 24, 24)) for name in ("brain_mask", "label", "pred_mask")}
+    planes |= {"image": random.normal(size=(2, 24, 24)), "anomaly_map": random.uniform(size=(1, 24, 24))}
+    if reconstructs:
+        planes["reconstruction"] = planes["image"]
+    picture = case_picture(planes, ["flair", "t1"], "case", panel_size=48)
+    assert picture.size == (panels * (48 + 4) + 4, 16 + 2 * (48 + 16 + 4))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scripts.evaluation.metrics import average_precision
 from scripts.evaluation.summaries import (
-    HealthyScores,
+    MAP_THRESHOLDS,
     healthy_words,
     mean,
     read_subsets,
@@ -26,14 +26,23 @@ def test_size_classes_share_no_case():
     assert math.isnan(size_class_means("dice", dice[:2], sizes[:2])["dice_large"])
 
 
-def test_average_precision_of_all_is_that_of_their_pixels_together():
+def test_thresholds_of_maps_tell_apart_probabilities_near_1_and_errors_of_any_size():
+    assert (np.diff(MAP_THRESHOLDS) > 0).all() and MAP_THRESHOLDS[-1] == pytest.approx(1e4)
+    for score in (0.001, 1.0, 50.0):
+        assert ((score * 0.99 < MAP_THRESHOLDS) & (score > MAP_THRESHOLDS)).any()
+    assert ((MAP_THRESHOLDS > 0.9999) & (MAP_THRESHOLDS < 1)).any()
+
+
+def test_scores_over_thresholds_are_those_of_all_pixels_or_of_the_mean_case():
     counts = np.array([[[4, 3, 1], [50, 10, 1]], [[9, 5, 0], [40, 8, 4]]])
-    labeled, sizes, thresholds = np.array([4, 9]), np.array([300.0, 300.0]), np.array([0.0, 1.0, 2.0])
-    summary = summarize_score(np.array([[3, 10], [5, 8]]), counts, labeled, sizes, thresholds)[1]
+    labeled, thresholds = np.array([4, 9]), np.array([0.0, 1.0, 2.0])
+    columns, summary, curve = summarize_score(np.array([[3, 10], [5, 8]]), counts, labeled, thresholds)
     expected = average_precision(np.array([13, 8, 1]), np.array([90, 18, 5]), 13)
     assert summary["average_precision"] == pytest.approx(expected)
-    each = [average_precision(*case, size) for case, size in zip(counts, labeled, strict=True)]
-    assert summary["average_precision_per_image"] == pytest.approx(np.mean(each))
+    each = [[2 * 4 / 54, 6 / 14, 2 / 5], [18 / 49, 10 / 17, 0]]
+    np.testing.assert_allclose(curve["dice"], np.mean(each, axis=0))
+    assert summary["best_threshold"] == 1 and summary["dice_best_threshold"] == pytest.approx((6 / 14 + 10 / 17) / 2)
+    np.testing.assert_allclose(columns["dice_per_image_best"], np.max(each, axis=1))
 
 
 @pytest.mark.parametrize("content", ["A\r\nB C\r\n", "\ufeffA  \n\nB C # two\n"])
@@ -42,17 +51,21 @@ def test_subset_files_of_every_editor(tmp_path, content):
     assert read_subsets({"some": str(tmp_path / "subset.txt")}) == {"some": {"A", "B C"}}
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("small", "`subsets` must not use the names small, medium, large"),
+        ("visible", "`subsets` expects a file with a case name a line for visible"),
+    ],
+)
+def test_subset_of_a_taken_name_or_without_file_is_refused(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        read_subsets({name: str(tmp_path / "none.txt")})
+
+
 def test_mean_leaves_out_what_is_undefined():
     assert mean([1.0, math.nan, 4.0]) == 2.5
     assert math.isnan(mean([math.nan])) and math.isnan(mean([]))
-
-
-def test_healthy_scores_add_up_whoever_counted_them():
-    first = HealthyScores(2, 50, 4, {"": np.array([3, 1])})
-    second = HealthyScores(1, 30, 1, {"": np.array([2, 0]), "baseline_": np.array([5, 5])})
-    total = sum((first, second), HealthyScores())
-    assert (total.slices, total.brain_pixels, total.mask_pixels) == (3, 80, 5)
-    assert {name: counts.tolist() for name, counts in total.counts.items()} == {"": [5, 1], "baseline_": [5, 5]}
 
 
 def test_differences_of_a_subset_are_paired():
@@ -67,26 +80,14 @@ def test_differences_of_a_subset_are_paired():
 
 
 @pytest.mark.parametrize(
-    ("summary", "words"),
+    ("number", "values", "words"),
     [
-        ({"cases_without_lesion": 0}, ""),
-        (
-            {
-                "cases_without_lesion": 1,
-                "false_positive_pixels_without_lesion": 12.34,
-                "false_positive_fraction_without_lesion": 0.00123,
-            },
-            "1 case without lesion: 12.3 pixels marked in each on average, 0.123% of the brain, all of it false.",
-        ),
-        (
-            {
-                "cases_without_lesion": 3,
-                "false_positive_ml_without_lesion": 1.236,
-                "false_positive_fraction_without_lesion": 0.01,
-            },
-            "3 cases without lesion: 1.24 ml marked in each on average, 1.000% of the brain, all of it false.",
-        ),
+        (0, {}, ""),
+        (1, {"pixels": 12.34, "fraction": 0.00123}, "1 case without lesion: 12.3 pixels marked in each on average, "),
+        (3, {"ml": 1.236, "fraction": 0.01}, "3 cases without lesion: 1.24 ml marked in each on average, 1.000% of"),
     ],
 )
-def test_what_is_marked_without_a_lesion_is_told_in_the_unit_that_is_known(summary, words):
-    assert healthy_words(summary) == words
+def test_what_is_marked_without_a_lesion_is_told_in_the_unit_that_is_known(number, values, words):
+    marked = {f"false_positive_{name}_without_lesion": value for name, value in values.items()}
+    found = healthy_words({"cases_without_lesion": number, **marked})
+    assert found.startswith(words) and bool(found) == bool(words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import zlib
@@ -14,7 +13,6 @@ from typing import Any
 import ignite.distributed as idist
 import numpy as np
 import torch
-import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.engines import SupervisedEvaluator
@@ -23,40 +21,22 @@ from torch import Tensor
 from ..common.batch import Cases, raise_failed
 from ..common.outputs import atomic, check_outputs, check_writable, locked
 from ..common.share import first_checks
-from ..method.frequency import high_frequency
-from .metrics import overlap_from_counts, threshold_counts
+from .baselines import Baseline
+from .iterations import ITERATIONS_FILE
+from .metrics import counts_above, lesion_scores, overlap_from_counts
 from .pictures import case_picture
-from .samples import Sample, case_row, processed_sample, warn_of_label
+from .samples import Sample, case_row, warn_of_label
 from .summaries import (
     METHOD,
-    STRIP_FILE,
     CaseScores,
-    HealthyScores,
     print_summary,
     read_subsets,
     summarize,
+    thresholds_of,
     write_tables,
 )
 
-logger = logging.getLogger(__name__)
-
-BELOW_EVERY_SCORE = -1000.0
-FILES = ("cases.csv", "curves.csv", "summary.json")
-
-
-def anomaly_thresholds(thresholds: Sequence[float]) -> np.ndarray:
-    """Thresholds at which an anomaly map (squared error) is looked at: 0.6 % apart from 1e-6 to 1e4.
-
-    Args:
-        thresholds: The calibrated ones; they are among them exactly.
-    """
-    grid = np.concatenate([[BELOW_EVERY_SCORE, 0.0], np.geomspace(1e-6, 1e4, 4093), thresholds])
-    return np.unique(grid.astype(np.float32))
-
-
-def zscore_thresholds() -> np.ndarray:
-    """Thresholds at which a baseline is looked at: 0.01 standard deviations apart from -10 to 30."""
-    return np.concatenate([[BELOW_EVERY_SCORE], np.linspace(-10, 30, 4001)]).astype(np.float32)
+FILES = ("cases.csv", "curves.csv", "summary.json", ITERATIONS_FILE)
 
 
 def safe_file_name(name: str) -> str:
@@ -74,17 +54,15 @@ class Evaluation:
 
     Args:
         output_dir: Folder for ``cases.csv``, ``summary.json``, ``curves.csv`` and ``pictures/``.
-        thresholds: The label-free thresholds that the method may have, so that the curves hold them; each case brings
-            its own, and the masks are scored as they come.
+        title: Name of the method in tables and pictures.
         modalities: Names of the M modalities.
-        baselines: Name to a callable that scores slices (D, M, H, W) inside brain pixels (D, 1, H, W); with an
-            attribute ``by_volume`` it gets their spacing, with ``threshold`` this is its own.
-        image_size: Side of the network's grid in pixels, where the high-frequency image of a picture is made.
-        radius: Radius of the frequency mask in bins at ``image_size``; None: the method sees no high-frequency image.
+        baselines: Name to a `Baseline`.
+        outputs: What the channels of a prediction are, as the inferer names them; ``reconstruction`` may be missing.
         ssim_data_range: Width of the intensities for SSIM; the brain is scaled to [-3, 3].
         healthy_from_cases: Whether the lesion-free slices of the labeled cases are the healthy ones.
         first_slice: Number of the first slice of a volume, for the captions of the pictures.
         pictures: Whether to draw each case.
+        draw_iterations: Draws the iterations of one case, given the rows of all, see `draw_iterations`; None: nothing.
         subsets: Name of each subset whose Dice is wanted too to a file with a case name a line.
 
     Raises:
@@ -95,15 +73,15 @@ class Evaluation:
     def __init__(
         self,
         output_dir: str,
-        thresholds: Sequence[float],
+        title: str,
         modalities: Sequence[str],
-        baselines: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
-        image_size: int = 128,
-        radius: float | None = None,
+        baselines: Mapping[str, Baseline],
+        outputs: Sequence[str] = ("mask", "anomaly_map", "reconstruction", "iterations", "threshold"),
         ssim_data_range: float = 6.0,
         healthy_from_cases: bool = False,
         first_slice: int = 0,
         pictures: bool = True,
+        draw_iterations: Callable[..., None] | None = None,
         subsets: Mapping[str, str] | None = None,
     ):
         self.subsets = read_subsets(subsets or {})
@@ -111,79 +89,71 @@ class Evaluation:
         self.lock = ExitStack()
         first_checks(self._check_folder)
         self.failures = Cases()
+        self.title = title
         self.modalities = list(modalities)
         self.baselines = {f"baseline_{name}_": baseline for name, baseline in baselines.items()}
-        self.image_size = image_size
-        self.radius = radius
+        self.outputs = list(outputs)
         self.ssim_data_range = ssim_data_range
         self.healthy_from_cases = healthy_from_cases
         self.first_slice = first_slice
         self.pictures = pictures
-        self.thresholds = {METHOD: anomaly_thresholds(thresholds)}
-        self.thresholds |= {prefix: zscore_thresholds() for prefix in self.baselines}
-        self.own = {
-            prefix: float(score.threshold) for prefix, score in self.baselines.items() if hasattr(score, "threshold")
-        }
+        self.draw_iterations = draw_iterations
         self.cases: list[CaseScores] = []
-        self.healthy = HealthyScores()
 
     def _check_folder(self) -> None:
         check_writable(self.output_dir)
-        check_outputs(self.output_dir / name for name in (*FILES, STRIP_FILE))
+        check_outputs(self.output_dir / name for name in FILES)
         self.lock.enter_context(locked(self.output_dir / "summary.json"))
 
-    def _counts(self, sample: Sample) -> dict[str, np.ndarray]:
-        maps = {METHOD: sample.anomaly_map}
-        for prefix, score in self.baselines.items():
-            options = {"spacing": sample.spacing} if getattr(score, "by_volume", False) else {}
-            maps[prefix] = score(sample.image, sample.brain_mask, **options)
-        label, brain_mask = sample.label.numpy(), sample.brain_mask.numpy()
-        return {
-            prefix: np.stack(threshold_counts(scores.numpy(), label, brain_mask, self.thresholds[prefix]))
-            for prefix, scores in maps.items()
-        }
+    def _score(self, sample: Sample, healthy: Tensor, row: dict[str, Any] | None) -> CaseScores:
+        """Count what the method and the baselines mark in a case, and in its healthy slices, bool (D,)."""
+        inside = sample.brain_mask
+        is_healthy = inside & healthy[:, None, None, None]
+        case = CaseScores(row, int(is_healthy.flatten(1).any(dim=1).sum()), int(is_healthy.sum()))
+        groups = [mask[inside].numpy() for mask in (sample.label, inside, is_healthy)]
+        scores, masks = {METHOD: sample.anomaly_map}, {METHOD: sample.pred_mask & inside}
+        case.thresholds[METHOD] = sample.threshold
+        for prefix, baseline in self.baselines.items():
+            scores[prefix] = baseline(sample)
+            if baseline.threshold is not None:
+                case.thresholds[prefix] = baseline.threshold
+                masks[prefix] = (scores[prefix] > baseline.threshold) & inside
+        for prefix, values in scores.items():
+            counts = counts_above(values[inside].numpy(), thresholds_of(prefix), *groups)
+            case.counts[prefix] = counts.astype(np.int32)
+        for prefix, mask in masks.items():
+            marked = mask[inside].numpy()
+            case.marked[prefix] = np.array([(marked & group).sum() for group in groups])
+            if row is not None:
+                found = lesion_scores(mask[:, 0].numpy(), sample.label[:, 0].numpy(), sample.voxel_ml)
+                row |= {prefix + name: value for name, value in found.items()}
+        return case
 
     def add_healthy(self, sample: Sample) -> None:
         """Count what is marked in the brain of healthy slices."""
-        self.healthy += HealthyScores(
-            slices=int(sample.brain_mask.flatten(1).any(dim=1).sum()),
-            brain_pixels=int(sample.brain_mask.sum()),
-            mask_pixels=int((sample.pred_mask & sample.brain_mask).sum()),
-            counts={prefix: counts[1] for prefix, counts in self._counts(sample).items()},
-        )
+        self.cases.append(self._score(sample, torch.ones(len(sample.image), dtype=torch.bool), None))
 
     def add_case(self, sample: Sample) -> None:
         """Score a labeled case and draw its picture."""
-        row = case_row(sample, self.ssim_data_range)
         warn_of_label(sample)
-        marked = sample.pred_mask & sample.brain_mask
-        mask_counts = np.array([int((marked & sample.label).sum()), int(marked.sum())])
-        counts = {prefix: pair.astype(np.int32) for prefix, pair in self._counts(sample).items()}
+        row = case_row(sample, self.ssim_data_range)
+        healthy = ~sample.label.flatten(1).any(dim=1) & torch.tensor(self.healthy_from_cases)
+        case = self._score(sample, healthy, row)
         if self.pictures:
-            dice = float(overlap_from_counts(mask_counts[0], mask_counts[1], row["lesion_pixels"])["dice"])
-            without = f"no lesion, {row['false_positive_pixels']} pixels marked"
-            row["picture"] = self._draw(sample, without if math.isnan(dice) else f"Dice {dice:.3f}")
-        self.cases.append(CaseScores(row, mask_counts, counts, sample.threshold))
-        if self.healthy_from_cases:
-            lesion_free = ~sample.label.flatten(1).any(dim=1)
-            if lesion_free.any():
-                self.add_healthy(sample.select(lesion_free))
+            row["picture"] = self._draw(sample, case, row)
+        self.cases.append(case)
 
-    def _draw(self, sample: Sample, score: str) -> str:
+    def _draw(self, sample: Sample, case: CaseScores, row: Mapping[str, Any]) -> str:
         """Draw the slice with the largest lesion (without one: with the most marked pixels); return the file's name."""
+        true_positives, marked = case.marked[METHOD][:2]
+        dice = float(overlap_from_counts(true_positives, marked, row["lesion_pixels"])["dice"])
+        score = f"no lesion, {row['false_positive_pixels']} pixels marked"
         areas = [mask.flatten(1).sum(dim=1) for mask in (sample.label, sample.pred_mask)]
         index = int((areas[0] if areas[0].any() else areas[1]).argmax())
-        shown = sample.select(torch.arange(len(sample.image)) == index)
-        planes = {key: value[0, 0].numpy() for key, value in vars(shown).items() if isinstance(value, Tensor)}
-        planes |= {"image": shown.image[0].numpy(), "reconstruction": shown.reconstruction[0].numpy()}
-        if self.radius is not None:
-            resized = F.interpolate(shown.image, size=[self.image_size] * 2, mode="bilinear", antialias=True)
-            small = high_frequency(resized, self.radius)
-            planes["high_frequency"] = F.interpolate(small, size=shown.image.shape[-2:], mode="nearest-exact")[
-                0
-            ].numpy()
-        where = f", slice {self.first_slice + index}" if len(sample.image) > 1 else ""
-        picture = case_picture(planes, self.modalities, f"{sample.name}{where}: {score}")
+        planes = {key: plane[index] for key, plane in vars(sample).items() if getattr(plane, "ndim", 0) == 4}
+        where = f", slice {self.first_slice + sample.first_slice + index}" if len(sample.image) > 1 else ""
+        title = f"{sample.name}{where}, {self.title}: {score if math.isnan(dice) else f'Dice {dice:.3f}'}"
+        picture = case_picture({key: plane.numpy() for key, plane in planes.items()}, self.modalities, title)
         name = f"pictures/{safe_file_name(sample.name)}.png"
         with atomic(self.output_dir / name) as temporary:
             picture.save(temporary)
@@ -208,23 +178,28 @@ class Evaluation:
         Raises:
             RuntimeError: When no case was evaluated, or some failed; the others are written then.
         """
-        own = {"cases": self.cases, "healthy": self.healthy, "failed": self.failures.failed}
-        shares: Any = idist.all_gather(own)
+        shares: Any = idist.all_gather({"cases": self.cases, "failed": self.failures.failed})
         failed = {case: sentence for share in shares for case, sentence in share["failed"].items()}
-        cases = sorted((case for share in shares for case in share["cases"]), key=lambda case: str(case.row["case"]))
-        if not cases:
+        cases = sorted((case for share in shares for case in share["cases"]), key=_name)
+        number = sum(case.row is not None for case in cases)
+        if not number:
             raise_failed(failed, len(failed))
             raise RuntimeError("No case was evaluated: set `dataset_dir` to a folder that holds labeled cases.")
-        healthy = sum((share["healthy"] for share in shares), HealthyScores())
-        rows, summary, curves = summarize(cases, healthy, self.thresholds, self.subsets, self.own)
+        rows, summary, curves = summarize(cases, [METHOD, *self.baselines], self.subsets)
         source = "lesion-free slices of the scored volumes" if self.healthy_from_cases else "validation slices"
-        summary["baseline_threshold_source"] = source
+        summary = {"method": self.title, **summary, "baseline_threshold_source": source}
         if idist.get_rank() == 0:
             write_tables(self.output_dir, rows, summary, curves)
-            print_summary(summary, list(self.thresholds), self.output_dir)
+            if self.draw_iterations:
+                self.draw_iterations(rows=rows)
+            print_summary(summary, [METHOD, *self.baselines], self.output_dir)
         self.lock.close()
-        raise_failed(failed, len(failed) + len(cases))
+        raise_failed(failed, len(failed) + number)
         return summary
+
+
+def _name(case: CaseScores) -> str:
+    return "" if case.row is None else str(case.row["case"])
 
 
 class EvaluationHandler:
@@ -239,6 +214,7 @@ class EvaluationHandler:
     def __init__(self, evaluation: Evaluation, healthy: bool = False, unlabeled_are_healthy: bool = False):
         self.label_needed = not (healthy or unlabeled_are_healthy)
         self.add = evaluation.add_healthy if healthy else evaluation.add_case
+        self.outputs = evaluation.outputs
 
     def attach(self, engine: Engine) -> None:
         """Listen to an evaluator whose items are decollated."""
@@ -249,4 +225,6 @@ class EvaluationHandler:
         for item, output in zip(state.batch, state.output, strict=True):
             if self.label_needed and "label" not in item:
                 raise ValueError(f"{item['case']} has no label: preprocess the testing split with its lesion masks.")
-            self.add(processed_sample(item, output))
+            # postprocessing, as cropping to a range of slices, changes the output alone
+            processed = {**item, **{key: value for key, value in output.items() if value is not None}}
+            self.add(Sample.from_item(processed, self.outputs))

@@ -1,93 +1,89 @@
-"""How the mask of one case shrinks from pass to pass, as a picture."""
+"""How the mask of one case is refined from iteration to iteration, as a picture."""
 
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from torch import Tensor
 
-from ..common.outputs import atomic, check_writable
+from ..common.outputs import atomic
 from ..inference.inferer import IterMaskInferer
 from ..method.refinement import Refinement
 from .pictures import LABEL_COLOR, PRED_COLOR, brain_box, enlarge, gray, outline, tile, to_display
-from .samples import Sample, processed_sample
-from .summaries import STRIP_FILE
+from .samples import Sample, sample_name
+from .summaries import SIZE_CLASSES, in_class
+
+ITERATIONS_FILE = "iterations.png"
+MOST_MASKS = 5
 
 
-class IterationStrip:
-    """Draws what the result would be after 0, 1, 2 ... passes, for the case that took the most passes.
+def typical_case(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The case to show: of those with a lesion of medium size that took more than one iteration (else of all with a
+    lesion) the one whose Dice is nearest to the median; None where no case was iterated."""
+    rows = [row for row in rows if row["lesion_pixels"] > 0 and row["iterations"] > 1]
+    if not rows:
+        return None
+    medium = [row for row in rows if in_class(np.array(row["lesion_pixels_128"]), *SIZE_CLASSES["medium"])]
+    middle = np.median([row["dice"] for row in rows])
+    return min(medium or rows, key=lambda row: (abs(row["dice"] - middle), row["case"]))["case"]
 
-    Of several such cases it takes the first by name. Nothing is drawn where no case took two passes.
+
+def _loaded(scans: Sequence[Mapping], transform: Callable[[Any], Any], name: str) -> Iterator[Mapping]:
+    for scan in scans:
+        if "error" not in scan and name.startswith(str(scan["case"])):
+            items = transform(dict(scan))
+            yield from items if isinstance(items, list) else [items]
+
+
+def draw_iterations(
+    rows: Sequence[Mapping[str, Any]],
+    scans: Sequence[Mapping],
+    transform: Callable[[Any], Any],
+    inferer: IterMaskInferer,
+    network: Refinement,
+    output_dir: str,
+) -> None:
+    """Segment a typical case again, ending after 0, 1, 2 ... iterations, and draw the slice of its largest lesion.
 
     Args:
-        inferer: The inferer of the evaluation, with its five outputs.
+        rows: Of the case table.
+        scans: What was evaluated, before its transform.
+        transform: Loads a scan as the evaluation does, to one item or a list of slices.
+        inferer: The inferer of the evaluation.
         network: What it runs.
-        output_dir: Folder for ``iterations.png``.
-        panels: At most so many passes are shown, the first and the last among them.
-        enabled: Whether to draw at all.
+        output_dir: Folder for ``iterations.png``; nothing is drawn where no case took two iterations.
     """
+    name = typical_case(rows)
+    if name is None:
+        return
+    item = next(item for item in _loaded(scans, transform, name) if sample_name(item) == name)
+    inputs = torch.as_tensor(item["image"])[None].to(next(network.parameters()).device)
+    inferer = copy.copy(inferer)
+    inferer.progress = False
 
-    def __init__(
-        self, inferer: IterMaskInferer, network: Refinement, output_dir: str, panels: int = 8, enabled: bool = True
-    ):
-        self.inferer = copy.copy(inferer)
-        self.inferer.progress = False
-        self.network = network
-        self.output_dir = check_writable(output_dir)
-        self.panels = panels
-        self.enabled = enabled
-        self.order = (-1, "")  # passes, negative, and name of the case found; a single pass shrinks nothing
-        self.found: tuple[Sample, Tensor] | None = None
+    def after(count: int) -> Sample:
+        inferer.options = {**inferer.options, "max_passes": count}
+        return Sample.from_item({**item, "pred": inferer(inputs, network)[0]}, inferer.outputs)
 
-    def attach(self, engine: Engine) -> None:
-        """Look at every case of an evaluator."""
-        if self.enabled:
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
-
-    def _look(self, engine: Engine) -> None:
-        state: Any = engine.state
-        for item, output in zip(state.batch, state.output, strict=True):
-            sample = processed_sample(item, output)
-            slices = sample.passes.flatten(1).amax(dim=1) * sample.label.flatten(1).any(dim=1)
-            index = int(slices.argmax())
-            order = (-int(slices[index]), sample.name)
-            if order < self.order:
-                self.order = order
-                most = sample.select(torch.arange(len(slices)) == index)
-                self.found = most, torch.cat([most.image, most.brain_mask.float()], dim=1)
-
-    def draw(self) -> None:
-        """Draw the case of all processes, on the first of them."""
-        shares: Any = idist.all_gather({"order": self.order, "found": self.found})
-        most = min(shares, key=lambda share: share["order"])
-        if most["found"] is None or idist.get_rank() > 0:
-            return
-        passes = -most["order"][0]
-        sample, inputs = most["found"]
-        device = next(self.network.parameters()).device
-        planes = {key: getattr(sample, key)[0, 0].numpy() for key in ("brain_mask", "label", "pred_mask", "image")}
-        box = brain_box(planes)
-        image, label, brain_mask = (planes[key][box] for key in ("image", "label", "brain_mask"))
-        low, high = np.percentile(image[brain_mask > 0], [0.5, 99.5])
-        drawn = outline(gray(image, low, high), label, LABEL_COLOR)
-
-        def after(count: int) -> np.ndarray:
-            self.inferer.options = {**self.inferer.options, "max_passes": count}
-            return self.inferer(inputs.to(device), self.network)[0].cpu().numpy()
-
-        refinements = passes - int(after(0)[-2].max())  # of the first iteration
-        row = []
-        for count in np.unique(np.linspace(0, refinements, min(self.panels, refinements + 1)).round().astype(int)):
-            panel = outline(drawn, after(int(count))[0][box], PRED_COLOR)
-            row.append((f"after {count} refinements", enlarge(to_display(panel), 400)))
-        half = math.ceil(len(row) / 2) if len(row) > 4 else len(row)
-        rows = [part for part in (row[:half], row[half:]) if part]
-        title = f"{sample.name}: mask (red) and label (green), {passes} network passes"
-        with atomic(self.output_dir / STRIP_FILE) as temporary:
-            tile(rows, title).save(temporary)
+    result = after(inferer.options["max_passes"])
+    index = int(result.label.flatten(1).sum(dim=1).argmax())
+    planes = {key: getattr(result, key)[index, 0].numpy() for key in ("image", "brain_mask", "label", "pred_mask")}
+    box = brain_box(planes)
+    planes = {key: plane[box] for key, plane in planes.items()}
+    image = gray(planes["image"], *np.percentile(planes["image"][planes["brain_mask"]], [0.5, 99.5]))
+    last = int(result.iterations[index]) - 1
+    counts = np.unique(np.linspace(0, last, min(MOST_MASKS, last + 1)).round().astype(int))[:-1]
+    masks = [
+        (f"mask after iteration {count + 1}", after(int(count)).pred_mask[index, 0].numpy()[box]) for count in counts
+    ]
+    masks.append((f"result, after {last + 1} iterations", planes["pred_mask"]))
+    panels = [("image", image), *((caption, outline(image, mask, PRED_COLOR)) for caption, mask in masks)]
+    panels.append(("label", outline(image, planes["label"], LABEL_COLOR)))
+    row = [(caption, enlarge(to_display(panel), 320)) for caption, panel in panels]
+    rows_of_panels = [row] if len(row) <= 4 else [row[: -(-len(row) // 2)], row[-(-len(row) // 2) :]]
+    with atomic(Path(output_dir) / ITERATIONS_FILE) as temporary:
+        tile(rows_of_panels, f"{name}: how the mask is refined").save(temporary)

@@ -27,13 +27,13 @@ def find_labeled(
     unusable where ``split`` names them.
 
     Args:
-        dataset_dir: Folder of scans, or a datalist.
-        modalities: File name endings, in the order of the channels.
-        split: Case names, a split file, or None for all there is.
+        dataset_dir: As in `find_subjects`, like all that is not explained here.
+        modalities: Likewise.
+        split: Likewise.
         label: File name ending of lesion masks.
-        brain_mask: File name ending of brain masks; None: voxels unlike the background are brain.
+        brain_mask: Likewise.
         slice_range: First axial slice and the one after the last; None: all.
-        allow_outside: As in `find_subjects`.
+        allow_outside: Likewise.
         exclude: Likewise.
         unlabeled_are_healthy: Take scans without a label as such without lesion.
 
@@ -45,10 +45,25 @@ def find_labeled(
         ValueError: When no scan can be used.
     """
     subjects = find_subjects(dataset_dir, modalities, split, label, brain_mask, allow_outside, exclude)
+    unlabeled = [subject["case"] for subject in subjects if not {"label", "error"} & subject.keys()]
     if unlabeled_are_healthy:
-        _tell_healthy([subject["case"] for subject in subjects if not {"label", "error"} & subject.keys()], label)
-    else:
-        subjects = _labeled(subjects, label, named=split is not None)
+        _tell(f"Without a label (CASE_{label}.nii.gz), taken as healthy", unlabeled)
+    elif unlabeled:
+        errors = {
+            case: f"{case} has no label: expected {case}_{label}.nii.gz beside its images; exclude the case, change "
+            "`label`, or set `unlabeled_are_healthy`."
+            for case in unlabeled
+        }
+        if len(unlabeled) == len(subjects):
+            raise FileNotFoundError(errors[unlabeled[0]])
+        if split is None:
+            _tell("Without a label, left out (`unlabeled_are_healthy` takes them as healthy)", unlabeled)
+            subjects = [subject for subject in subjects if subject["case"] not in unlabeled]
+        else:
+            subjects = [
+                {**subject, "error": errors[subject["case"]]} if subject["case"] in errors else subject
+                for subject in subjects
+            ]
     usable = mark_unusable(subjects, slice_range)
     return [
         subject if "error" in subject else {**subject, "voxel_ml": voxel_ml(load_volume(subject["image"][0]).affine)}
@@ -56,25 +71,7 @@ def find_labeled(
     ]
 
 
-def _labeled(subjects: Sequence[Subject], label: str, named: bool) -> list[Subject]:
-    """The subjects that have a label; of those that were named, the others too, with their sentence as ``error``."""
-    lacking = {
-        case: f"{case} has no label: expected {case}_{label}.nii.gz beside its images; exclude the case, change "
-        "`label`, or set `unlabeled_are_healthy`."
-        for case in (subject["case"] for subject in subjects if not {"label", "error"} & subject.keys())
-    }
-    if lacking and len(lacking) == len(subjects):
-        raise FileNotFoundError(next(iter(lacking.values())))
-    if named:
-        return [{**case, "error": lacking[case["case"]]} if case["case"] in lacking else case for case in subjects]
-    if lacking and os.environ.get("RANK", "0") == "0":
-        print(f"Without a label, left out (`unlabeled_are_healthy` takes them as healthy): {len(lacking)}")
-        print("\n".join(shown_list([*lacking])))
-    return [subject for subject in subjects if subject["case"] not in lacking]
-
-
-def _tell_healthy(cases: Sequence[str], label: str) -> None:
-    """Print which cases count as healthy for want of a label."""
+def _tell(what: str, cases: Sequence[str]) -> None:
+    """Print, once of several processes, what is so of which cases; nothing where there are none."""
     if cases and os.environ.get("RANK", "0") == "0":
-        print(f"Without a label (CASE_{label}.nii.gz), taken as healthy: {len(cases)}")
-        print("\n".join(shown_list(cases)))
+        print("\n".join([f"{what}: {len(cases)}", *shown_list(cases)]))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch.nn.functional as F
 from monai.metrics.regression import KernelType, compute_ssim_and_cs
+from scipy import ndimage
 from scipy.stats import bootstrap
 from torch import Tensor
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+LEAST_LESION = 0.01  # ml; smaller pieces of a label do not count as lesions
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float | np.ndarray) -> np.ndarray:
@@ -57,6 +61,39 @@ def overlap(pred_mask: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
     return overlap_from_counts((pred_mask & label).sum(axes), pred_mask.sum(axes), label.sum(axes))
 
 
+def lesion_scores(pred_mask: np.ndarray, label: np.ndarray, voxel_ml: float = math.nan) -> dict[str, float]:
+    """Count lesions and marked components: connected voxels, 26 neighbors in a volume and 8 in a slice.
+
+    A lesion of at least 10 mm3 counts, and is found when a marked voxel lies in it. A marked component is false when
+    none of its voxels is labeled.
+
+    Args:
+        pred_mask: Mask of one case, bool, any shape.
+        label: Its lesions, bool, same shape.
+        voxel_ml: Volume of a voxel; NaN: not known, lesions of every size count.
+
+    Returns:
+        ``lesions``, ``lesions_found``, ``components``, ``false_components`` and ``lesion_f1``, 2TP / (2TP + FP + FN)
+        of found lesions, false components and missed lesions; NaN where no lesion counts.
+    """
+    neighbors = np.ones((3,) * label.ndim)
+    lesion_numbers, lesions = ndimage.label(label, neighbors)
+    component_numbers, components = ndimage.label(pred_mask, neighbors)
+    sizes = np.bincount(lesion_numbers.ravel(), minlength=lesions + 1)[1:]
+    touched = np.bincount(lesion_numbers[pred_mask], minlength=lesions + 1)[1:] > 0
+    counts = np.ones(lesions, bool) if math.isnan(voxel_ml) else sizes * voxel_ml >= LEAST_LESION * (1 - 1e-6)
+    number, found = int(counts.sum()), int((counts & touched).sum())
+    false = components - len(np.unique(component_numbers[pred_mask & label]))
+    f1 = 2 * found / (found + false + number) if number else math.nan
+    return {
+        "lesions": number,
+        "lesions_found": found,
+        "components": components,
+        "false_components": false,
+        "lesion_f1": f1,
+    }
+
+
 def ssim_map(image: Tensor, reconstruction: Tensor, data_range: float) -> Tensor:
     """Structural similarity around every pixel, in a Gaussian window of 11 pixels with sigma 1.5.
 
@@ -76,33 +113,24 @@ def ssim_map(image: Tensor, reconstruction: Tensor, data_range: float) -> Tensor
     return compute_ssim_and_cs(first, second, 2, window, sigma, data_range, KernelType.GAUSSIAN)[0]
 
 
-def threshold_counts(
-    scores: np.ndarray, label: np.ndarray, brain_mask: np.ndarray, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Count what the mask ``scores > threshold`` would mark, for many thresholds at once.
-
-    Exact at every threshold, whatever their spacing; counts of several images add up.
+def counts_above(scores: np.ndarray, thresholds: np.ndarray, *groups: np.ndarray) -> np.ndarray:
+    """Count the pixels whose score is above each of many thresholds, exactly and at once.
 
     Args:
-        scores: Any shape; only scores inside the brain are ever marked.
-        label: Same shape, 1 = lesion.
-        brain_mask: Same shape, 1 = brain.
+        scores: (P,).
         thresholds: Ascending, (T,).
+        groups: Which pixels to count, bool (P,) each.
 
     Returns:
-        True positives and marked pixels, each int64 (T,).
+        A row for each group, int64 (G, T).
     """
-    inside = brain_mask > 0
-    exceeded = np.searchsorted(thresholds, scores[inside], side="left")  # number of thresholds below the score
-    lesion = label[inside] > 0
-    size = len(thresholds) + 1
-    marked = [np.bincount(exceeded[chosen], minlength=size) for chosen in (lesion, slice(None))]
-    true_positives, predicted = (np.cumsum(counts[::-1])[::-1][1:] for counts in marked)
-    return true_positives, predicted
+    below = np.searchsorted(thresholds, scores, side="left")  # number of thresholds below the score
+    found = [np.bincount(below[group], minlength=len(thresholds) + 1) for group in groups]
+    return np.stack([np.cumsum(counts[::-1])[::-1][1:] for counts in found])
 
 
 def average_precision(true_positives: np.ndarray, predicted: np.ndarray, labeled: int) -> float:
-    """Area under the precision-recall steps of a score, from its ``threshold_counts``.
+    """Area under the precision-recall steps of a score, from its ``counts_above`` in the lesion and in all.
 
     Scores between two neighboring thresholds count as equal: exact for the scores rounded down to the thresholds.
     The lowest threshold should lie below every score, or the lesion pixels under it count as never found, as those

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
@@ -12,8 +13,6 @@ from ..data.morphology import box_of
 
 LABEL_COLOR, PRED_COLOR = (80, 220, 100), (255, 90, 60)
 CAPTION_HEIGHT, GAP = 16, 4
-# black, purple, red, orange, pale yellow: lightness grows steadily, so that it also reads in gray
-HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=float)
 
 
 def to_display(plane: np.ndarray) -> np.ndarray:
@@ -29,9 +28,7 @@ def gray(plane: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def heat(plane: np.ndarray, high: float) -> np.ndarray:
     """Colors of a slice (H, W) of scores as uint8 (H, W, 3): 0 is black, ``high`` and above pale yellow."""
-    position = np.clip(plane / max(high, 1e-6), 0, 1)
-    steps = np.linspace(0, 1, len(HEAT))
-    return np.stack([np.interp(position, steps, HEAT[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
+    return colormaps["inferno"](np.clip(plane / max(high, 1e-6), 0, 1), bytes=True)[..., :3]
 
 
 def outline(colors: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
@@ -49,7 +46,7 @@ def enlarge(plane: np.ndarray, size: int) -> np.ndarray:
 def brain_box(planes: dict[str, np.ndarray], margin: int = 3) -> tuple[slice, slice]:
     """Rows and columns that hold the brain, the label and the mask, and a little more; all where these are empty."""
     shown = (planes["brain_mask"] > 0) | (planes["label"] > 0) | (planes["pred_mask"] > 0)
-    rows, columns = box_of(shown if shown.any() else ~shown, margin)
+    rows, columns = box_of(shown if shown.any() else ~shown, margin)[-2:]
     return rows, columns
 
 
@@ -75,39 +72,34 @@ def tile(rows: Sequence[Sequence[tuple[str, np.ndarray]]], title: str) -> Image.
 def case_picture(
     planes: dict[str, np.ndarray], modalities: Sequence[str], title: str, panel_size: int = 320
 ) -> Image.Image:
-    """One slice of a case: image, high-frequency image if any, reconstruction, anomaly map, and mask against label.
+    """One slice of a case: image, reconstruction if there is one, anomaly map, and mask against label.
 
     Several modalities take a row each; the anomaly map and the masks belong to all and stand in the first. What lies
     far from the brain is cut off.
 
     Args:
-        planes: ``image``, ``reconstruction`` and, where the method sees it, ``high_frequency`` (M, H, W);
-            ``anomaly_map``, ``pred_mask``, ``label``, ``brain_mask`` (H, W).
+        planes: ``image`` and perhaps ``reconstruction`` (M, H, W); ``anomaly_map``, ``pred_mask``, ``label`` and
+            ``brain_mask`` (1, H, W).
         modalities: Names of the M modalities.
         title: Text above the panels.
         panel_size: Small panels are enlarged up to this many pixels.
     """
     box = brain_box(planes)
     planes = {name: plane[(..., *box)] for name, plane in planes.items()}
-    pred_mask, label = to_display(planes["pred_mask"]), to_display(planes["label"])
-    brain = planes["brain_mask"] > 0
+    brain = planes["brain_mask"][0] > 0
     rows = []
     for index, modality in enumerate(modalities):
         image = planes["image"][index]
         low, high = np.percentile(image[brain], [0.5, 99.5]) if brain.any() else (image.min(), image.max())
-        row = [(modality, gray(to_display(image), low, high))]
-        if "high_frequency" in planes:
-            high_frequency = planes["high_frequency"][index]
-            limit = np.percentile(np.abs(high_frequency), 99.5)
-            row.append(("high-frequency", gray(to_display(high_frequency), -limit, limit)))
-        reconstruction = np.where(brain, planes["reconstruction"][index], low)
-        row.append(("reconstruction", gray(to_display(reconstruction), low, high)))
+        row = [(modality, gray(image, low, high))]
+        if "reconstruction" in planes:
+            row.append(("reconstruction", gray(np.where(brain, planes["reconstruction"][index], low), low, high)))
         if index == 0:
             peak = float(planes["anomaly_map"].max())
-            outlined = outline(gray(to_display(image), low, high), label, LABEL_COLOR)
+            outlined = outline(gray(image, low, high), planes["label"][0], LABEL_COLOR)
             row += [
-                (f"anomaly map, 0 to {peak:.3g}", heat(to_display(planes["anomaly_map"]), peak)),
-                ("mask (red), label (green)", outline(outlined, pred_mask, PRED_COLOR)),
+                (f"anomaly map, 0 to {peak:.3g}", heat(planes["anomaly_map"][0], peak)),
+                ("mask (red), label (green)", outline(outlined, planes["pred_mask"][0], PRED_COLOR)),
             ]
-        rows.append([(caption, enlarge(panel, panel_size)) for caption, panel in row])
+        rows.append([(caption, enlarge(to_display(panel), panel_size)) for caption, panel in row])
     return tile(rows, title)

@@ -7,39 +7,37 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ..common.outputs import check_output, write_text
 from ..common.share import by_the_first
 from ..data.lists import inside
-from .charts import Line, Mark, chart
-from .summaries import STRIP_FILE, SUMMARY_COLUMNS, healthy_words
+from .iterations import ITERATIONS_FILE
+from .summaries import SUMMARY_COLUMNS, healthy_words, score_name
 
 METHOD = "anomaly_map"  # the method's name in curves.csv
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1340px; padding: 0 1rem; color: #1c2430;
-  background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; } th, td { padding: .25rem .6rem; text-align: right; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1340px; padding: 0 1rem; color: #1c2430; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } .note { color: #566070; max-width: 70rem; }
+table { border-collapse: collapse; width: 100%; } th, td { padding: .25rem .5rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #8a94a3; }
 tbody.case { border-bottom: 1px solid #ccd3dc; } .scroll { overflow-x: auto; }
-#cases th { padding: 0; } #cases th button { all: unset; cursor: pointer; padding: .25rem .6rem; font-weight: 600; }
+#cases th { padding: 0; } #cases th button { all: unset; cursor: pointer; padding: .25rem .5rem; font-weight: 600; }
 #cases th button:focus-visible { outline: 2px solid #1f6fb4; } th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
-td img, .strip img { max-width: 100%; display: block; background: #18181c; }
-.charts { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; flex: 1 1 520px; max-width: 660px; }
-svg { width: 100%; height: auto; font-size: 12px; } svg polyline { stroke-width: 1.8; } svg text { fill: #1c2430; }
-svg .grid { stroke: #dfe4ea; } .strip img { max-height: 44rem; width: auto; }
-.legend span { margin-right: 1rem; font-size: .85rem; }
-.legend i { display: inline-block; width: .9em; height: .9em; margin-right: .35em; vertical-align: -.1em; }
-.note { color: #566070; max-width: 70rem; }
+td img, .iterations { max-width: 100%; display: block; background: #18181c; }
+.charts { display: flex; flex-wrap: wrap; gap: 1rem; } .charts img { flex: 1 1 380px; max-width: 440px; }
 """
 
 SCRIPT = """
@@ -63,19 +61,23 @@ table.querySelectorAll("th").forEach((header, column) =>
   header.firstElementChild.addEventListener("click", () => sortBy(header, column)));
 """
 
-CASE_COLUMNS = {
-    "case": "case",
-    "dice": "Dice",
-    "sensitivity": "sensitivity",
-    "precision": "precision",
-    "dice_per_image_best": "best Dice",
-    "average_precision": "AP",
-    "lesion_pixels_128": "lesion px (128)",
-    "false_positive_fraction": "FP fraction",
-    "false_positive_ml": "FP ml",
-    "false_positive_pixels": "FP px",
-    "ssim_healthy_brain": "SSIM",
-    "network_passes": "passes",
+CASE_COLUMNS = {  # title and digits
+    "case": ("case", 0),
+    "dice": ("Dice", 3),
+    "sensitivity": ("sensitivity", 3),
+    "precision": ("precision", 3),
+    "dice_per_image_best": ("best Dice", 3),
+    "average_precision": ("AP", 3),
+    "lesion_pixels_128": ("lesion px (128)", 0),
+    "lesions_found": ("lesions found", 0),
+    "lesions": ("of", 0),
+    "false_components": ("false components", 0),
+    "lesion_f1": ("lesion F1", 3),
+    "false_positive_fraction": ("FP fraction", 3),
+    "false_positive_ml": ("FP ml", 3),
+    "false_positive_pixels": ("FP px", 0),
+    "ssim_healthy_brain": ("SSIM", 3),
+    "iterations": ("iterations", 1),
 }
 
 
@@ -99,28 +101,48 @@ def read_curves(path: Path) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def embedded(path: Path, longest: int = 1400) -> str:
-    """An image file as a data URI, JPEG, at most ``longest`` pixels wide."""
+def _image(content: bytes, kind: str, alt: str, style: str = "") -> str:
+    data = base64.b64encode(content).decode()
+    return f'<img {style}src="data:image/{kind};base64,{data}" alt="{escape(alt)}">'
+
+
+def picture(path: Path, alt: str, longest: int = 1400, style: str = "") -> str:
+    """An image file as part of the page, JPEG, at most ``longest`` pixels wide."""
     with Image.open(path) as file:
-        picture = file.convert("RGB")
-    picture.thumbnail((longest, longest))
+        small = file.convert("RGB")
+    small.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small.save(buffer, "JPEG", quality=82)
+    return _image(buffer.getvalue(), "jpeg", alt, style)
 
 
-def summary_html(summary: Mapping[str, object], scores: Sequence[str]) -> str:
+def summary_html(summary: Mapping[str, Any], scores: Sequence[str]) -> str:
     """The main numbers, a row for the method and each baseline."""
     header = "".join(f"<th>{escape(title)}</th>" for title in SUMMARY_COLUMNS)
     rows = []
     for score in scores:
         prefix = "" if score == METHOD else f"{score}_"
-        name = "IterMask" if score == METHOD else score.replace("_", " ")
         cells = "".join(f"<td>{_shown(_number(summary.get(prefix + key)))}</td>" for key in SUMMARY_COLUMNS.values())
-        low, high = (_shown(_number(summary.get(f"{prefix}dice_ci_{end}"))) for end in ("low", "high"))
-        rows.append(f"<tr><td>{escape(name)}</td>{cells}<td>{low} to {high}</td></tr>")
-    head = f"<tr><th>score</th>{header}<th>Dice, 95 % interval</th></tr>"
+        for name in ("dice", "lesion_f1"):
+            low, high = (_shown(_number(summary.get(f"{prefix}{name}_ci_{end}"))) for end in ("low", "high"))
+            cells += f"<td>{low} to {high}</td>"
+        rows.append(f"<tr><td>{escape(score_name(prefix, str(summary['method'])))}</td>{cells}</tr>")
+    head = f"<tr><th>score</th>{header}<th>Dice, 95 %</th><th>F1, 95 %</th></tr>"
     return f"<div class=scroll><table id=summary><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+@contextmanager
+def _chart(x_label: str, y_label: str, alt: str, images: list[str]) -> Iterator[Axes]:
+    """Axes to draw on with a logarithmic x; their picture comes to ``images`` when the block ends."""
+    with mpl.rc_context({"svg.hashsalt": "report", "font.size": 9}):
+        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        axes = figure.add_subplot(xscale="log", xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.3)
+        yield axes
+        axes.legend(fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    images.append(_image(buffer.getvalue(), "svg+xml", alt))
 
 
 def shown_range(curve: Mapping[str, np.ndarray]) -> tuple[float, float]:
@@ -130,56 +152,40 @@ def shown_range(curve: Mapping[str, np.ndarray]) -> tuple[float, float]:
     return (float(shown[0]), float(shown[-1])) if len(shown) > 1 else (1e-3, 10.0)
 
 
-def threshold_chart(curve: Mapping[str, np.ndarray], summary: Mapping[str, object]) -> str:
-    """Dice, sensitivity and precision over the thresholds of the anomaly map, with the label-free threshold marked."""
-    names = ("dice", "sensitivity", "precision")
-    if np.isnan(curve["dice"]).all():
-        return ""
-    lines = [Line(name, curve["threshold"], np.nan_to_num(curve[name]), dashed=name != "dice") for name in names]
-    marks = []
-    for caption, suffix, color in (("upper bound", "_upper_bound", 3), ("label-free", "", 4)):
-        dice, threshold = (_number(summary[name + suffix]) for name in ("dice", "threshold"))
-        if not math.isnan(dice) and not math.isnan(threshold):
-            marks.append(Mark(f"{caption}: Dice {_shown(dice)}", threshold, dice, color, below=suffix == ""))
-    return chart(lines, "threshold of the anomaly map", "mean over cases", shown_range(curve), (0, 1), True, marks)
-
-
-def false_positive_chart(curves: Mapping[str, Mapping[str, np.ndarray]], summary: Mapping[str, object]) -> str:
-    """Dice of every score over the part of the healthy brain that is marked: where all can be compared."""
-    lines, marks = [], []
-    for index, (score, curve) in enumerate(curves.items()):
-        prefix = "" if score == METHOD else f"{score}_"
-        healthy = curve["healthy_pixels_above"]
-        fraction = healthy / max(healthy.max(), 1)
-        shown = (fraction >= 1e-4) & ~np.isnan(curve["dice"])
-        name = "IterMask's anomaly map" if score == METHOD else score.replace("_", " ")
-        lines.append(Line(name, fraction[shown], np.nan_to_num(curve["dice"][shown])))
-        dice, marked = (_number(summary.get(prefix + key)) for key in ("dice", "false_positive_fraction"))
-        if score == METHOD and not math.isnan(dice) and marked > 0:
-            marks.append(Mark("label-free mask", marked, dice, index))
-    if not any(len(line.x) for line in lines):
-        return ""
-    return chart(lines, "part of the healthy brain marked", "mean Dice", (1e-4, 1.0), (0, 1), True, marks)
-
-
-def score_histogram(curve: Mapping[str, np.ndarray], bins: int = 60) -> str:
-    """How the scores of healthy and of lesion pixels are distributed, over the shown thresholds."""
+def charts(curves: Mapping[str, Mapping[str, np.ndarray]], summary: Mapping[str, Any]) -> list[str]:
+    """Scores over the threshold, Dice over the part of the healthy brain that is marked, and both histograms."""
+    images: list[str] = []
+    curve, method = curves[METHOD], str(summary["method"])
     low, high = shown_range(curve)
-    edges = np.geomspace(low, high, bins + 1)
-    lesion = curve["lesion_pixels_above"]
-    healthy = curve["healthy_pixels_above"]
-    name = "healthy slices"
+    shown = (curve["threshold"] >= low) & (curve["threshold"] <= high)
+    if not np.isnan(curve["dice"]).all():
+        with _chart("threshold of the anomaly map", "mean over cases", "scores over thresholds", images) as axes:
+            for name, style in (("dice", "-"), ("sensitivity", "--"), ("precision", ":")):
+                axes.plot(curve["threshold"][shown], curve[name][shown], style, label=name)
+            for caption, threshold, dice in (
+                ("label-free", "threshold", "dice"),
+                ("best single threshold", "best_threshold", "dice_best_threshold"),
+            ):
+                value = _number(summary[dice])
+                axes.plot(_number(summary[threshold]), value, "o", label=f"{caption}: Dice {value:.3f}")
+    fractions = {score: one["healthy_pixels_above"] for score, one in curves.items()}
+    if fractions[METHOD].max() > 0 and not np.isnan(curve["dice"]).all():
+        with _chart("part of the healthy brain marked", "mean Dice", "Dice over false positives", images) as axes:
+            for score, healthy in fractions.items():
+                name = f"map of {method}" if score == METHOD else score_name(score, method)
+                axes.plot(healthy / max(healthy.max(), 1), curves[score]["dice"], label=name)
+            marked = _number(summary["false_positive_fraction"])
+            axes.plot(marked, _number(summary["dice"]), "o", label=f"mask of {method}")
+            axes.set_xlim(1e-4, 1)
+    lesion, healthy, name = curve["lesion_pixels_above"], curve["healthy_pixels_above"], "healthy slices"
     if healthy.max() == 0:
         healthy, name = curve["pixels_above"] - lesion, "brain outside the lesion"
+    edges = np.geomspace(low, high, 61)
     at = np.searchsorted(curve["threshold"], edges).clip(max=len(lesion) - 1)
-    centers = np.sqrt(edges[1:] * edges[:-1])
-    lines = [
-        Line(label, centers, -np.diff(above[at]) / max(above.max(), 1), filled=True)
-        for label, above in ((name, healthy), ("lesion", lesion))
-        if above.max() > 0 or label == name
-    ]
-    highest = max(1e-3, *(float(line.y.max()) for line in lines))
-    return chart(lines, "anomaly score", "part of the pixels", (low, high), (0, 1.05 * highest), True)
+    with _chart("anomaly score", "part of the pixels", "distribution of the scores", images) as axes:
+        for label, above in ((name, healthy), ("lesion", lesion)):
+            axes.stairs(-np.diff(above[at]) / max(above.max(), 1), edges, fill=True, alpha=0.5, label=label)
+    return images
 
 
 def _worst_first(row: Mapping[str, str]) -> tuple[float, float]:
@@ -190,20 +196,19 @@ def _worst_first(row: Mapping[str, str]) -> tuple[float, float]:
 def cases_html(rows: Sequence[Mapping[str, str]], folder: Path) -> str:
     """Every case with its numbers and picture, worst first; a click on a heading sorts."""
     baselines = [name for name in rows[0] if name.startswith("baseline_") and name.endswith("_dice")]
-    columns = CASE_COLUMNS | {name: f"{name.removesuffix('_dice').replace('_', ' ')} Dice" for name in baselines}
-    columns = {name: title for name, title in columns.items() if any(row.get(name) not in (None, "") for row in rows)}
-    header = "".join(f"<th scope=col><button>{escape(title)}</button></th>" for title in columns.values())
+    columns = CASE_COLUMNS | {name: (name.replace("_dice", " Dice").replace("_", " "), 3) for name in baselines}
+    columns = {name: shown for name, shown in columns.items() if any(row.get(name) not in (None, "") for row in rows)}
+    header = "".join(f"<th scope=col><button>{escape(title)}</button></th>" for title, _ in columns.values())
     bodies = []
     for row in sorted(rows, key=_worst_first):
-        cells = []
-        for name in columns:
-            digits = 0 if name in ("lesion_pixels_128", "false_positive_pixels", "network_passes") else 3
+        cells = ""
+        for name, (_, digits) in columns.items():
             shown = row[name] if name == "case" else _shown(_number(row[name]), digits)
-            cells.append(f'<td data-value="{escape(row[name])}">{escape(shown)}</td>')
-        body = f"<tr>{''.join(cells)}</tr>"
+            cells += f'<td data-value="{escape(row[name])}">{escape(shown)}</td>'
+        body = f"<tr>{cells}</tr>"
         if row.get("picture"):
-            source = embedded(inside(folder, row["picture"], "cases.csv"))
-            body += f'<tr><td colspan={len(columns)}><img src="{source}" alt="{escape(row["case"])}"></td></tr>'
+            image = picture(inside(folder, row["picture"], "cases.csv"), row["case"])
+            body += f"<tr><td colspan={len(columns)}>{image}</td></tr>"
         bodies.append(f"<tbody class=case>{body}</tbody>")
     return f"<div class=scroll><table id=cases><thead><tr>{header}</tr></thead>{''.join(bodies)}</table></div>"
 
@@ -215,28 +220,29 @@ def _page(folder: Path) -> str:
     with (folder / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     iterations = ""
-    if (folder / STRIP_FILE).is_file():
-        source = embedded(folder / STRIP_FILE, 2400)
-        iterations = f'<h2>The iterations of one case</h2><div class=strip><img src="{source}" alt="iterations"></div>'
+    if (folder / ITERATIONS_FILE).is_file():
+        image = picture(folder / ITERATIONS_FILE, "iterations", 2400, "class=iterations ")
+        iterations = f"<h2>The iterations of one case</h2>{image}"
+    heading = escape(f"{summary['method']}: evaluation of {int(summary['cases'])} cases")
     return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Evaluation of {int(summary["cases"])} cases</title>
+<html lang="en"><head><meta charset="utf-8"><title>{heading}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <style>{STYLE}</style></head><body>
-<h1>Evaluation of {int(summary["cases"])} cases</h1>
+<h1>{heading}</h1>
 <p class=note>{escape(healthy_words(summary))}</p>
 <p class=note>{int(summary["cases_small"])} small (under 200 px at 128 x 128), {int(summary["cases_medium"])} medium and
 {int(summary["cases_large"])} large lesions (800 px and more); {int(summary["healthy_slices"])} healthy slices
-({escape(str(summary["baseline_threshold_source"]))}). The baselines mark as much of the healthy brain as IterMask does.
-The upper bound chooses its threshold on the labels it is scored with, so it is no result; it is one threshold of the
-anomaly map, and can lie below the Dice of masks that two thresholds make.</p>
+({escape(str(summary["baseline_threshold_source"]))}). A baseline without a threshold of its own marks as much of the
+healthy brain as the method does. A lesion is a connected part of the label of at least 10 mm3, and is found when a
+marked voxel lies in it; a component of the mask is false when it touches no label. "best thr." is the Dice of the
+single threshold that is best for the labels it is scored with, so it is no result.</p>
 {summary_html(summary, list(curves))}
-<h2>Thresholds and scores</h2><div class=charts>
-{threshold_chart(curves[METHOD], summary)}{false_positive_chart(curves, summary)}{score_histogram(curves[METHOD])}</div>
+<h2>Thresholds and scores</h2><div class=charts>{"".join(charts(curves, summary))}</div>
 {iterations}
 <h2>Cases, worst first</h2><p class=note>Click a heading to sort, again to turn the order round. Pictures: image,
-high-frequency image, reconstruction, anomaly map, and mask (red) against label (green).</p>
+reconstruction if the model makes one, anomaly map, and mask (red) against label (green).</p>
 {cases_html(rows, folder)}
 <script>{SCRIPT}</script></body></html>
 """

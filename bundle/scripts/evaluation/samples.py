@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,34 +14,24 @@ from monai.data.utils import affine_to_spacing
 from torch import Tensor
 
 from ..data.brain import lesion_of
-from .metrics import ssim_map
+from ..data.morphology import box_of
+from .metrics import SSIM_WINDOW, ssim_map
 
 logger = logging.getLogger(__name__)
 
 REFERENCE_SIZE = 128
-
-
-def as_slices(array: Tensor) -> Tensor:
-    """Slices (D, C, H, W) of a volume (C, H, W, D); a slice (C, H, W) becomes a batch of one."""
-    plain = torch.as_tensor(array).detach().float().cpu().as_subclass(Tensor)
-    return plain[None] if plain.ndim == 3 else plain.movedim(-1, 0)
-
-
-def _spacing(image: Tensor) -> tuple[float, ...]:
-    """Of a volume's slices, rows and columns in mm; 1 where it has no meta data, or is a slice."""
-    if not isinstance(image, MetaTensor) or image.ndim < 4:
-        return 1.0, 1.0, 1.0
-    rows, columns, slices = affine_to_spacing(image.affine).tolist()
-    return slices, rows, columns
+SLICES_AT_ONCE = 16  # of large volumes, so that what is computed of them needs little memory
 
 
 @dataclass
 class Sample:
-    """One case taken apart: its D slices, and what the inferer made of them.
+    """One case taken apart: its D slices around the brain, and what the inferer made of them.
 
-    ``image`` and ``reconstruction`` are (D, M, H, W), the others (D, 1, H, W); ``brain_mask``, ``label`` and
-    ``pred_mask`` are bool. ``voxel_ml`` is the volume of a voxel, NaN where it is not known; ``spacing`` that between
-    slices, rows and columns in mm, 1 where it is not known. ``threshold`` is that of the anomaly map.
+    ``image`` and ``reconstruction`` (None where the model makes none) are (D, M, H, W), the others (D, 1, H, W);
+    ``brain_mask``, ``label`` and ``pred_mask`` are bool. What lies far from brain, label and mask is cut off; ``grid``
+    is the size of a whole slice, ``first_slice`` the number of slices left out before. ``voxel_ml`` is the volume of a
+    voxel, NaN where it is not known; ``spacing`` that between slices, rows and columns in mm, 1 where it is not known.
+    ``threshold`` is that of the anomaly map, ``iterations`` (D,) how often the mask of each slice was refined.
     """
 
     name: str
@@ -50,57 +40,95 @@ class Sample:
     label: Tensor
     pred_mask: Tensor
     anomaly_map: Tensor
-    reconstruction: Tensor
-    passes: Tensor
+    reconstruction: Tensor | None
+    iterations: Tensor
     threshold: float
+    grid: tuple[int, int]
+    first_slice: int = 0
     voxel_ml: float = math.nan
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     @classmethod
-    def from_item(cls, item: Mapping) -> Sample:
+    def from_item(cls, item: Mapping, outputs: Sequence[str]) -> Sample:
         """Read one decollated item of an evaluator.
 
         Args:
-            item: ``image`` (M + 1, H, W[, D]), modalities and brain mask; ``label`` (1, H, W[, D]), or
-                none when it is healthy; ``pred`` (M + 4, H, W[, D]), mask, anomaly map, reconstruction, passes
-                and threshold; ``case``; ``slice`` and ``voxel_ml`` if it has them.
+            item: ``image`` (M + 1, H, W[, D]), modalities and brain mask; ``label`` (1, H, W[, D]), or none when it is
+                healthy; ``pred`` (K, H, W[, D]); ``case``; ``slice`` and ``voxel_ml`` if it has them.
+            outputs: What the channels of ``pred`` are, as the inferer names them.
 
         Raises:
             ValueError: When ``pred`` has other channels.
         """
-        inputs, pred = as_slices(item["image"]), as_slices(item["pred"])
-        label = as_slices(item["label"]) if "label" in item else torch.zeros_like(inputs[:, :1])
-        lesion = lesion_of(label, str(item["case"]))
-        channels = inputs.shape[1] + 3
-        if pred.shape[1] != channels:
-            raise ValueError(
-                "The inferer must return mask, anomaly_map, reconstruction, passes and threshold, "
-                f"{channels} channels in all, got {pred.shape[1]}: set inferer#outputs to these five."
-            )
-        name = str(item["case"]) if "slice" not in item else f"{item['case']}_{int(item['slice']):03d}"
+        image, name = item["image"], sample_name(item)
+        inputs, pred = _plain(image), _plain(item["pred"])
+        label = lesion_of(_plain(item["label"]), name) if "label" in item else torch.zeros_like(inputs[:1]).bool()
+        channels = split_channels(pred, outputs, len(inputs) - 1)
+        brain_mask, pred_mask = inputs[-1:] > 0.5, channels["mask"] > 0.5
+        box = _box(brain_mask | pred_mask | label)
+        reconstruction = channels.get("reconstruction")
         return cls(
             name=name,
-            image=inputs[:, :-1],
-            brain_mask=inputs[:, -1:] > 0.5,
-            label=lesion,
-            pred_mask=pred[:, :1] > 0.5,
-            anomaly_map=pred[:, 1:2],
-            reconstruction=pred[:, 2:-2],
-            passes=pred[:, -2:-1],
-            threshold=float(pred[:, -1].max()),
+            image=_slices(inputs[:-1], box),
+            brain_mask=_slices(brain_mask, box),
+            label=_slices(label, box),
+            pred_mask=_slices(pred_mask, box),
+            anomaly_map=_slices(channels["anomaly_map"], box),
+            reconstruction=None if reconstruction is None else _slices(reconstruction, box),
+            iterations=_slices(channels["iterations"], box).flatten(1).amax(dim=1),
+            threshold=float(channels["threshold"].max()),
+            grid=(inputs.shape[1], inputs.shape[2]),
+            first_slice=box[2].start,
             voxel_ml=float(item.get("voxel_ml", math.nan)),
-            spacing=_spacing(item["image"]),
+            spacing=_spacing(image),
         )
 
-    def select(self, chosen: Tensor) -> Sample:
-        """The chosen slices alone, by a bool (D,)."""
-        parts: dict[str, Any] = {key: value[chosen] for key, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **parts)
+
+def sample_name(item: Mapping) -> str:
+    """The name of an item: that of its case, and the number of its slice if it is one."""
+    return str(item["case"]) if "slice" not in item else f"{item['case']}_{int(item['slice']):03d}"
 
 
-def processed_sample(item: Mapping, output: Mapping) -> Sample:
-    """One decollated item of an evaluator with its output, after postprocessing, which changes the output alone."""
-    return Sample.from_item({**item, **{key: value for key, value in output.items() if value is not None}})
+def split_channels(pred: Tensor, outputs: Sequence[str], modalities: int) -> dict[str, Tensor]:
+    """The channels of an inferer's result (K, ...) by their names; ``reconstruction`` are as many as modalities.
+
+    Raises:
+        ValueError: When there are more or fewer.
+    """
+    numbers = [modalities if name == "reconstruction" else 1 for name in outputs]
+    if len(pred) != sum(numbers):
+        raise ValueError(
+            f"The inferer must return {', '.join(outputs)}, {sum(numbers)} channels in all, got {len(pred)}: set "
+            "inferer#outputs to these."
+        )
+    return dict(zip(outputs, pred.split(numbers), strict=True))
+
+
+def _plain(array: Tensor) -> Tensor:
+    """A volume (C, H, W, D); a slice (C, H, W) becomes one of a single slice."""
+    plain = torch.as_tensor(array).detach().float().cpu().as_subclass(Tensor)
+    return plain[..., None] if plain.ndim == 3 else plain
+
+
+def _box(shown: Tensor) -> tuple[slice, ...]:
+    """Rows, columns and slices that hold all that is shown (1, H, W, D), with room for the window of the SSIM."""
+    mask = shown[0].numpy()
+    if not mask.any():
+        return tuple(slice(0, size) for size in mask.shape)
+    return (*box_of(mask, SSIM_WINDOW // 2 + 1)[:2], box_of(mask)[2])
+
+
+def _slices(volume: Tensor, box: Sequence[slice]) -> Tensor:
+    """What lies in a box of a volume (C, H, W, D), as slices (D, C, H, W)."""
+    return volume[(slice(None), *box)].movedim(-1, 0).contiguous()
+
+
+def _spacing(image: Tensor) -> tuple[float, ...]:
+    """Of a volume's slices, rows and columns in mm; 1 where it has no meta data, or is a slice."""
+    if not isinstance(image, MetaTensor) or image.ndim < 4:
+        return 1.0, 1.0, 1.0
+    rows, columns, slices = affine_to_spacing(image.affine).tolist()
+    return slices, rows, columns
 
 
 def warn_of_label(sample: Sample) -> None:
@@ -125,34 +153,39 @@ def healthy_ssim(sample: Sample, data_range: float) -> dict[str, float]:
 
     Returns:
         ``ssim_healthy``, over the whole slices as published, where the background counts as perfect, and
-        ``ssim_healthy_brain``, over the healthy brain pixels alone.
+        ``ssim_healthy_brain``, over the healthy brain pixels alone. NaN without a reconstruction.
     """
     healthy = sample.brain_mask & ~sample.label
-    used = healthy.flatten(1).any(dim=1)
-    if not used.any():
+    used = healthy.flatten(1).any(dim=1).nonzero()[:, 0]
+    if sample.reconstruction is None or not len(used):
         return {"ssim_healthy": math.nan, "ssim_healthy_brain": math.nan}
-    healthy = healthy[used]
-    similarity = ssim_map(sample.image[used] * healthy, sample.reconstruction[used] * healthy, data_range)
-    inside = (similarity * healthy).sum() / (healthy.sum() * similarity.shape[1])
-    return {"ssim_healthy": float(similarity.mean()), "ssim_healthy_brain": float(inside)}
+    different = inside = 0.0
+    for part in used.split(SLICES_AT_ONCE):
+        shown = healthy[part]
+        similarity = ssim_map(sample.image[part] * shown, sample.reconstruction[part] * shown, data_range)
+        different += float((1 - similarity).double().sum())
+        inside += float((similarity * shown).double().sum())
+    modalities = sample.image.shape[1]
+    return {
+        "ssim_healthy": 1 - different / (len(used) * modalities * math.prod(sample.grid)),
+        "ssim_healthy_brain": inside / (int(healthy.sum()) * modalities),
+    }
 
 
 def case_row(sample: Sample, data_range: float) -> dict[str, Any]:
     """The columns of a case that need no threshold."""
-    height, width = sample.image.shape[-2:]
     lesion_pixels = sample.label.flatten(1).sum(dim=1)
     healthy = sample.brain_mask & ~sample.label
-    with_brain = sample.brain_mask.flatten(1).any(dim=1)
-    passes = sample.passes.flatten(1).amax(dim=1)[with_brain]
+    iterations = sample.iterations[sample.brain_mask.flatten(1).any(dim=1)]
     false_positives = int((sample.pred_mask & healthy).sum())
     return {
         "case": sample.name,
         "lesion_pixels": int(lesion_pixels.sum()),
-        "lesion_pixels_128": float(lesion_pixels.max()) * REFERENCE_SIZE**2 / (height * width),
+        "lesion_pixels_128": float(lesion_pixels.max()) * REFERENCE_SIZE**2 / math.prod(sample.grid),
         "brain_pixels": int(sample.brain_mask.sum()),
         "false_positive_pixels": false_positives,
         "false_positive_ml": false_positives * sample.voxel_ml,
         "false_positive_fraction": false_positives / max(1, int(healthy.sum())),
-        "network_passes": float(passes.mean()) if len(passes) else 0.0,
+        "iterations": float(iterations.mean()) if len(iterations) else 0.0,
         **healthy_ssim(sample, data_range),
     }

@@ -1,4 +1,4 @@
-"""From the counts of single cases to one summary: means, upper bounds, intervals, and the files that hold them."""
+"""From the counts of single cases to one summary: means, intervals, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ..common.outputs import write_csv, write_json
 from ..data.lists import read_split
 from .metrics import average_precision, bootstrap_interval, overlap_from_counts, threshold_at_fraction
 
-STRIP_FILE = "iterations.png"
 METHOD = ""  # the prefix of the method's own columns; a baseline's is "baseline_<name>_"
 SUMMARY_COLUMNS = {
     "Dice": "dice",
@@ -25,43 +24,45 @@ SUMMARY_COLUMNS = {
     "sens.": "sensitivity",
     "prec.": "precision",
     "AP": "average_precision",
+    "lesion F1": "lesion_f1",
+    "false comp.": "false_components",
     "FP frac.": "false_positive_fraction",
-    "upper bound": "dice_upper_bound",
+    "best thr.": "dice_best_threshold",
 }
+LESION_COLUMNS = ("lesions", "lesions_found", "components", "false_components", "lesion_f1")
 SIZE_CLASSES = {"small": (1, 200), "medium": (200, 800), "large": (800, math.inf)}
+BELOW_EVERY_SCORE = -1000.0
+
+
+def _grid(*parts: ArrayLike) -> np.ndarray:
+    return np.unique(np.concatenate([np.asarray(part, np.float32) for part in parts]))
+
+
+# of squared errors 0.6 % apart, and finer near 1, for probabilities
+MAP_THRESHOLDS = _grid([BELOW_EVERY_SCORE, 0], np.geomspace(1e-6, 1e4, 4093), 1 - np.geomspace(1e-6, 0.01, 200))
+BASELINE_THRESHOLDS = _grid([BELOW_EVERY_SCORE], np.linspace(-10, 30, 4001))  # standard deviations
+
+
+def thresholds_of(prefix: str) -> np.ndarray:
+    """The thresholds at which a score is looked at, ascending, (T,): the anomaly map's, or a baseline's."""
+    return MAP_THRESHOLDS if prefix == METHOD else BASELINE_THRESHOLDS
 
 
 @dataclass
 class CaseScores:
     """What is kept of a case: a row of the table, and counts from which every threshold can be scored.
 
-    ``counts`` holds true positives and marked pixels per threshold, (2, T), for the method and each baseline.
-    ``threshold`` is what the method applied to its map.
+    Counts are those of lesion pixels, of all pixels, and of pixels in healthy slices. ``marked`` (3,) holds them for
+    the method's mask and for each baseline's that has a threshold of its own, ``counts`` (3, T) for every threshold of
+    the method's map and of each baseline. ``row`` is None for healthy slices, which give the third count alone.
     """
 
-    row: dict[str, Any]
-    mask_counts: np.ndarray
-    counts: dict[str, np.ndarray]
-    threshold: float
-
-
-@dataclass
-class HealthyScores:
-    """Pixels that are marked in healthy slices, summed over all of them."""
-
-    slices: int = 0
-    brain_pixels: int = 0
-    mask_pixels: int = 0
+    row: dict[str, Any] | None
+    healthy_slices: int
+    healthy_pixels: int
+    thresholds: dict[str, float] = field(default_factory=dict)  # of those in ``marked``
+    marked: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __add__(self, other: HealthyScores) -> HealthyScores:
-        names = self.counts.keys() | other.counts.keys()
-        return HealthyScores(
-            self.slices + other.slices,
-            self.brain_pixels + other.brain_pixels,
-            self.mask_pixels + other.mask_pixels,
-            {name: np.add(self.counts.get(name, 0), other.counts.get(name, 0)) for name in names},
-        )
 
 
 def mean(values: ArrayLike) -> float:
@@ -71,101 +72,76 @@ def mean(values: ArrayLike) -> float:
     return float(numbers.mean()) if len(numbers) else math.nan
 
 
+def with_interval(name: str, values: np.ndarray) -> dict[str, float]:
+    """The mean of values and the ends of its 95 % interval, as ``<name>``, ``<name>_ci_low`` and ``<name>_ci_high``."""
+    low, high = bootstrap_interval(values)
+    return {name: mean(values), f"{name}_ci_low": low, f"{name}_ci_high": high}
+
+
 def size_class_means(name: str, values: np.ndarray, lesion_pixels_128: np.ndarray) -> dict[str, float]:
     """Means over the cases with a small, a medium and a large lesion, as ``<name>_small`` and so on."""
-    means = {}
-    for size, (low, high) in SIZE_CLASSES.items():
-        means[f"{name}_{size}"] = mean(values[(lesion_pixels_128 >= low) & (lesion_pixels_128 < high)])
-    return means
+    classes = SIZE_CLASSES.items()
+    return {f"{name}_{size}": mean(values[in_class(lesion_pixels_128, *ends)]) for size, ends in classes}
+
+
+def in_class(lesion_pixels_128: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Which cases have a lesion of at least ``low`` and less than ``high`` pixels, at 128 x 128."""
+    return (lesion_pixels_128 >= low) & (lesion_pixels_128 < high)
 
 
 def summarize_score(
-    label_free: np.ndarray,
-    counts: np.ndarray,
-    labeled: np.ndarray,
-    lesion_pixels_128: np.ndarray,
-    thresholds: np.ndarray,
+    marked: np.ndarray, counts: np.ndarray, labeled: np.ndarray, thresholds: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, np.ndarray]]:
     """Score a method over all cases: at its own masks, and over the thresholds of its map.
 
-    The upper bound is the best mean Dice that one threshold for all cases reaches, chosen on the very labels it is
-    scored with; the per-image best lets every case choose its own. Neither is a result of the method, and both bound
-    only masks that are the map above a threshold: connected areas chosen by more than that may score higher.
+    The best single threshold is the one for all cases with the highest mean Dice, chosen on the very labels it is
+    scored with; the per-image best lets every case choose its own. Neither is a result of the method, nor a bound of
+    it: masks that are more than the map above one threshold may score higher.
 
     Args:
-        label_free: True positives and marked pixels of the masks, (N, 2).
+        marked: True positives and marked pixels of the masks, (N, 2).
         counts: The same per threshold, (N, 2, T).
         labeled: Lesion pixels, (N,).
-        lesion_pixels_128: Lesion size at 128 x 128, (N,).
         thresholds: (T,).
 
     Returns:
         Columns of the case table, (N,) each; entries of the summary; columns of the curve, (T,) each.
     """
-    columns = overlap_from_counts(label_free[:, 0], label_free[:, 1], labeled)
+    columns = overlap_from_counts(marked[:, 0], marked[:, 1], labeled)
     curves = overlap_from_counts(counts[:, 0], counts[:, 1], labeled[:, None])
-    with_lesion = labeled > 0
-    nothing = np.full(len(thresholds), np.nan)
-    curve = {name: values[with_lesion].mean(axis=0) for name, values in curves.items() if with_lesion.any()}
-    curve = curve or dict.fromkeys(curves, nothing)
-    curve |= {"lesion_pixels_above": counts[:, 0].sum(axis=0), "pixels_above": counts[:, 1].sum(axis=0)}
-    best = int(np.argmax(curve["dice"])) if with_lesion.any() else 0
-    columns["dice_upper_bound"] = curves["dice"][:, best]
     columns["dice_per_image_best"] = curves["dice"].max(axis=1)
     columns["average_precision"] = np.array(
-        [average_precision(hits, marked, size) for (hits, marked), size in zip(counts, labeled, strict=True)]
+        [average_precision(hits, above, size) for (hits, above), size in zip(counts, labeled, strict=True)]
     )
-    summary = {name: mean(values) for name, values in columns.items()}
-    summary["dice_ci_low"], summary["dice_ci_high"] = bootstrap_interval(columns["dice"])
-    summary["threshold_upper_bound"] = float(thresholds[best]) if with_lesion.any() else math.nan
-    summary["sensitivity_upper_bound"] = mean(curves["sensitivity"][:, best])
-    summary["precision_upper_bound"] = mean(curves["precision"][:, best])
-    summary["average_precision_per_image"] = summary["average_precision"]
-    summary["average_precision"] = average_precision(
-        counts[:, 0].sum(axis=0), counts[:, 1].sum(axis=0), int(labeled.sum())
-    )
-    for name in ("dice", "dice_upper_bound"):
-        summary |= size_class_means(name, columns[name], lesion_pixels_128)
-    return columns, summary, curve
+    hits, above = counts.sum(axis=0)
+    summary = {name: mean(values) for name, values in columns.items()} | with_interval("dice", columns["dice"])
+    summary["average_precision"] = average_precision(hits, above, int(labeled.sum()))
+    if (labeled > 0).any():
+        curve = {name: scores[labeled > 0].mean(axis=0) for name, scores in curves.items()}
+    else:
+        curve = {name: np.full(len(thresholds), np.nan) for name in curves}
+    best = int(np.argmax(curve["dice"]))
+    summary |= {f"{name}_best_threshold": float(scores[best]) for name, scores in curve.items()}
+    summary["best_threshold"] = float(thresholds[best]) if (labeled > 0).any() else math.nan
+    return columns, summary, curve | {"lesion_pixels_above": hits, "pixels_above": above}
 
 
-def label_free_counts(
-    prefix: str,
-    cases: Sequence[CaseScores],
-    healthy: HealthyScores,
-    thresholds: np.ndarray,
-    threshold: float,
-    own: float | None = None,
-) -> tuple[np.ndarray, dict[str, float]]:
-    """What each score marks without having seen a label.
+def matched_threshold(prefix: str, cases: Sequence[CaseScores]) -> float:
+    """The threshold at which a baseline marks no more of the healthy slices than the method; NaN where none are."""
+    pixels = sum(case.healthy_pixels for case in cases)
+    if not pixels:
+        return math.nan
+    counts = np.sum([case.counts[prefix][2] for case in cases], axis=0)
+    fraction = sum(case.marked[METHOD][2] for case in cases) / pixels
+    return threshold_at_fraction(counts, pixels, fraction, thresholds_of(prefix))
 
-    The method has its masks. A baseline takes the threshold that marks no more of the healthy brain than they do.
 
-    Args:
-        prefix: Which score.
-        cases: All cases.
-        healthy: All healthy slices; without any, a baseline has no threshold and the fractions are NaN.
-        thresholds: Those that were counted, (T,).
-        threshold: The method's own.
-        own: A baseline's own threshold, which needs no healthy brain.
-
-    Returns:
-        True positives and marked pixels of each case, (N, 2), and the threshold and false-positive fraction.
-    """
-    fraction = healthy.mask_pixels / healthy.brain_pixels if healthy.brain_pixels else math.nan
-    if prefix == METHOD:
-        masks = np.stack([case.mask_counts for case in cases])
-        return masks, {"threshold": threshold, "false_positive_fraction": fraction}
-    if own is None and not healthy.brain_pixels:
-        nothing = np.full((len(cases), 2), np.nan)
-        return nothing, {"threshold": math.nan, "false_positive_fraction": math.nan}
-    marked = healthy.counts.get(prefix, np.zeros(len(thresholds)))
-    if own is None:
-        own = threshold_at_fraction(marked, healthy.brain_pixels, fraction, thresholds)
-    index = min(int(np.searchsorted(thresholds, np.float32(own))), len(thresholds) - 1)
-    masks = np.stack([case.counts[prefix][:, index] for case in cases])
-    false = float(marked[index] / healthy.brain_pixels) if healthy.brain_pixels else math.nan
-    return masks, {"threshold": own, "false_positive_fraction": false}
+def masks_at(prefix: str, cases: Sequence[CaseScores], threshold: float) -> np.ndarray:
+    """The counts (N, 3) of a baseline's masks at one of its thresholds; NaN at none."""
+    if math.isnan(threshold):
+        return np.full((len(cases), 3), np.nan)
+    index = int(np.searchsorted(thresholds_of(prefix), np.float32(threshold)))
+    return np.stack([case.counts[prefix][:, index] for case in cases])
 
 
 def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
@@ -179,14 +155,12 @@ def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
             f"`subsets` must not use the names {', '.join(SIZE_CLASSES)}, which are classes of lesion size: "
             "name it otherwise."
         )
-    names = {}
     for name, file in subsets.items():
         if not Path(file).is_file():
             raise ValueError(
                 f"`subsets` expects a file with a case name a line for {name}, {file} is missing: correct its path."
             )
-        names[name] = {*read_split(str(file))}
-    return names
+    return {name: {*read_split(str(file))} for name, file in subsets.items()}
 
 
 def subset_means(dice: Mapping[str, np.ndarray], members: np.ndarray, name: str) -> dict[str, Any]:
@@ -200,64 +174,65 @@ def subset_means(dice: Mapping[str, np.ndarray], members: np.ndarray, name: str)
     suffix = f"_{name}" if name else ""
     found: dict[str, Any] = {f"cases{suffix}": int(members.sum())} if name else {}
     for prefix, values in dice.items():
-        parts = {f"{prefix}dice{suffix}": values[members]} if name else {}
+        if name:
+            found |= with_interval(f"{prefix}dice{suffix}", values[members])
         if prefix != METHOD:  # paired, case by case
-            parts[f"{prefix}difference{suffix}"] = dice[METHOD][members] - values[members]
-        for key, part in parts.items():
-            low, high = bootstrap_interval(part)
-            found |= {key: mean(part), f"{key}_ci_low": low, f"{key}_ci_high": high}
+            found |= with_interval(f"{prefix}difference{suffix}", (dice[METHOD] - values)[members])
     return found
 
 
 def summarize(
-    cases: Sequence[CaseScores],
-    healthy: HealthyScores,
-    thresholds: Mapping[str, np.ndarray],
-    subsets: Mapping[str, set[str]] | None = None,
-    own: Mapping[str, float] | None = None,
+    cases: Sequence[CaseScores], prefixes: Sequence[str], subsets: Mapping[str, set[str]]
 ) -> tuple[list[dict], dict[str, Any], list[dict]]:
     """Score the method and the baselines over all cases.
 
+    A baseline without a threshold of its own takes that of `matched_threshold`, which knows no label.
+
     Args:
-        cases: All cases, at least one.
-        healthy: All healthy slices.
-        thresholds: Prefix of each score to the thresholds that were counted, (T,).
+        cases: Labeled cases, at least one, and healthy slices.
+        prefixes: Of the method and of each baseline.
         subsets: Name of each subset of the cases to the names of its cases (or of their slices).
-        own: Prefix of a baseline to its own threshold, where it has one.
 
     Returns:
         Rows of the case table, the summary, and rows of the curves over thresholds.
     """
-    rows = [dict(case.row) for case in cases]
-    labeled = np.array([row["lesion_pixels"] for row in rows])
-    sizes = np.array([row["lesion_pixels_128"] for row in rows])
-    applied = {case.threshold for case in cases}
-    threshold = applied.pop() if len(applied) == 1 else math.nan  # whole volumes and slices have each their own
+    scored = [case for case in cases if case.row is not None]
+    rows = [dict(case.row or {}) for case in scored]
+    labeled, sizes = (np.array([row[name] for row in rows]) for name in ("lesion_pixels", "lesion_pixels_128"))
+    healthy_pixels = sum(case.healthy_pixels for case in cases) or math.nan
     summary: dict[str, Any] = {"cases": len(rows)}
     curves: list[dict] = []
-    for prefix, grid in thresholds.items():
-        label_free, operating_point = label_free_counts(
-            prefix, cases, healthy, grid, threshold, (own or {}).get(prefix)
-        )
-        counts = np.stack([case.counts[prefix] for case in cases])
-        columns, scores, curve = summarize_score(label_free, counts, labeled, sizes, grid)
-        summary |= {prefix + name: value for name, value in (scores | operating_point).items()}
+    for prefix in prefixes:
+        if prefix in scored[0].marked:
+            applied = {case.thresholds[prefix] for case in scored}  # whole volumes and slices may have each their own
+            threshold = applied.pop() if len(applied) == 1 else math.nan
+            marked, everywhere = (np.array([case.marked[prefix] for case in group]) for group in (scored, cases))
+        else:
+            threshold = matched_threshold(prefix, cases)
+            marked, everywhere = (masks_at(prefix, group, threshold) for group in (scored, cases))
+        counts, thresholds = np.stack([case.counts[prefix][:2] for case in scored]), thresholds_of(prefix)
+        columns, scores, curve = summarize_score(marked[:, :2], counts, labeled, thresholds)
+        scores |= size_class_means("dice", columns["dice"], sizes)
+        scores |= {"threshold": threshold, "false_positive_fraction": float(everywhere[:, 2].sum() / healthy_pixels)}
+        for name in LESION_COLUMNS:
+            if prefix + name in rows[0]:
+                scores |= with_interval(name, np.array([row[prefix + name] for row in rows], float))
+        summary |= {prefix + name: value for name, value in scores.items()}
         for name, values in columns.items():
             for row, value in zip(rows, values, strict=True):
                 row[prefix + name] = float(value)
-        curve |= {"healthy_pixels_above": healthy.counts.get(prefix, np.zeros(len(grid), int))}
-        curves += _curve_rows(prefix.removesuffix("_") or "anomaly_map", {"threshold": grid, **curve})
-    dice = {prefix: np.array([row[f"{prefix}dice"] for row in rows]) for prefix in thresholds}
-    for name, names in {"": None, **(subsets or {})}.items():
+        healthy = np.sum([case.counts[prefix][2] for case in cases], axis=0)
+        curve = {"threshold": thresholds, **curve, "healthy_pixels_above": healthy}
+        curves += _curve_rows(prefix.removesuffix("_") or "anomaly_map", curve)
+    dice = {prefix: np.array([row[f"{prefix}dice"] for row in rows]) for prefix in prefixes}
+    for subset, names in {"": None, **subsets}.items():
         members = np.array([names is None or not names.isdisjoint(_names(row)) for row in rows])
-        summary |= subset_means(dice, members, name)
-    for name in ("ssim_healthy", "ssim_healthy_brain", "network_passes"):
+        summary |= subset_means(dice, members, subset)
+    for name in ("ssim_healthy", "ssim_healthy_brain", "iterations"):
         summary[name] = mean([row[name] for row in rows])
-    for size, (low, high) in SIZE_CLASSES.items():
-        summary[f"cases_{size}"] = int(((sizes >= low) & (sizes < high)).sum())
-    summary["healthy_slices"] = healthy.slices
-    summary |= without_lesion(rows)
-    return rows, summary, curves
+    summary |= {f"cases_{size}": int(in_class(sizes, *ends).sum()) for size, ends in SIZE_CLASSES.items()}
+    summary["healthy_slices"] = sum(case.healthy_slices for case in cases)
+    return rows, summary | without_lesion(rows), curves
 
 
 def _curve_rows(score: str, columns: Mapping[str, np.ndarray]) -> list[dict]:
@@ -292,13 +267,18 @@ def write_tables(
     write_json(output_dir / "summary.json", _no_nan(summary))
 
 
+def score_name(prefix: str, method: str) -> str:
+    """The name of a score for people, by its prefix with or without "_" at the end."""
+    return prefix.removesuffix("_").replace("_", " ") or method
+
+
 def summary_table(summary: Mapping[str, Any], prefixes: Sequence[str]) -> str:
     """The main numbers as text, a line for the method and each baseline."""
-    lines = ["".join([f"{'':24}"] + [f"{title:>12}" for title in SUMMARY_COLUMNS])]
+    lines = [f"{'':26}" + "".join(f"{title:>12}" for title in SUMMARY_COLUMNS)]
     for prefix in prefixes:
-        name = prefix.removesuffix("_").replace("_", " ") or "IterMask"
-        values = [summary[prefix + key] for key in SUMMARY_COLUMNS.values()]
-        lines.append("".join([f"{name:24}"] + [f"{'-' if math.isnan(v) else format(v, '.4f'):>12}" for v in values]))
+        values = [summary.get(prefix + key, math.nan) for key in SUMMARY_COLUMNS.values()]
+        shown = "".join(f"{'-' if math.isnan(value) else format(value, '.4f'):>12}" for value in values)
+        lines.append(f"{score_name(prefix, summary['method']):26}{shown}")
     return "\n".join(lines)
 
 
@@ -315,11 +295,6 @@ def healthy_words(summary: Mapping[str, Any]) -> str:
     return f"{cases} without lesion: {size} marked in each on average, {fraction:.3%} of the brain, all of it false."
 
 
-def _named(threshold: float) -> str:
-    """What an evaluation says of its threshold; NaN where volumes and slices had each their own."""
-    return "thresholds of volumes and of slices" if math.isnan(threshold) else f"threshold {threshold:.4g}"
-
-
 def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_dir: Path) -> None:
     """Say what was found and where it lies."""
     if summary["cases"] > summary["cases_without_lesion"]:
@@ -333,19 +308,24 @@ def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_di
 
 def _print_scores(summary: Mapping[str, Any], prefixes: Sequence[str]) -> None:
     """What says something where there are lesions alone."""
+
+    def interval(name: str) -> str:
+        low, high = summary[f"{name}_ci_low"], summary[f"{name}_ci_high"]
+        return f"{summary[name]:.4f} (95 % interval {low:.4f} to {high:.4f})"
+
     print(summary_table(summary, prefixes))
     print(
         f"{summary['cases']} cases ({summary['cases_small']} small, {summary['cases_medium']} medium, "
-        f"{summary['cases_large']} large), {summary['healthy_slices']} healthy slices; the upper bound chooses its "
-        "threshold on the test labels."
+        f'{summary["cases_large"]} large lesions), {summary["healthy_slices"]} healthy slices. "best thr." is the '
+        "Dice of the single threshold that is best for the test labels: no result."
     )
+    mixed = math.isnan(summary["threshold"])
+    threshold = "thresholds of volumes and of slices" if mixed else f"threshold {summary['threshold']:.4g}"
+    print(f"Dice {interval('dice')} at the label-free {threshold}")
     print(
-        f"Dice {summary['dice']:.4f} (95 % interval {summary['dice_ci_low']:.4f} to {summary['dice_ci_high']:.4f}) "
-        f"at the label-free {_named(summary['threshold'])}"
+        f"Lesion-wise F1 {interval('lesion_f1')}: {summary['lesions_found']:.1f} of {summary['lesions']:.1f} lesions "
+        f"found in a case, {summary['false_components']:.1f} of {summary['components']:.1f} components false"
     )
     for name in sorted(key.removeprefix("cases_") for key in summary if key.startswith("cases_")):
         if f"dice_{name}_ci_low" in summary:
-            print(
-                f"{name}: Dice {summary[f'dice_{name}']:.4f} ({summary[f'dice_{name}_ci_low']:.4f} to "
-                f"{summary[f'dice_{name}_ci_high']:.4f}), {summary[f'cases_{name}']} cases"
-            )
+            print(f"{name}: Dice {interval(f'dice_{name}')}, {summary[f'cases_{name}']} cases")

@@ -24,7 +24,7 @@ from ..method.precision import in_precision
 from ..method.refinement import Refinement
 from .geometry import largest_part, part_cut_off, window, with_room
 
-OUTPUTS = ("mask", "anomaly_map", "reconstruction", "passes", "threshold")
+OUTPUTS = ("mask", "anomaly_map", "reconstruction", "iterations", "threshold")
 FAR_FROM_PLANES = 10.0  # mm
 FAR_TOGETHER = (
     f"{{0}} of their {{1}} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the model was trained on: "
@@ -122,8 +122,8 @@ class IterMaskInferer(Inferer):
 
     Args:
         outputs: What the channels of the result are, in this order: ``mask`` (1 = anomalous), ``anomaly_map`` (the
-            score; in whole volumes the probability of lesion), ``reconstruction`` (M channels), ``passes`` (network
-            passes of the slice), ``threshold`` (of the anomaly map: whole volumes have another than slices).
+            score; in whole volumes the probability of lesion), ``reconstruction`` (M channels), ``iterations`` (how
+            often a network saw the slice), ``threshold`` (of the anomaly map: whole volumes have another than slices).
         threshold_scale: Factor on the calibrated threshold; more than 1 marks less.
         threshold_rule: How whole volumes get the threshold of their subject, see `segment_volume`.
         stop_shrink: A slice is done when a pass unhides less than this part of its mask, in [0, 1].
@@ -250,7 +250,7 @@ class IterMaskInferer(Inferer):
             "mask": mask if self.drop_small is None else torch.as_tensor(self.drop_small(mask)),
             "anomaly_map": found.probability,
             "reconstruction": found.reconstruction,
-            "passes": torch.ones_like(mask),
+            "iterations": torch.ones_like(mask),
             "threshold": torch.full_like(mask, network.map_threshold(self.options["threshold_scale"], by_volume=True)),
         }
         return torch.cat([channels[name] for name in self.outputs])
@@ -279,7 +279,7 @@ class IterMaskInferer(Inferer):
             "mask": lambda: F.interpolate(mask.float(), size, mode="nearest-exact") * brain_mask,
             "anomaly_map": lambda: F.interpolate(anomaly_map, size, mode="bilinear") * brain_mask,
             "reconstruction": lambda: F.interpolate(reconstruction, size, mode="bilinear"),
-            "passes": lambda: passes[:, None, None, None].expand(-1, 1, *size).float(),
+            "iterations": lambda: passes[:, None, None, None].expand(-1, 1, *size).float(),
             "threshold": lambda: torch.full_like(
                 brain_mask, network.map_threshold(self.options["threshold_scale"]), dtype=torch.float32
             ),

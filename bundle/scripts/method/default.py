@@ -101,6 +101,7 @@ class ProbabilisticIterMask(Refinement):
         ValueError: When ``sign`` is neither, or ``last_weight`` is outside its range.
     """
 
+    title = "probabilistic IterMask"
     networks = ["masked"]
     fast_passes = 1
     thresholds = ("threshold", "certain_threshold", "first_threshold")

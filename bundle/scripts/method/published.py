@@ -33,6 +33,7 @@ class IterMask(Refinement):
         ValueError: When a fraction is outside its range.
     """
 
+    title = "IterMask2 (published)"
     networks = ["first_iteration", "masked"]
 
     def __init__(

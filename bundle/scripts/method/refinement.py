@@ -61,6 +61,8 @@ class Refinement(nn.Module):
         threshold: First value of all thresholds.
     """
 
+    title = ""  # the name that tables and pictures give the method
+    reconstructs = True  # whether the inferer gives a reconstruction
     networks: list[str] = []  # names of the attributes that hold them
     fast_passes = 100  # after the first, in fast mode
     thresholds: Sequence[str] = ("threshold",)
