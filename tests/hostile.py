@@ -17,7 +17,8 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
-from scripts.inference.volumes import Volumes, find_inputs
+from scripts.data.scans import find_scans
+from scripts.inference.volumes import Volumes
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 
@@ -123,7 +124,7 @@ class Segmenter:
 
     def __call__(self, image, brain_mask=None):
         """Segment one file; gives the mask and the anomaly map as they were written, and removes them."""
-        subjects = find_inputs("", ["flair"], image=str(image), brain_mask=brain_mask)
+        subjects = find_scans("", ["flair"], image=str(image), brain_mask=brain_mask)
         volumes = Volumes(subjects, str(self.output), str(self.model_file), {})
         evaluator = SupervisedEvaluator(
             device=torch.device("cpu"),

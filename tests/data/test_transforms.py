@@ -106,9 +106,10 @@ def test_brain_is_where_any_modality_differs_from_its_background():
     expected = torch.zeros(1, 6, 7, dtype=torch.bool)
     expected[0, [2, 3, 4], [3, 4, 4]] = True
     assert torch.equal(brain_mask_of(image), expected)
-    given = torch.tensor([0.4, 0.6, 1, 0, 0, 0, 0]).expand(1, 6, 7)
-    assert torch.equal(brain_mask_of(image, given), given > 0.5)
-    assert torch.equal(brain_mask_of(torch.ones_like(image), given), given > 0.5)
+    given = torch.tensor([0, 0.4, 0.6, 1, 1, 0, 0]).expand(1, 6, 7)
+    assert torch.equal(brain_mask_of(image, given), (given > 0.5) & expected)
+    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(brain_mask_of(noise, given), given > 0.5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -136,7 +137,7 @@ def test_large_finite_voxels_are_no_reason_to_refuse(scan):
 def test_scan_without_a_brain(scan):
     with pytest.raises(ValueError, match="one has no voxel that differs from its background"):
         BrainMaskd("image")({"image": torch.zeros(1, 4, 4, 4), "case": "one"})
-    with pytest.raises(ValueError, match="the image has an empty brain mask"):
+    with pytest.raises(ValueError, match="the image has a brain mask that is empty, or marks background"):
         BrainMaskd("image")({"image": scan[0], "brain_mask": torch.zeros(1, 12, 14, 6)})
     with pytest.raises(ValueError, match=r"one has a brain mask of shape \[12, 14, 5\], but voxels \[12, 14, 6\]"):
         BrainMaskd("image")({"image": scan[0], "brain_mask": torch.ones(1, 12, 14, 5), "case": "one"})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from scripts.evaluation.samples import Sample, case_row, healthy_ssim, warn_of_label
 
 OUTPUTS = ["mask", "anomaly_map", "reconstruction", "iterations", "threshold"]
@@ -18,7 +19,8 @@ def item(outputs=OUTPUTS, empty=False):
     channels = {"mask": mask, "anomaly_map": noise.square(), "reconstruction": noise * 0.9, "iterations": iterations}
     channels["threshold"] = torch.full_like(mask, 0.7)
     pred = torch.cat([channels[name] for name in outputs])
-    return {"case": "one", "image": torch.cat([noise, brain]), "label": lesion, "pred": pred, "voxel_ml": 0.002}
+    image = MetaTensor(torch.cat([noise, brain]), affine=torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0])))
+    return {"case": "one", "image": image, "label": lesion, "pred": pred}
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ def test_names_of_both_layouts(tmp_path):
     assert plain.path("P 1", "anomaly_map") == tmp_path / "P 1" / "P 1_anomaly_map.nii.gz"
     assert plain.record("P 1") == tmp_path / "P 1" / "P 1_record.json"
     folder = tmp_path / "sub-01" / "ses-1" / "anat"
+    acquisition = folder / "sub-01_ses-1_acq-3d_run-2_desc-anomaly_map.nii.gz"
+    assert bids.path("sub-01_ses-1_acq-3d_run-2", "anomaly_map") == acquisition
     assert bids.path("sub-01_ses-1", "anomaly_map") == folder / "sub-01_ses-1_desc-anomaly_map.nii.gz"
     assert bids.path("sub-01_ses-1", "found_brain_mask") == folder / "sub-01_ses-1_desc-brain_mask.nii.gz"
     assert bids.record("P 1") == tmp_path / "sub-P1" / "anat" / "sub-P1_desc-anomaly_mask.json"

@@ -12,8 +12,6 @@ from conftest import CONFIGS, FORMATS, run_bundle, write_volume
 from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
 from scripts.common.paths import bundle_version
-from scripts.data.layouts import case_of
-from scripts.inference.volumes import find_inputs
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 from scripts.tools.phantoms import phantom
@@ -267,20 +265,6 @@ def test_bad_input_ends_the_command_with_one_sentence(model_file, tmp_path):
     assert not list((tmp_path / "out").glob("*/*"))
 
 
-@pytest.mark.parametrize(
-    ("path", "case"),
-    [("a/B/B_flair.nii.gz", "B"), ("x_t1.nii", "x"), ("x_y.nii.gz", "x_y"), ("flair.nii.gz", "flair")],
-)
-def test_case_is_the_name_without_modality(path, case):
-    assert case_of(path, ["flair", "t1"]) == case
-
-
-def test_image_needs_a_file_for_each_modality(volume, tmp_path):
-    path = write(tmp_path, "case", volume[0]["flair"], volume[1])
-    with pytest.raises(ValueError, match="has 1 files, but the model takes 2 modalities"):
-        find_inputs("", ["flair", "t1"], image=str(path))
-
-
 def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_path):
     arrays, affine = volume
     weights = torch.load(model_file, weights_only=True)
@@ -300,17 +284,3 @@ def test_room_around_the_brain_does_not_change_the_mask(volume, model_file, tmp_
     np.testing.assert_array_equal(inner, outputs(tmp_path / "out", "centered")[0].get_fdata())
     one_more = outputs(tmp_path / "out", "one_column_more")[0].get_fdata()
     np.testing.assert_array_equal(np.roll(one_more[:, 1:], shift, (0, 1)), inner)
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [("a_t1.nii.gz", "_t1 is the ending of another modality"), ("a_seg.nii", "_seg is the ending of masks")],
-)
-def test_one_volume_whose_name_tells_that_it_is_no_such_scan(tmp_path, name, reason):
-    with pytest.raises(ValueError, match=f"{name} is taken for no flair scan, since {reason}"):
-        find_inputs(tmp_path, ["flair"], image=str(tmp_path / name))
-
-
-def test_brain_mask_that_is_no_file_beside_one_volume(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No brain mask mask: beside `image`, give the mask's file."):
-        find_inputs(tmp_path, ["flair"], image=str(tmp_path / "a_flair.nii.gz"), brain_mask="mask")

@@ -3,7 +3,6 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from scripts.data.nifti import check_forms
 from scripts.inference.writer import AtomicNibabelWriter, copy_forms
 
 VOXELS = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
@@ -54,13 +53,3 @@ def test_result_in_another_space_has_its_own_affine(tmp_path):
     copy_forms(str(tmp_path / "scan.nii"), image)
     np.testing.assert_allclose(image.get_qform(), image.affine)
     np.testing.assert_allclose(image.get_sform(), image.affine)
-
-
-@pytest.mark.parametrize(
-    ("codes", "shift", "told"), [((1, 1), (10, 0, 0), True), ((1, 1), (0.05, 0, 0), False), ((0, 1), (10, 0, 0), False)]
-)
-def test_forms_that_disagree_are_told_once_with_the_case(tmp_path, caplog, codes, shift, told):
-    save_scan(tmp_path / "scan.nii", np.eye(4), moved(np.eye(4), shift), codes)
-    check_forms(str(tmp_path / "scan.nii"), "CASE")
-    assert len(caplog.records) == told
-    assert ("CASE: qform and sform of" in caplog.text and "up to 10 mm apart" in caplog.text) is told

@@ -34,10 +34,9 @@ from monai.bundle import ConfigParser
 from scripts.common.checks import RULES
 from scripts.common.model_file import load_model
 from scripts.data.preprocessing import preprocess
-from scripts.data.scans import find_subjects
+from scripts.data.scans import find_scans
 from scripts.data.slices import common_field_of_view, covered_planes, read_slices
 from scripts.evaluation.report import write_report
-from scripts.inference.volumes import find_inputs
 from scripts.training.checkpoint import TrainingCheckpoint
 
 
@@ -338,7 +337,7 @@ def test_decathlon_lists_that_lie(tmp_path, number):
 
     def check(text):
         path.write_bytes(text)
-        found, refusal = outcome(find_inputs, str(path), ["flair"])
+        found, refusal = outcome(find_scans, str(path), ["flair"])
         if refusal is None:
             for subject in found:
                 assert os.path.basename(subject["case"]) == subject["case"] and subject["case"].strip(". ")
@@ -366,7 +365,7 @@ def test_split_files_of_any_content(tmp_path, number):
 
     def check(content):
         path.write_bytes(content)
-        found, refusal = outcome(find_subjects, str(tmp_path / "scans"), ["flair"], str(path))
+        found, refusal = outcome(find_scans, str(tmp_path / "scans"), ["flair"], split=str(path))
         if refusal is None:
             assert {subject["case"] for subject in found} <= {"a", "b", "é"} and found
         return refusal

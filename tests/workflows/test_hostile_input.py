@@ -21,10 +21,9 @@ from evaluation.test_report import write_evaluation
 from hostile import Segmenter, brain, files_below, outcome
 from monai.bundle import download
 from scripts.common.model_file import load_model
-from scripts.data.scans import find_subjects
+from scripts.data.scans import find_scans
 from scripts.data.slices import read_slices
 from scripts.evaluation.report import write_report
-from scripts.inference.volumes import find_inputs
 from scripts.tools.release import NAME
 
 
@@ -410,9 +409,9 @@ def test_datalist_that_names_files_outside_is_refused_unless_allowed(neighbors, 
     entry = {"image": "a/a_flair.nii", "case": "a", key: name}
     (data / "list.json").write_text(json.dumps({"training": [entry]}))
     for split in (None, "training"):
-        _, refusal = outcome(find_subjects, str(data / "list.json"), ["flair"], split)
+        _, refusal = outcome(find_scans, str(data / "list.json"), ["flair"], split=split)
         assert "which is outside" in refusal and "`allow_outside`" in refusal
-    (subject,) = find_inputs(str(data / "list.json"), ["flair"], allow_outside=True)
+    (subject,) = find_scans(str(data / "list.json"), ["flair"], allow_outside=True)
     found = subject[key][0] if key == "image" else subject[key]
     assert os.path.samefile(found, secret / "b" / "b_flair.nii")
 
@@ -421,9 +420,9 @@ def test_datalist_that_names_files_outside_is_refused_unless_allowed(neighbors, 
 def test_split_that_names_cases_outside_is_refused_unless_allowed(neighbors, name):
     data, secret = neighbors
     (data / "split.txt").write_text(name.format(secret))
-    _, refusal = outcome(find_subjects, str(data), ["flair"], str(data / "split.txt"))
+    _, refusal = outcome(find_scans, str(data), ["flair"], split=str(data / "split.txt"))
     assert "which is outside" in refusal
-    (subject,) = find_subjects(str(data), ["flair"], str(data / "split.txt"), allow_outside=True)
+    (subject,) = find_scans(str(data), ["flair"], split=str(data / "split.txt"), allow_outside=True)
     assert subject["case"] == "b" and os.path.samefile(subject["image"][0], secret / "b" / "b_flair.nii")
 
 
@@ -464,7 +463,7 @@ def test_list_of_slices_that_names_files_outside_is_refused(tmp_path, name):
 def test_case_names_that_would_leave_the_output_folder_or_a_line(neighbors, case):
     data, _ = neighbors
     (data / "list.json").write_text(json.dumps({"training": [{"image": "a/a_flair.nii", "case": case}]}))
-    _, refusal = outcome(find_inputs, str(data / "list.json"), ["flair"])
+    _, refusal = outcome(find_scans, str(data / "list.json"), ["flair"])
     if case == {}:  # as good as none
         assert refusal is None
     else:
@@ -475,9 +474,9 @@ def test_case_names_that_would_leave_the_output_folder_or_a_line(neighbors, case
 def test_folders_and_files_with_control_characters(neighbors, name):
     data, _ = neighbors
     make_scan(data, name, modalities=("flair",), suffix=".nii")
-    _, refusal = outcome(find_subjects, str(data), ["flair"])
+    _, refusal = outcome(find_scans, str(data), ["flair"])
     assert "which is no file name" in refusal and refusal.isprintable()
-    _, refusal = outcome(find_inputs, "", ["flair"], str(data / name / f"{name}_flair.nii"))
+    _, refusal = outcome(find_scans, "", ["flair"], str(data / name / f"{name}_flair.nii"))
     assert "has the case name" in refusal and refusal.isprintable()
 
 

@@ -220,6 +220,10 @@ RULES: dict[str, Rule] = {
     "threshold_scale": _positive(1000),
     "threshold_rule": _one_of(*THRESHOLD_RULES),
     "layout": _one_of("folders", "bids"),
+    "label_values": Rule(
+        "null, or a list of whole numbers above 0",
+        lambda value: value is None or _is_list(value, lambda number: type(number) is int and number > 0),
+    ),
     "brain_extraction": _one_of("auto", "background"),
     "precision": _one_of(*PRECISIONS),
     "ssim_data_range": _positive(1e6),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import combinations
 
 import nibabel as nib
@@ -14,8 +15,6 @@ from torch import Tensor
 
 from .morphology import box_of, fill_holes, largest_component
 from .nifti import voxel_ml
-
-logger = logging.getLogger(__name__)
 
 WHOLE = 1e-3  # what scaled integers may differ from whole numbers
 LEAST_BACKGROUND = 0.5  # part of a scan's edges that has the background value, where that is constant
@@ -56,29 +55,32 @@ def background_of(image: Tensor) -> float | None:
     return float(values[most]) if counts[most] >= LEAST_BACKGROUND * counts.sum() else None
 
 
-def _found(image: Tensor) -> Tensor:
-    """Voxels (1, H, W[, D]) that differ from the background in any modality."""
-    found = torch.zeros_like(image[:1], dtype=torch.bool)
+def shown_in(image: Tensor) -> Tensor:
+    """Voxels (1, H, W[, D]) that differ from the background in any modality (M, H, W[, D]).
+
+    Raises:
+        NoBackground: When the background of a modality is not constant.
+    """
+    shown = torch.zeros_like(image[:1], dtype=torch.bool)
     for channel, modality in enumerate(image):
         background = background_of(modality)
         if background is None:
             raise NoBackground(
                 f"has no constant background in channel {channel}, so it still has its skull or noise around it: "
-                "extract the brain first, give brain masks, or set `brain_mask` to auto."
+                "extract the brain first, give brain masks, or set `brain_extraction` to auto."
             )
-        found |= modality != background
-    if not torch.count_nonzero(found):  # twice as fast as any()
-        raise ValueError("has no voxel that differs from its background: check the file, or exclude the case.")
-    return found
+        shown |= modality != background
+    return shown
 
 
 def brain_mask_of(image: Tensor, brain_mask: Tensor | None = None) -> Tensor:
-    """The brain mask of a scan: a given one, else the voxels that differ from the background in any modality.
+    """The brain mask of a scan: the voxels that differ from the background in any modality and are in a given mask.
 
-    Only a background of one value tells the brain from what is around it, be it 0, negative or above 0.
+    Only a background of one value tells the brain from what is around it, be it 0, negative or above 0; where there is
+    none, a given mask is taken as it is.
 
     Args:
-        image: Brain-extracted scan (M, H, W[, D]).
+        image: Brain-extracted scan (M, H, W[, D]), or any with a brain mask.
         brain_mask: A mask (1, H, W[, D]), above 0.5 in the brain.
 
     Returns:
@@ -91,7 +93,10 @@ def brain_mask_of(image: Tensor, brain_mask: Tensor | None = None) -> Tensor:
     if not all_finite(image):
         raise ValueError("has NaN or infinite voxels: replace them, or exclude the case.")
     if brain_mask is None:
-        return _found(image)
+        found = shown_in(image)
+        if not torch.count_nonzero(found):  # twice as fast as any()
+            raise ValueError("has no voxel that differs from its background: check the file, or exclude the case.")
+        return found
     if brain_mask.shape[1:] != image.shape[1:]:
         raise ValueError(
             f"has a brain mask of shape {list(brain_mask.shape[1:])}, but voxels {list(image.shape[1:])}: resample it."
@@ -99,17 +104,22 @@ def brain_mask_of(image: Tensor, brain_mask: Tensor | None = None) -> Tensor:
     if not all_finite(brain_mask):
         raise ValueError("has a brain mask with NaN or infinite voxels: make it again.")
     found = brain_mask[:1] > 0.5
+    with suppress(NoBackground):
+        found = found & shown_in(image)
     if not torch.count_nonzero(found):
-        raise ValueError("has an empty brain mask: make it again, or set `brain_mask` to null.")
+        raise ValueError(
+            "has a brain mask that is empty, or marks background alone: make it again, or set `brain_mask` to null."
+        )
     return found
 
 
-def lesion_of(label: Tensor, name: str) -> Tensor:
-    """The lesion voxels of a lesion mask: all above 0, of whatever class.
+def lesion_of(label: Tensor, name: str, values: Sequence[int] | None = None) -> Tensor:
+    """The lesion voxels of a lesion mask.
 
     Args:
         label: Whole numbers from 0, of any shape.
         name: The case's name.
+        values: Those that count as lesion; None: all above 0.
 
     Returns:
         Bool, of the same shape.
@@ -120,14 +130,15 @@ def lesion_of(label: Tensor, name: str) -> Tensor:
     voxels = label.as_tensor() if isinstance(label, MetaTensor) else label
     if not all_finite(voxels):
         raise ValueError(f"{name} has a lesion mask with NaN or infinite voxels: make it again, or exclude the case.")
-    values = voxels.cpu().numpy()  # PyTorch's threads stand still in a process that was forked from one that used them
-    odd = (np.abs(values - np.round(values)) > WHOLE) | (values < -WHOLE)
+    found = voxels.cpu().numpy()  # PyTorch's threads stand still in a process that was forked from one that used them
+    odd = (np.abs(found - np.round(found)) > WHOLE) | (found < -WHOLE)
     if odd.any():
         raise ValueError(
-            f"{name} has a lesion mask with voxels of {values[odd][0]:.3g}, expected whole numbers from 0 (0 is no "
+            f"{name} has a lesion mask with voxels of {found[odd][0]:.3g}, expected whole numbers from 0 (0 is no "
             "lesion): threshold it, or exclude the case."
         )
-    return torch.from_numpy(values > 0.5).to(voxels.device)
+    lesion = found > 0.5 if values is None else np.isin(np.round(found), values)
+    return torch.from_numpy(lesion).to(voxels.device)
 
 
 def depth_profile(image: np.ndarray, brain_mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
@@ -193,15 +204,3 @@ def sign_of_skull(image: Tensor, brain_mask: MetaTensor) -> str | None:
         if ring_of(profile) > LEAST_RING:
             return "a bright rim, parted by a dark one from what is inside, counts as brain"
     return None
-
-
-def warn_of_skull(image: Tensor, brain_mask: Tensor, name: str) -> None:
-    """Warn of a scan that has the outline of a head: it probably still has its skull, or a rim of it.
-
-    Args:
-        image: Scan (M, H, W, D).
-        brain_mask: Brain voxels (1, H, W, D), bool, with meta data, or any without, which are left alone.
-        name: The scan's name.
-    """
-    if isinstance(brain_mask, MetaTensor) and brain_mask.ndim == 4 and (sign := sign_of_skull(image, brain_mask)):
-        logger.warning(f"{name} may still have its skull: {sign}; extract the brain first, or give brain masks.")

@@ -2,18 +2,19 @@
 
 * A folder for each scan: ``NAME/NAME_flair.nii.gz``, with ``NAME_seg`` and the like beside it, as BraTS has it.
 * Loose files: ``NAME_flair.nii.gz`` and ``NAME_seg.nii.gz`` beside each other, or, of one modality, any file.
-* BIDS: ``sub-01/[ses-1/]anat/sub-01[_ses-1]_FLAIR.nii.gz``; masks lie there or in the same folders below
-  ``derivatives/<pipeline>``. The case is ``sub-01`` or ``sub-01_ses-1``.
+* BIDS: ``sub-01/[ses-1/]anat/sub-01[_ses-1][_acq-3d]_FLAIR.nii.gz``; masks lie there or in the same folders below
+  ``derivatives/<pipeline>``. The case is the image's name, with all its entities: ``sub-01_acq-3d``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from .nifti import file_stem, find_volume, is_volume_name, one_of
+from .nifti import VOLUME_SUFFIXES, file_stem, is_volume_name
 
 BIDS_ENDINGS = {
     "flair": "FLAIR",
@@ -24,11 +25,16 @@ BIDS_ENDINGS = {
     "brain": "desc-brain_mask",
 }
 MODALITIES = ("flair", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2star", "pd", "pdw", "dwi", "adc", "swi")
+OWN_RESULT = "desc-anomaly_mask"  # lies beside the brain masks that inference writes
 
 
 def endings_of(role: str) -> list[str]:
     """How the names of files of a modality, or of a kind of mask, may end, without suffix; the likeliest first."""
-    return [*dict.fromkeys([role, role.lower(), role.upper(), BIDS_ENDINGS.get(role.lower(), role)])]
+    return [*dict.fromkeys([role, role.lower(), role.upper(), bids_ending(role)])]
+
+
+def bids_ending(role: str) -> str:
+    return BIDS_ENDINGS.get(role.lower(), role)
 
 
 def ending_of(stem: str, roles: Sequence[str]) -> str | None:
@@ -42,14 +48,46 @@ def case_of(path: str | os.PathLike, modalities: Sequence[str]) -> str:
     return name.removesuffix(f"_{ending_of(name, modalities)}") or name
 
 
-def person_of(case: str) -> str:
-    """The person that a case is of: a case of BIDS may be one of several sessions."""
-    return case.partition("_ses-")[0]
+def subject_of(case: str) -> str:
+    """The subject that a case is of, as BIDS has it: others may be of its other sessions."""
+    return case.partition("_")[0] if case.startswith("sub-") else case.partition("_ses-")[0]
 
 
 def names_of(case: str) -> set[str]:
-    """What lists of names may call a case: its own name, or that of its person, which means all the sessions."""
-    return {case, person_of(case)}
+    """What lists of names may call a case: its own name, or that of its subject or session, which mean all of them."""
+    parts = accumulate(case.split("_"), "{}_{}".format) if case.startswith("sub-") else []
+    return {case, subject_of(case), *parts}
+
+
+def one_of(files: Sequence[Path]) -> Path | None:
+    """The one file of a list, or None where it is empty.
+
+    Raises:
+        ValueError: When there are two, naming them.
+    """
+    if len(files) > 1:
+        raise ValueError(
+            f"{files[0]} and {files[1]} are there for the same thing: keep one of them, or name one in a datalist."
+        )
+    return files[0] if files else None
+
+
+def _volumes(*stems: Path) -> list[Path]:
+    """The files of volumes that have one of these paths without its suffix, links without content too."""
+    paths = [Path(f"{stem}{suffix}") for stem in stems for suffix in VOLUME_SUFFIXES]
+    return [path for path in paths if path.is_file() or path.is_symlink()]
+
+
+def _entities(stem: str) -> dict[str, str]:
+    """The entities of a BIDS name, such as ``{"sub": "01", "acq": "3d"}``."""
+    return {key: value for key, _, value in (part.partition("-") for part in stem.split("_"))}
+
+
+def _with_ending(ending: str, folders: Iterable[Path]) -> list[tuple[Path, str]]:
+    """The volumes of folders whose names end so, with what comes before it."""
+    paths = [path for folder in folders for path in sorted(folder.iterdir()) if is_volume_name(path.name)]
+    ends = f"_{ending}".casefold()
+    return [(path, stem[: -len(ends)]) for path in paths if (stem := file_stem(path)).casefold().endswith(ends)]
 
 
 class Place(NamedTuple):
@@ -58,28 +96,25 @@ class Place(NamedTuple):
     Attributes:
         case: Its name.
         folder: Holds its images, and masks.
-        names: What the names of its files begin with.
-        file: The image, where it is a loose file that need not have an ending.
+        file: The first image, where it is known.
+        names: What the names of its files begin with, where they are not in BIDS.
+        is_bids: Whether they are.
         derivatives: Further folders of masks, by the name of the pipeline that made them.
     """
 
     case: str
     folder: Path
-    names: tuple[str, ...]
     file: Path | None = None
+    names: tuple[str, ...] = ()
+    is_bids: bool = False
     derivatives: Mapping[str, Path] = {}
-
-    @property
-    def is_bids(self) -> bool:
-        return self.folder.name == "anat" and self.case.startswith("sub-")
 
     def expected(self, role: str) -> str:
         """The name that a file of a role should have, and its folder, for messages."""
-        ending = BIDS_ENDINGS.get(role.lower(), role) if self.is_bids else role
-        return f"{self.case}_{ending}.nii.gz in {self.folder}"
+        return f"{self.case}_{bids_ending(role) if self.is_bids else role}.nii.gz in {self.folder}"
 
     def image(self, modality: str) -> Path | None:
-        """The file of a modality; of a BIDS folder, the plain one or else the only one without contrast agent.
+        """The file of a further modality.
 
         Raises:
             ValueError: When several could be it.
@@ -93,62 +128,53 @@ class Place(NamedTuple):
             ValueError: When several could be it.
         """
         pipeline, _, role = role.rpartition("/")
-        folders = [self.folder, *self.derivatives.values()]
-        folders = [self.derivatives[pipeline]] if pipeline in self.derivatives else [] if pipeline else folders
-        return self._find(role, folders)
+        if pipeline:
+            return self._find(role, [self.derivatives[pipeline]] if pipeline in self.derivatives else [])
+        others = [folder for folder in self.derivatives.values() if not any(folder.glob(f"*_{OWN_RESULT}.*"))]
+        return self._find(role, [self.folder, *others])
 
     def _find(self, role: str, folders: Sequence[Path]) -> Path | None:
-        for ending in endings_of(role):
-            stems = sorted(folder / f"{name}_{ending}" for folder in folders for name in self.names)
-            if (path := find_volume(*stems)) is not None:
-                return path
-        return one_of(self._with_entities(BIDS_ENDINGS.get(role.lower(), role), folders)) if self.is_bids else None
+        if self.is_bids:
+            return self._find_bids(bids_ending(role), folders)
+        stems = (
+            sorted(folder / f"{name}_{end}" for folder in folders for name in self.names) for end in endings_of(role)
+        )
+        return one_of(next(filter(None, (_volumes(*paths) for paths in stems)), []))
 
-    def _with_entities(self, ending: str, folders: Sequence[Path]) -> list[Path]:
-        """Files of a BIDS case that have further entities, such as ``acq-3d``, between the name and the ending."""
-        contrast = "ce-" in ending
-        return [
-            path
-            for path in (path for folder in folders for path in sorted(folder.iterdir()))
-            if is_volume_name(path.name)
-            and file_stem(path).startswith(f"{self.case}_")
-            and file_stem(path).casefold().endswith(f"_{ending}".casefold())
-            and (contrast or "_ce-" not in path.name)
-        ]
+    def _find_bids(self, ending: str, folders: Sequence[Path]) -> Path | None:
+        """Of the files without another entity than the case has, the one that shares most with it and has fewest more.
+
+        Without contrast agent, unless the case or the ending has it.
+        """
+        own = _entities(self.case)
+        ranked: dict[tuple[int, int], list[Path]] = {}
+        for path, stem in _with_ending(ending, folders):
+            found = _entities(stem)
+            more = found.keys() - own.keys()
+            if "ce" not in more and all(own[key] == found[key] for key in found.keys() & own.keys()):
+                ranked.setdefault((len(found) - len(more), -len(more)), []).append(path)
+        return one_of(ranked[max(ranked)]) if ranked else None
 
 
-def places_of(folder: Path) -> list[Place]:
-    """The cases of a folder: one, or of a subject of BIDS one for each session."""
+def places_of(folder: Path, modality: str) -> list[Place]:
+    """The cases of a folder: one, or of a subject of BIDS one for each image of the first modality."""
     found = []
-    if folder.name.startswith("sub-"):
-        for anat in (folder / "anat", *sorted(folder.glob("ses-*/anat"))):
-            if anat.is_dir():
-                below = anat.relative_to(folder.parent)
-                case = "_".join(below.parts[:-1])
-                made = {path.parents[len(below.parts) - 1].name: path for path in _derived(folder.parent, below)}
-                found.append(Place(case, anat, (case,), derivatives=made))
-    return found or [Place(folder.name, folder, (folder.name,))]
-
-
-def _derived(root: Path, below: Path) -> list[Path]:
-    return [path for path in sorted(root.glob(f"derivatives/*/{below}")) if path.is_dir()]
+    for anat in (folder / "anat", *sorted(folder.glob("ses-*/anat"))) if folder.name.startswith("sub-") else ():
+        if anat.is_dir():
+            below = anat.relative_to(folder.parent)
+            made = {
+                path.parents[len(below.parts) - 1].name: path
+                for path in sorted(folder.parent.glob(f"derivatives/*/{below}"))
+                if path.is_dir()
+            }
+            files = _with_ending(bids_ending(modality), [anat])
+            plain = [(path, stem) for path, stem in files if "ce" not in _entities(stem)]
+            session: list[tuple[Path | None, str]] = [(None, "_".join(below.parts[:-1]))]
+            found += [Place(case, anat, file, (), True, made) for file, case in plain or session]
+    return found or [Place(folder.name, folder, None, (folder.name,))]
 
 
 def place_of_file(path: Path, modalities: Sequence[str]) -> Place:
     """The case of a loose file, with the masks that lie beside it under the name of its case or its own."""
     case = case_of(path, modalities)
-    file = path if len(modalities) == 1 else None
-    return Place(case, path.parent, tuple(sorted({case, file_stem(path)})), file)
-
-
-def place_named(root: Path, name: str, modalities: Sequence[str]) -> list[Place]:
-    """The cases of a folder of scans that go by a name: that of a folder, of a session, or of loose files."""
-    if (root / name).is_dir():
-        return places_of(root / name)
-    session = [place for place in places_of(root / person_of(name)) if place.is_bids and place.case == name]
-    if session:
-        return session
-    stems = [root / f"{name}_{ending}" for ending in endings_of(modalities[0])]
-    found = next((path for stem in stems if (path := find_volume(stem))), None)
-    found = found or (find_volume(root / name) if len(modalities) == 1 else None)
-    return [place_of_file(found, modalities)] if found else []
+    return Place(case, path.parent, path if len(modalities) == 1 else None, tuple(sorted({case, file_stem(path)})))

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+from monai.transforms.utils import generate_spatial_bounding_box, get_largest_connected_component_mask
 from scipy import ndimage
 
 
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
-    """The smallest box that holds all of a mask of any dimension.
-
-    Args:
-        mask: Bool, not empty.
-        margin: Voxels around it that belong to the box too, where there are so many.
-    """
-    box = []
-    for axis, size in enumerate(mask.shape):
-        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(max(int(places[0]) - margin, 0), min(int(places[-1]) + 1 + margin, size)))
-    return tuple(box)
+    """The smallest box that holds all of a mask of any dimension, with a margin in voxels where there are so many."""
+    start, end = generate_spatial_bounding_box(mask[None], margin=margin)
+    return tuple(map(slice, map(int, start), map(int, end)))
 
 
 def largest_component(mask: np.ndarray, connectivity: int = 1) -> np.ndarray:
-    """The largest connected part of a mask of any dimension; the first of those that are as large.
+    """The largest connected part of a mask of any dimension.
 
     Args:
         mask: Bool; an empty one stays.
@@ -29,12 +22,8 @@ def largest_component(mask: np.ndarray, connectivity: int = 1) -> np.ndarray:
     """
     if not mask.any():
         return mask
-    box = box_of(mask)
-    labels, number = ndimage.label(mask[box], ndimage.generate_binary_structure(mask.ndim, connectivity))
-    if number < 2:
-        return mask
-    largest = np.zeros_like(mask)
-    largest[box] = labels == np.bincount(labels[labels > 0]).argmax()
+    box, largest = box_of(mask), np.zeros_like(mask)
+    largest[box] = get_largest_connected_component_mask(mask[box], connectivity)
     return largest
 
 

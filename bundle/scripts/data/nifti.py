@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import logging
 import math
 import os
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, cast
@@ -16,16 +14,16 @@ import nibabel as nib
 import numpy as np
 from monai.data import ITKReader
 from monai.utils import optional_import
-from nibabel.arrayproxy import ArrayProxy
+from nibabel.arrayproxy import ArrayProxy, is_proxy
 from nibabel.spatialimages import SpatialImage
 
 from ..method.volume import PLANES
 
-logger = logging.getLogger(__name__)
-
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".mha")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", *ITK_SUFFIXES)
+GZIP = b"\x1f\x8b"  # how a packed file begins
+POINTERS = (b"/annex/objects/", b"version https://git-lfs")  # how files begin whose content is not there yet
 LONGEST_HEADER = 1 << 16  # bytes of a .nrrd or .mha file
 VOXELS_ELSEWHERE = rb"(?mi)^\s*(ElementDataFile\s*=(?!\s*LOCAL)|data ?file\s*:)"
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.1, 100.0  # mm
@@ -37,35 +35,30 @@ def is_volume_name(name: str) -> bool:
     return name.endswith(VOLUME_SUFFIXES) and not name.startswith(".")
 
 
-def one_of(files: Sequence[Path]) -> Path | None:
-    """The one file of a list, or None where it is empty.
-
-    Raises:
-        ValueError: When there are two, naming them.
-    """
-    if len(files) > 1:
-        raise ValueError(f"{files[0]} and {files[1]} are there for the same thing: keep one of them.")
-    return files[0] if files else None
-
-
-def find_volume(*stems: Path) -> Path | None:
-    """The one file of a volume that has one of these paths without its suffix, or None.
-
-    Raises:
-        ValueError: When there are two, naming them.
-    """
-    return one_of([path for stem in stems for end in VOLUME_SUFFIXES if (path := Path(f"{stem}{end}")).is_file()])
-
-
 def file_stem(path: str | os.PathLike) -> str:
     """The name of a file without the suffix of a volume, or without that of another format."""
     name = Path(path).name
     return next((name[: -len(suffix)] for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), Path(path).stem)
 
 
-def open_packed(path: str) -> IO[bytes]:
-    """Open a file to read what it holds, unpacked where its suffix says that it is packed."""
-    return cast(IO[bytes], gzip.open(path)) if path.endswith((".gz", ".mgz")) else open(path, "rb")
+def _is_packed(path: str | os.PathLike) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == GZIP
+
+
+def is_dicom(path: str | os.PathLike) -> bool:
+    """Whether a file, or one of the first in a folder, is DICOM."""
+    files = sorted(Path(path).iterdir())[:20] if os.path.isdir(path) else [Path(path)]
+    for file in filter(Path.is_file, files):
+        with suppress(OSError), open(file, "rb") as content:
+            if content.read(132)[128:] == b"DICM":
+                return True
+    return False
+
+
+def open_content(path: str | os.PathLike) -> IO[bytes]:
+    """Open a file to read what it holds, unpacked where it is packed, whatever its name says."""
+    return cast(IO[bytes], gzip.open(path)) if _is_packed(path) else open(path, "rb")
 
 
 def load_volume(path: str | os.PathLike) -> SpatialImage:
@@ -81,10 +74,27 @@ def load_volume(path: str | os.PathLike) -> SpatialImage:
         reader = ITKReader()
         voxels, meta = reader.get_data(reader.read(path))
         return nib.Nifti1Image(voxels, np.asarray(meta["affine"]), dtype=voxels.dtype)
+    if str(path).endswith(NIFTI_SUFFIXES) and _is_packed(path) != str(path).endswith(".gz"):
+        return _read_nifti(path)
     image = nib.load(path)
     if not isinstance(image, SpatialImage):
         raise ValueError(f"{path} holds no voxels on a grid: give a NIfTI volume.")
+    if isinstance(image, nib.Nifti1Image) and not cast(ArrayProxy, image.dataobj).offset:
+        return _read_nifti(path)
     return image
+
+
+def _read_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
+    """Read a NIfTI file whose name does not tell whether it is packed, or whose voxels would begin at byte 0.
+
+    Old writers leave ``vox_offset`` at 0, by which others mean that the voxels follow the header.
+    """
+    with open_content(path) as file:
+        header = nib.Nifti1Header.from_fileobj(file)
+        _check_size(path, header.get_data_shape())
+        if not header.get_data_offset():
+            header.set_data_offset(header.single_vox_offset)
+        return nib.Nifti1Image(header.data_from_fileobj(file), header.get_best_affine(), header)
 
 
 def check_itk(path: str | os.PathLike) -> None:
@@ -112,21 +122,20 @@ def check_itk(path: str | os.PathLike) -> None:
             _check_size(path, [header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions())])
 
 
-def _check_size(path: str | os.PathLike, shape: Sequence[int]) -> None:
-    if math.prod(shape) > MOST_VOXELS:
+def _check_size(path: str | os.PathLike, shape: tuple[int, ...] | list[int]) -> None:
+    if math.prod(map(int, shape)) > MOST_VOXELS:
         raise ValueError(f"{path} has {math.prod(shape)} voxels, expected at most {MOST_VOXELS}: resample it.")
 
 
 def content_size(image: SpatialImage) -> int:
     """Bytes of a NIfTI file, uncompressed, that its header announces."""
-    return (
-        int(cast(ArrayProxy, image.dataobj).offset) + math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
-    )
+    voxels = math.prod(map(int, image.shape))
+    return int(cast(ArrayProxy, image.dataobj).offset) + voxels * image.get_data_dtype().itemsize
 
 
 def _is_whole(path: str, image: SpatialImage) -> bool:
-    """Whether a file holds all the voxels that its header announces; ITK itself refuses one that does not."""
-    if path.endswith(ITK_SUFFIXES):
+    """Whether a file holds all the voxels that its header announces."""
+    if not is_proxy(image.dataobj):  # they are read already
         return True
     expected = content_size(image)
     if not path.endswith((".gz", ".mgz")):
@@ -136,7 +145,7 @@ def _is_whole(path: str, image: SpatialImage) -> bool:
         if int.from_bytes(packed.read(4), "little") == expected % 2**32:  # the size that gzip notes at the end
             return True
     try:
-        with open_packed(path) as file:
+        with open_content(path) as file:
             size = 0
             while size < expected and (block := file.read(1 << 22)):
                 size += len(block)
@@ -145,19 +154,33 @@ def _is_whole(path: str, image: SpatialImage) -> bool:
         return False
 
 
+def _check_file(path: str) -> None:
+    """Refuse what is no file of a known kind, or whose content is not there."""
+    get = "run `datalad get` (or `git annex get`, `git lfs pull`) for it"
+    if os.path.islink(path) and not os.path.exists(path):
+        raise FileNotFoundError(f"{path} is a link whose content is not there: {get}, or mend the link.")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"No file {path}: check its name in the datalist or `image`.")
+    if is_dicom(path):
+        raise ValueError(f"{path} is DICOM: convert the series to NIfTI first, such as by dcm2niix.")
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise ValueError(f"{path} is no file: give a NIfTI file.")
+    if not path.endswith(VOLUME_SUFFIXES):
+        raise ValueError(f"{path} has another ending than {', '.join(VOLUME_SUFFIXES)}: give a NIfTI file.")
+    with open(path, "rb") as file:
+        if file.read(32).startswith(POINTERS):
+            raise FileNotFoundError(f"{path} only names its content, which is not there: {get}.")
+
+
 def read_header(path: str) -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape (H, W, D) and affine (4, 4) of a volume, from its header.
 
     Raises:
+        FileNotFoundError: When there is no such file, or its content is not there.
         ValueError: When the file is no volume of a format that can be read, is cut short, or has an affine that fixes
             no space.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"No file {path}: check its name in the datalist or `image`.")
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise ValueError(f"{path} is no file: give a NIfTI file.")
-    if not str(path).endswith(VOLUME_SUFFIXES):
-        raise ValueError(f"{path} has another ending than {', '.join(VOLUME_SUFFIXES)}: give a NIfTI file.")
+    _check_file(path)
     check_itk(path)
     try:
         image = load_volume(path)
@@ -192,24 +215,22 @@ def read_header(path: str) -> tuple[tuple[int, int, int], np.ndarray]:
     return shape, affine
 
 
-def check_forms(path: str, case: str) -> None:
-    """Warn of a NIfTI file whose qform and sform lie apart by more than a tenth of a voxel anywhere.
+def check_forms(path: str) -> list[str]:
+    """What is to be said of a NIfTI file whose qform and sform lie apart by more than a tenth of a voxel anywhere.
 
     nibabel, and so this product, goes by the sform where it has a code; other viewers may go by the qform.
     """
-    image = nib.load(path) if path.endswith(NIFTI_SUFFIXES) else None
-    if (
-        not isinstance(image, nib.Nifti1Image)
-        or min(int(image.header[f"{form}_code"]) for form in ("qform", "sform")) < 1
-    ):
-        return
+    image = load_volume(path) if path.endswith(NIFTI_SUFFIXES) else None
+    if not isinstance(image, nib.Nifti1Image) or not image.header["qform_code"] > 0 < image.header["sform_code"]:
+        return []
     corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*np.array(image.shape[:3]) - 1, 1]
     apart = np.linalg.norm((corners @ (image.get_qform() - image.get_sform()).T)[:, :3], axis=1).max()
-    if apart > 0.1 * min(image.header.get_zooms()[:3]):
-        logger.warning(
-            f"{case}: qform and sform of {path} lie up to {apart:.3g} mm apart. The sform is used, and results carry "
-            "both as they are; a viewer that goes by the other form shows scan and result alike, but elsewhere."
-        )
+    if apart <= 0.1 * min(image.header.get_zooms()[:3]):
+        return []
+    return [
+        f"qform and sform of {path} lie up to {apart:.3g} mm apart. The sform is used, and results carry both as they "
+        "are; a viewer that goes by the other form shows scan and result alike, but elsewhere."
+    ]
 
 
 def number_of_slices(shape: tuple[int, int, int], affine: np.ndarray, plane: str) -> int:

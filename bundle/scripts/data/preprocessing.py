@@ -36,8 +36,9 @@ from ..common.ownership import (
 )
 from ..common.paths import bundle_root
 from ..common.share import by_the_first
-from .layouts import person_of
-from .scans import AUTO, Subject, find_subjects, mark_unusable, scan_subjects, without
+from .layouts import subject_of as person_of
+from .scans import Scan as Subject
+from .scans import find_scans, without
 from .slices import DATALIST, SPLITS, read_slices
 from .subject_slices import (
     SELECTIONS,
@@ -87,14 +88,14 @@ def plan(
     """Find the subjects of each split and check all that their headers show.
 
     Args:
-        dataset_dir: Folder of scans or datalist, see `find_subjects`.
+        dataset_dir: Folder of scans or datalist, see `find_scans`.
         modalities: File name endings.
         splits: For each split a split file, a list of names, or None to leave it out.
         slice_selection: For each split one of "healthy", "largest_lesion", "all".
         slice_range: First slice of a plane and the one after the last; None: all.
         label: File name ending of lesion masks.
         brain_mask: File name ending of brain masks, or None.
-        allow_outside: As in `find_subjects`.
+        allow_outside: As in `find_scans`.
         exclude: Likewise, of all splits together.
         planes: "axial", "coronal", "sagittal".
 
@@ -109,7 +110,16 @@ def plan(
     for split in SPLITS:
         if splits.get(split) is None:
             continue
-        found[split] = find_subjects(dataset_dir, modalities, splits[split], label, brain_mask, allow_outside)
+        found[split] = find_scans(
+            dataset_dir,
+            modalities,
+            split=splits[split],
+            label=label,
+            brain_mask=None if brain_mask == "auto" else brain_mask,
+            allow_outside=allow_outside,
+            slice_range=slice_range,
+            planes=planes,
+        )
         for subject in found[split]:
             case = subject["case"]
             person = person_of(case)
@@ -123,8 +133,7 @@ def plan(
     if not found:
         raise ValueError("All splits are null: set `split_training`, `split_validation` or `split_testing`.")
     left = without([subject for subjects in found.values() for subject in subjects], exclude, dataset_dir)
-    usable = mark_unusable(left, slice_range, planes)
-    return {split: [subject for subject in usable if owner[person_of(subject["case"])] == split] for split in found}
+    return {split: [subject for subject in left if owner[person_of(subject["case"])] == split] for split in found}
 
 
 @by_the_first
@@ -151,7 +160,7 @@ def preprocess(
     are in the datalist.
 
     Args:
-        dataset_dir: Folder of scans or datalist, see `find_subjects`.
+        dataset_dir: Folder of scans or datalist, see `find_scans`.
         output_dir: Where slices and datalist.json go.
         modalities: File name endings, in the order of the channels.
         splits: For each split a split file, a list of names, or None.
@@ -162,7 +171,7 @@ def preprocess(
         label: File name ending of lesion masks.
         brain_mask: File name ending of brain masks; None or "auto" where there are none. None: voxels unlike the
             background are brain; "auto": ``transform`` strips scans that still have their skull.
-        allow_outside: As in `find_subjects`.
+        allow_outside: As in `find_scans`.
         exclude: Likewise.
         num_workers: Processes; None: one for each core, 0: this one.
         planes: Which slices are made: "axial", "coronal", "sagittal"; a scan may be a single one of them.
@@ -181,7 +190,7 @@ def preprocess(
     scans |= {"allow_outside": allow_outside, "exclude": exclude}
     where: dict[str, Any] = {"slice_range": slice_range, "planes": planes}
     subjects = plan(dataset_dir, modalities, splits, slice_selection, **where, **scans)
-    how: dict[str, Any] = {**where, "num_workers": num_workers, "slice_step": slice_step, "strip": brain_mask == AUTO}
+    how: dict[str, Any] = {**where, "num_workers": num_workers, "slice_step": slice_step, "strip": brain_mask == "auto"}
     return write_slices(subjects, output_dir, modalities, transform, settings, slice_selection, **how)
 
 
@@ -403,10 +412,10 @@ def slices_of_scans(
         raise ValueError(f"No labeled scan for {split}: label more scans, or set `val_split` to another part of them.")
     output_dir = os.path.join(output_dir, f"{split}_slices")
     config = ConfigParser(ConfigParser.load_config_file(os.path.join(bundle_root(), "configs", "preprocess.json")))
-    config["brain_mask"] = AUTO
+    config["brain_mask"] = "auto"
     settings = {key: config[key] for key in ("upper_fraction", "lower_fraction", "lower_over_volume")}
     transform = config.get_parsed_content("preprocessing")
-    subjects = {split: scan_subjects(scans, modalities, slice_range)}
+    subjects = {split: find_scans(scans, modalities, slice_range=slice_range)}
     selection = {split: "healthy"}
     by_the_first(write_slices)(
         subjects, output_dir, modalities, transform, settings, selection, slice_range, num_workers=0, strip=True

@@ -1,216 +1,170 @@
-"""Finding scans on disk, and saying what is wrong with them before any work starts."""
+"""The one way to find scans: on disk or in a list, with what is wrong with them said before any work starts."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..common.batch import shown_list
-from .layouts import (
-    MODALITIES,
-    Place,
-    case_of,
-    ending_of,
-    endings_of,
-    names_of,
-    place_named,
-    place_of_file,
-    places_of,
-)
+from .layouts import MODALITIES, Place, case_of, ending_of, endings_of, names_of, place_of_file, places_of, subject_of
 from .lists import check_case_name, existing_folder, inside, read_json, read_split, shown
-from .nifti import VOLUME_SUFFIXES, check_forms, file_stem, is_volume_name, number_of_slices, read_header
+from .nifti import check_forms, file_stem, is_dicom, is_volume_name, number_of_slices, read_header
 
-Subject = dict[str, Any]  # case, image, and label, brain_mask or error where there are any
-AUTO = "auto"  # as `brain_mask`: none is given, and scans that still have their skull are stripped
+Scan = dict[str, Any]  # case, image, and label, brain_mask, warnings or error where there are any
 RESULTS = ("anomaly_mask", "anomaly_map")  # what inference adds to a case's name
 FOUND_BRAIN = "found_brain_mask"  # and on request
 MASKS = ("seg", "mask", "label", "dseg", "probseg", *RESULTS, FOUND_BRAIN)  # endings of files that are no scans
 PLAIN = (".txt", ".json", ".csv", ".tsv", ".md")  # endings of files beside scans that need no word
+MOST_ENTRIES = 500  # of a folder without a scan, looked at for what it holds instead
 
 
-def _each_once(subjects: list[Subject], source: object) -> list[Subject]:
-    """The subjects, each of another name that can be that of a folder: outputs go by it."""
-    names = [subject["case"] for subject in subjects]
-    for name in names:
-        check_case_name(name, source)
-    seen: dict[str, str] = {}
-    for name in names:
-        key = unicodedata.normalize("NFC", name).casefold()
-        if key in seen:
-            earlier = seen[key]
-            twice = (
-                f"{name} twice" if name == earlier else f"{earlier} and {name}, which some file systems take for one"
-            )
-            raise ValueError(f"{source} holds {twice}: list each case once, and give each a name of its own.")
-        seen[key] = name
-    return subjects
-
-
-def _subject(place: Place, modalities: Sequence[str], label: str | None, brain_mask: str | None) -> Subject:
-    """The files of a case.
-
-    Raises:
-        FileNotFoundError: When an image, or the brain mask, is missing.
-        ValueError: When two files could be the same thing.
-    """
-    subject: Subject = {"case": place.case, "image": []}
-    for modality in modalities:
-        path = place.file or place.image(modality)
-        if path is None:
-            raise FileNotFoundError(
-                f"{place.case} has no {modality}: expected {place.expected(modality)}; exclude the case or change "
-                "`modalities`."
-            )
-        subject["image"].append(str(path))
-    for key, role in (("label", label), ("brain_mask", brain_mask)):
-        path = place.mask(role) if role else None
-        if path is not None:
-            subject[key] = str(path)
-        elif key == "brain_mask" and role:
-            raise FileNotFoundError(
-                f"{place.case} has no brain mask: expected {place.expected(role)}; set `brain_mask` to null to take "
-                "every voxel unlike the background."
-            )
-    return subject
-
-
-def _named_subjects(
-    root: Path,
-    name: str,
+def find_scans(
+    dataset_dir: str | os.PathLike | Sequence[Mapping[str, Any]],
     modalities: Sequence[str],
-    label: str | None,
-    brain_mask: str | None,
-    source: object,
-    allow_outside: bool,
-) -> list[Subject]:
-    """The case of a name, or the sessions of a person, without those that lack an image where others have it."""
-    inside(root, name, source, allow_outside)
-    places = place_named(root, name, modalities)
-    if not places:
-        raise FileNotFoundError(
-            f"{source} names {name}, but {root} has no folder of that name: correct the list, or add it."
-        )
-    found, lacking = [], []
-    for place in places:
-        try:
-            found.append(_subject(place, modalities, label, brain_mask))
-        except FileNotFoundError as error:
-            lacking.append(error)
-    if not found:
-        raise lacking[0]
-    for reason in lacking:
-        print(f"Left out: {str(reason).partition(';')[0]}")
-    return found
-
-
-def find_subjects(
-    dataset_dir: str | os.PathLike,
-    modalities: Sequence[str],
+    image: str | Sequence[str] | None = None,
     split: str | Sequence[str] | None = None,
-    label: str | None = "seg",
+    label: str | None = None,
     brain_mask: str | None = None,
-    allow_outside: bool = False,
     exclude: str | Sequence[str] | None = None,
-) -> list[Subject]:
-    """List scans of a folder, in any of the conventions of `layouts`, or of a Decathlon-style datalist.
+    allow_outside: bool = False,
+    unlabeled_are_healthy: bool | None = None,
+    slice_range: Sequence[int] | None = None,
+    planes: Sequence[str] = ("axial",),
+) -> list[Scan]:
+    """List the scans of a folder, in any of the conventions of `layouts`, or of a list, and check their headers.
 
-    Without a split every case that has a file for each modality is a scan. How many were found is printed, and what
-    was left out and why.
+    Every case that has a file for each modality is a scan. How many were found is printed, and what was left out and
+    why. A scan that cannot be used stops no other.
 
     Args:
-        dataset_dir: The folder, or a datalist (JSON): lists of ``image`` (a file or one for each modality), ``label``
-            and ``brain_mask`` under names such as "training"; its paths are relative to it.
+        dataset_dir: The folder; a Decathlon-style datalist (JSON): lists of ``image`` (a file or one for each
+            modality), ``label``, ``brain_mask`` and ``case`` under names such as "training", with paths relative to
+            it; or such a list itself, as MONAI Label gives it.
         modalities: File name endings, in the order of the channels.
-        split: Case names, a split file, a list's name in the datalist, or None for all there is. The name of a person
-            is that of all its sessions.
-        label: File name ending of lesion masks; a scan may have none.
-        brain_mask: File name ending of brain masks; None or `AUTO` where there are none.
-        allow_outside: Let the datalist or the split name files outside the folder.
+        image: One scan instead of those of the folder: a file, or one for each modality.
+        split: Case names, a file with one a line, a list's name in the datalist, or None for all there is. The name of
+            a subject, or session, is that of all its scans.
+        label: File name ending of lesion masks; None: none are looked for.
+        brain_mask: File name ending of brain masks, of one pipeline of BIDS as "<pipeline>/desc-brain_mask"; with
+            ``image`` the mask's file. None: there are none.
         exclude: Names of cases to leave out, a file with one a line, or None.
+        allow_outside: Let the datalist or the split name files outside the folder.
+        unlabeled_are_healthy: True: scans without a label are such without lesion, which is told; False: they are
+            left out, or, where the split names them, cannot be used; None: whether they have one does not matter.
+        slice_range: First slice, and the one after the last, that will be used; None: all.
+        planes: Of the slices, such as "axial".
 
     Returns:
-        For each scan ``case``, ``image`` (a list of files), and ``label`` and ``brain_mask`` where there are any.
+        For each scan ``case``, ``image`` (a list of files), ``label`` and ``brain_mask`` where there are any,
+        ``warnings`` where there are some, and ``error``, a sentence, where it cannot be used.
 
     Raises:
-        FileNotFoundError: When a folder or file is missing.
-        ValueError: When nothing is found, or a name leads out of the folder.
+        FileNotFoundError: When a folder or list is missing, or every scan lacks a file.
+        ValueError: When there is no scan, or none that can be used, or a list names what may not be used.
     """
     if not modalities or isinstance(modalities, str):
         raise ValueError(f"`modalities` must be a list of names such as ['flair'], got {modalities!r}.")
-    if str(dataset_dir).endswith(".json"):
-        found = _datalist_subjects(Path(dataset_dir), modalities, split, allow_outside)
-        found = without(found, exclude, dataset_dir)
-        tell_found(dataset_dir, found, {})
-        return found
-    root = existing_folder(dataset_dir)
-    brain_mask = None if brain_mask == AUTO else brain_mask
-    if split is not None:
-        source = split if isinstance(split, str) else "The split"
-        names = read_split(split)
-        options = modalities, label, brain_mask, source, allow_outside
-        found = [subject for name in names for subject in _named_subjects(root, name, *options)]
-        return without(_each_once(found, source), exclude, source)
-    found, left_out = _look_through(root, modalities, label, brain_mask)
-    if not found:
-        _raise_nothing_found(root, modalities, left_out)
-    found = without(_each_once(found, root), exclude, root)
-    tell_found(root, found, left_out)
-    return found
+    if brain_mask == "auto":
+        raise ValueError("`brain_mask` names files, got auto: to strip skulls, set `brain_extraction` to auto.")
+    _check_slice_range(slice_range)
+    left_out: dict[str, str] = {}
+    source: object = split if isinstance(split, str) else dataset_dir
+    if image is not None:
+        scans = [_given(image, modalities, brain_mask)]
+    elif not isinstance(dataset_dir, (str, os.PathLike)):
+        source = "The list of scans"
+        scans = _listed(dataset_dir, modalities, source, Path(), allow_outside=True)
+    elif str(dataset_dir).endswith(".json"):
+        scans = _datalist(Path(dataset_dir), modalities, split, allow_outside)
+    else:
+        root = existing_folder(dataset_dir)
+        places, left_out = _places(root, modalities, label)
+        if split is not None:
+            places, left_out = _named(places, read_split(split), root, modalities[0], source, allow_outside), {}
+        scans = _resolve(places, modalities, {"label": label, "brain_mask": brain_mask}, split is not None, left_out)
+        if not scans:
+            _raise_nothing_found(root, modalities, left_out)
+    scans = without(scans, exclude, source, left_out)
+    _check_names([scan["case"] for scan in scans], source)
+    if image is None:
+        _tell(f"{source}: {len(scans)} scan{'s' * (len(scans) != 1)} found", left_out)
+    if label and unlabeled_are_healthy is not None:
+        scans = _with_labels(scans, label, unlabeled_are_healthy, split is not None)
+    return _checked(scans, slice_range, planes)
 
 
-def _look_through(
-    root: Path, modalities: Sequence[str], label: str | None, brain_mask: str | None
-) -> tuple[list[Subject], dict[str, str]]:
-    """The scans of a folder by the rule of `find_subjects`, and for each other thing in it why it is none."""
+def without(
+    scans: Sequence[Scan], exclude: str | Sequence[str] | None, source: object, known: Iterable[str] = ()
+) -> list[Scan]:
+    """The scans that are not to be left out.
+
+    Args:
+        scans: At least one.
+        exclude: Names of cases, subjects or sessions, a file with one a line, or None.
+        source: Where they are from, for the message.
+        known: Further names that are no mistake.
+
+    Raises:
+        ValueError: When a name is that of no scan, or none is left.
+    """
+    names = set() if exclude is None else {*read_split(exclude, "`exclude`")}
+    unknown = sorted(names - {name for case in (*known, *(scan["case"] for scan in scans)) for name in names_of(case)})
+    if unknown:
+        raise ValueError(f"`exclude` names {unknown[0]}, but {source} has no case of that name: correct `exclude`.")
+    left = [scan for scan in scans if not names & names_of(scan["case"])]
+    if not left:
+        raise ValueError(f"`exclude` names every case of {source}: leave at least one.")
+    return left
+
+
+def _given(image: str | Sequence[str], modalities: Sequence[str], brain_mask: str | None) -> Scan:
+    """The scan of files that are named one by one."""
+    files = [image] if isinstance(image, str) else list(image)
+    if len(files) != len(modalities):
+        raise ValueError(
+            f"`image` has {len(files)} files, but the model takes {len(modalities)} modalities "
+            f"({', '.join(modalities)}): give one file for each."
+        )
+    for file, modality in zip(files, modalities, strict=True):
+        reason = why_no_scan(Path(file), [modality])
+        if is_volume_name(os.path.basename(file)) and reason is not None:
+            raise ValueError(
+                f"{file} is taken for no {modality} scan, since {reason}: give the {modality} scan, or rename it."
+            )
+    if brain_mask and not os.path.lexists(brain_mask):
+        raise FileNotFoundError(f"No brain mask {brain_mask}: beside `image`, give the mask's file.")
+    scan = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
+    return scan | ({"brain_mask": brain_mask} if brain_mask else {})
+
+
+def _places(root: Path, modalities: Sequence[str], label: str | None) -> tuple[list[Place], dict[str, str]]:
+    """Where scans of a folder may lie, and for each other thing in it why it is none."""
     paths = sorted(root.iterdir())
     left_out = {path.name: "hidden" for path in paths if path.name.startswith(".")}
-    folders = [path for path in paths if path.is_dir() and path.name not in left_out]
+    paths = [path for path in paths if path.name not in left_out]
+    folders = [path for path in paths if path.is_dir()]
     for folder in folders:
         inside(root, folder.name, root)
-    places = [place for folder in folders for place in places_of(folder)]
-    found = _take(places, modalities, label, brain_mask, left_out)
-    taken = {subject["case"].casefold() for subject in found}
+    places = [place for folder in folders for place in places_of(folder, modalities[0])]
+    if any(place.is_bids for place in places):
+        left_out |= {folder.name: "no folder of a subject (sub-...)" for folder in folders if folder.name[:4] != "sub-"}
+        places = [place for place in places if place.is_bids or place.folder.name not in left_out]
     loose: dict[str, Place] = {}
     for path in paths:
-        if path.is_dir() or path.name in left_out or path.name.endswith(PLAIN):
+        if path in folders or path.name.endswith(PLAIN):
             continue
-        place, reason = place_of_file(path, modalities), why_no_scan(path, modalities, label)
-        if reason is None and place.case.casefold() in taken:
-            reason = "a folder of this name holds a scan"
-        if reason is not None:
+        if (reason := why_no_scan(path, modalities, label)) is not None:
             left_out[path.name] = reason
         else:  # of several modalities the files of a case belong together
+            place = place_of_file(path, modalities)
             loose.setdefault(place.case if place.file is None else path.name, place)
-    beside = _take(loose.values(), modalities, label, brain_mask, left_out)
-    used = {Path(subject[key]).name for subject in beside for key in ("label", "brain_mask") if key in subject}
-    return found + beside, {name: reason for name, reason in left_out.items() if name not in used}
-
-
-def _take(
-    places: Iterable[Place],
-    modalities: Sequence[str],
-    label: str | None,
-    brain_mask: str | None,
-    left_out: dict[str, str],
-) -> list[Subject]:
-    """The cases that are scans; for the others adds to ``left_out`` what they lack."""
-    found = []
-    bids = any(place.is_bids for place in places)
-    for place in places:
-        try:
-            found.append(_subject(place, modalities, label, brain_mask))
-        except FileNotFoundError as error:
-            other = bids and not place.case.startswith("sub-")
-            left_out[place.case] = "no folder of a subject (sub-...)" if other else str(error).partition(";")[0]
-        except ValueError as error:
-            found.append({"case": place.case, "image": [], "error": str(error)})
-    return found
+    return places + [*loose.values()], left_out
 
 
 def why_no_scan(path: Path, modalities: Sequence[str], label: str | None = None) -> str | None:
@@ -231,84 +185,124 @@ def why_no_scan(path: Path, modalities: Sequence[str], label: str | None = None)
     return None
 
 
+def _named(
+    places: Sequence[Place], names: Sequence[str], root: Path, modality: str, source: object, allow_outside: bool
+) -> list[Place]:
+    """The places that go by the names of a split, in its order."""
+    what = source if isinstance(source, str) else "The split"
+    chosen = []
+    for name in names:
+        folder = inside(root, name, what, allow_outside)
+        found = [place for place in places if name in names_of(place.case)]
+        found = found or (places_of(folder, modality) if folder.is_dir() else [])
+        if not found:
+            raise FileNotFoundError(
+                f"{what} names {name}, but {root.absolute()} has no scan of that name: correct the list, or add it."
+            )
+        chosen += found
+    return chosen
+
+
+def _resolve(
+    places: Sequence[Place],
+    modalities: Sequence[str],
+    masks: Mapping[str, str | None],
+    are_named: bool,
+    left_out: dict[str, str],
+) -> list[Scan]:
+    """The scans at these places; what another lacks goes to ``left_out``, or is its error where a list names it."""
+    scans: list[Scan] = []
+    lacking: dict[str, str] = {}
+    for place in places:
+        try:
+            scans.append(_scan_at(place, modalities, masks))
+        except FileNotFoundError as error:
+            lacking[place.case] = str(error)
+        except ValueError as error:
+            scans.append({"case": place.case, "image": [], "error": str(error)})
+    if are_named:
+        found = {subject_of(scan["case"]) for scan in scans}
+        errors = {case: reason for case, reason in lacking.items() if subject_of(case) not in found}
+        return scans + [{"case": case, "image": [], "error": reason} for case, reason in errors.items()]
+    left_out |= {case: reason.partition(";")[0] for case, reason in lacking.items()}
+    for name in {Path(scan[key]).name for scan in scans for key in masks if key in scan} & left_out.keys():
+        del left_out[name]
+    return scans
+
+
+def _scan_at(place: Place, modalities: Sequence[str], masks: Mapping[str, str | None]) -> Scan:
+    """The files of a case.
+
+    Raises:
+        FileNotFoundError: When an image, or the brain mask, is missing.
+        ValueError: When two files could be the same thing.
+    """
+    scan: Scan = {"case": place.case, "image": []}
+    for channel, modality in enumerate(modalities):
+        path = place.file if place.file and channel == 0 else place.image(modality)
+        if path is None:
+            raise FileNotFoundError(
+                f"{place.case} has no {modality}: expected {place.expected(modality)}; exclude the case or change "
+                "`modalities`."
+            )
+        scan["image"].append(str(path))
+    for key, role in masks.items():
+        path = place.mask(role) if role else None
+        if path is not None:
+            scan[key] = str(path)
+        elif role and key == "brain_mask":
+            raise FileNotFoundError(
+                f"{place.case} has no brain mask: expected {place.expected(role)}; set `brain_mask` to null to find "
+                "the brain in the scan."
+            )
+    return scan
+
+
 def _raise_nothing_found(root: Path, modalities: Sequence[str], left_out: Mapping[str, str]) -> None:
-    for name, reason in left_out.items():
-        places = place_named(root, name, modalities) if reason.startswith(f"{name} has no ") else []
-        if any(is_volume_name(path.name) for place in places for path in place.folder.iterdir()):
-            raise FileNotFoundError(f"{reason}; add it, or change `modalities`.")
+    """Say what is in a folder in place of scans, as well as that can be told."""
+    files = [path for path in islice(root.rglob("*"), MOST_ENTRIES) if path.is_file() or path.is_symlink()]
+    reason = next((reason for name, reason in left_out.items() if reason.startswith(f"{name} has no ")), None)
+    if any(is_dicom(path) for path in files[:20]):
+        raise ValueError(f"{root} holds DICOM files: convert each series to NIfTI first, such as by dcm2niix.")
+    beside = {path.parent for path in files if is_volume_name(path.name)}
+    if reason is not None and any(reason.endswith(f" in {folder}") for folder in beside):
+        raise FileNotFoundError(f"{reason}; add it, or change `modalities`.")
     raise ValueError(
         f"No scan in {root}: expected folders NAME with files NAME_{modalities[0]}.nii.gz, or BIDS; check "
-        "`dataset_dir` and `modalities`."
+        "`dataset_dir` and `modalities`, or list the files of other folders, such as those of MSLesSeg and of the WMH "
+        "challenge, in a datalist (docs/data.md)."
     )
 
 
-def tell_found(source: object, found: Sequence[Subject], left_out: Mapping[str, str]) -> None:
-    """Print how many scans were found, and what was left out and why; of several processes the first does."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    without = f", {len(left_out)} left out:" if left_out else ""
-    print(f"{source}: {len(found)} scan{'s' if len(found) != 1 else ''} found{without}")
-    reasons = [reason if reason.startswith(name) else f"{name}: {reason}" for name, reason in left_out.items()]
-    for line in shown_list(reasons):
-        print(line)
-
-
-def without(subjects: list[Subject], exclude: str | Sequence[str] | None, source: object) -> list[Subject]:
-    """The subjects that are not to be left out.
-
-    Args:
-        subjects: At least one.
-        exclude: Case names, a file with one a line, or None.
-        source: Where they are from, for the message.
-
-    Raises:
-        ValueError: When a name is that of no subject, or none is left.
-    """
-    if exclude is None:
-        return subjects
-    names = read_split(exclude, "`exclude`")
-    unknown = sorted({*names} - {name for subject in subjects for name in names_of(subject["case"])})
-    if unknown:
-        raise ValueError(f"`exclude` names {unknown[0]}, but {source} has no case of that name: correct `exclude`.")
-    left = [subject for subject in subjects if not {*names} & names_of(subject["case"])]
-    if not left:
-        raise ValueError(f"`exclude` names every case of {source}: leave at least one.")
-    return left
-
-
-def scan_subjects(
-    scans: Sequence[Mapping[str, Any]], modalities: Sequence[str], slice_range: Sequence[int] | None = None
-) -> list[Subject]:
-    """Give scans that are listed by their files the form of `find_subjects`, and check their headers.
-
-    Args:
-        scans: For each scan its files ``image`` (one, or one for each modality) and, if any, ``label``.
-        modalities: Names of the channels.
-        slice_range: First axial slice, and the one after the last, that will be used; None: all.
-
-    Raises:
-        ValueError: What `check_subjects` finds in files of known formats; or when a scan has another number of files
-            than there are modalities, or two have the same name.
-    """
-    subjects = []
-    for scan in scans:
-        files = [scan["image"]] if isinstance(scan["image"], str) else list(scan["image"])
+def _listed(
+    entries: Sequence[Any], modalities: Sequence[str], source: object, root: Path, allow_outside: bool
+) -> list[Scan]:
+    """The scans of a list: files, or objects with ``image`` and, if any, ``label``, ``brain_mask`` and ``case``."""
+    scans = []
+    for entry in entries:
+        entry = {"image": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, Mapping) or "image" not in entry:
+            raise ValueError(f"{source} has an entry without `image`: expected objects with image and, if any, label.")
+        files = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
         if len(files) != len(modalities):
             raise ValueError(
-                f"{files[0]} is one of {len(files)} files, but `modalities` has {len(modalities)}: give one for each."
+                f"{source} lists {len(files)} image files for a case, but `modalities` has {len(modalities)}: list one "
+                "for each."
             )
-        label = {"label": scan["label"]} if scan.get("label") else {}
-        subjects.append({"case": case_of(files[0], modalities), "image": files, **label})
-    _check_slice_range(slice_range)
-    files_of = [[*subject["image"], subject.get("label", ".nii")] for subject in subjects]
-    known = [all(file.endswith(VOLUME_SUFFIXES) for file in files) for files in files_of]
-    check_subjects(list(compress(subjects, known)), slice_range)
-    return _each_once(subjects, "The list of scans")
+        scan: Scan = {"image": [str(inside(root, name, source, allow_outside)) for name in files]}
+        for key in ("label", "brain_mask"):
+            if entry.get(key):
+                scan[key] = str(inside(root, entry[key], source, allow_outside))
+        case = entry.get("case") or case_of(files[0], modalities)
+        scans.append({"case": str(case) if type(case) is int else case, **scan})
+    if not scans:
+        raise ValueError(f"{source} lists no case: give lists of objects with image and, if any, label.")
+    return scans
 
 
-def _datalist_subjects(
+def _datalist(
     path: Path, modalities: Sequence[str], split: str | Sequence[str] | None, allow_outside: bool
-) -> list[Subject]:
+) -> list[Scan]:
     if not path.is_file():
         raise FileNotFoundError(f"No datalist {path}: set `dataset_dir` to a folder or an existing datalist.")
     content = read_json(path, "a Decathlon-style datalist")
@@ -319,36 +313,19 @@ def _datalist_subjects(
         raise ValueError(
             f"{path} has no list {shown(split)}, only {', '.join(lists) or 'none'}: set the split to one of them."
         )
-    items = lists[split] if split is not None else [item for value in lists.values() for item in value]
-    subjects = []
-    for item in items:
-        item = {"image": item} if isinstance(item, str) else item
-        if not isinstance(item, dict) or "image" not in item:
-            raise ValueError(f"{path} has an entry without `image`: expected objects with image and, if any, label.")
-        files = item["image"] if isinstance(item["image"], list) else [item["image"]]
-        if len(files) != len(modalities):
-            raise ValueError(
-                f"{path} lists {len(files)} image files for a case, but `modalities` has {len(modalities)}: list one "
-                "for each."
-            )
-        subject: Subject = {"image": [str(inside(path.parent, name, path, allow_outside)) for name in files]}
-        for key in ("label", "brain_mask"):
-            if item.get(key):
-                subject[key] = str(inside(path.parent, item[key], path, allow_outside))
-        case = item.get("case") or case_of(files[0], modalities)
-        subjects.append({"case": str(case) if type(case) is int else case, **subject})
-    if not subjects:
-        raise ValueError(f"{path} lists no case: give lists of objects with image and, if any, label.")
-    return _each_once(subjects, path)
+    entries = lists[split] if split is not None else [entry for value in lists.values() for entry in value]
+    return _listed(entries, modalities, path, path.parent, allow_outside)
 
 
 def _is_of_words(value: list) -> bool:
     """Whether a list of a datalist holds words, such as authors, and not scans."""
-    return bool(value) and all(isinstance(item, str) and not is_volume_name(os.path.basename(item)) for item in value)
+    return bool(value) and all(
+        isinstance(entry, str) and not is_volume_name(os.path.basename(entry)) for entry in value
+    )
 
 
 def _check_modalities(path: Path, content: Mapping[str, Any], modalities: Sequence[str]) -> None:
-    """Refuse a datalist that tells other modalities, or another order, than the ids of the config."""
+    """Refuse a datalist that tells other modalities, or another order, than the config."""
     told = content.get("channel_names", content.get("modality"))
     if not isinstance(told, dict) or not told:
         return
@@ -359,6 +336,51 @@ def _check_modalities(path: Path, content: Mapping[str, Any], modalities: Sequen
             f"{path} tells the modalities {', '.join(names)}, but `modalities` is {', '.join(wanted)}: set it to "
             "match, with one file for each."
         )
+
+
+def _check_names(names: Sequence[str], source: object) -> None:
+    """Refuse a name that cannot be that of a folder, and names of which two are one: outputs go by them."""
+    seen: dict[str, str] = {}
+    for name in names:
+        check_case_name(name, source)
+        key = unicodedata.normalize("NFC", name).casefold()
+        if key in seen:
+            earlier = seen[key]
+            twice = (
+                f"{name} twice" if name == earlier else f"{earlier} and {name}, which some file systems take for one"
+            )
+            raise ValueError(f"{source} holds {twice}: list each case once, and give each a name of its own.")
+        seen[key] = name
+
+
+def _tell(line: str, reasons: Mapping[str, str] | Sequence[str]) -> None:
+    """Print a line and, below it, what was left out; of several processes the first does."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if isinstance(reasons, Mapping):
+        line += f", {len(reasons)} left out:" if reasons else ""
+        reasons = [reason if reason.startswith(name) else f"{name}: {reason}" for name, reason in reasons.items()]
+    print("\n".join([line, *shown_list(reasons)]))
+
+
+def _with_labels(scans: Sequence[Scan], label: str, healthy: bool, are_named: bool) -> list[Scan]:
+    """The scans that can be scored: with a label, or taken as healthy."""
+    lacking = {
+        scan["case"]: f"{scan['case']} has no label: expected {scan['case']}_{label}.nii.gz beside its images; exclude "
+        "the case, change `label`, or set `unlabeled_are_healthy`."
+        for scan in scans
+        if not {"label", "error"} & scan.keys()
+    }
+    if lacking and healthy:
+        _tell(f"Without a label (CASE_{label}.nii.gz), taken as healthy: {len(lacking)}", [*lacking])
+    if not lacking or healthy:
+        return [*scans]
+    if len(lacking) == len(scans):
+        raise FileNotFoundError(next(iter(lacking.values())))
+    if are_named:
+        return [{**scan, "error": lacking[scan["case"]]} if scan["case"] in lacking else scan for scan in scans]
+    _tell(f"Without a label, left out (`unlabeled_are_healthy` takes them as healthy): {len(lacking)}", [*lacking])
+    return [scan for scan in scans if scan["case"] not in lacking]
 
 
 def _check_slice_range(slice_range: Any) -> None:
@@ -372,51 +394,30 @@ def _check_slice_range(slice_range: Any) -> None:
         )
 
 
-def check_subjects(
-    subjects: Sequence[Subject], slice_range: Sequence[int] | None = None, planes: Sequence[str] = ("axial",)
-) -> None:
-    """Read the headers of all scans and refuse what later steps cannot use.
-
-    Args:
-        subjects: What `find_subjects` found.
-        slice_range: First slice, and the one after the last, that will be used; None: all.
-        planes: Of the slices, such as "axial".
+def _checked(scans: Sequence[Scan], slice_range: Sequence[int] | None, planes: Sequence[str]) -> list[Scan]:
+    """The scans, with what their headers tell as ``warnings``, or as ``error`` where one cannot be used.
 
     Raises:
-        ValueError: When files of a scan differ in shape or affine, or the range leaves the volume.
+        ValueError: When none can.
+        FileNotFoundError: Likewise.
     """
-    _check_slice_range(slice_range)
-    for subject in subjects:
-        _check_subject(subject, slice_range, planes)
-
-
-def mark_unusable(
-    subjects: Sequence[Subject], slice_range: Sequence[int] | None = None, planes: Sequence[str] = ("axial",)
-) -> list[Subject]:
-    """The subjects, with the sentence of `check_subjects` as ``error`` where one cannot be used.
-
-    Raises:
-        ValueError: When none of them can.
-    """
-    _check_slice_range(slice_range)
-    marked, first = [], None
-    for subject in subjects:
+    checked = []
+    for scan in scans:
         try:
-            if "error" not in subject:
-                _check_subject(subject, slice_range, planes)
-            marked.append(subject)
+            warnings = [] if "error" in scan else [*_header_warnings(scan, slice_range, planes)]
+            checked.append({**scan, "warnings": warnings} if warnings else scan)
         except (ValueError, FileNotFoundError) as error:
-            first = first or error
-            marked.append({**subject, "error": str(error)})
-    if first is not None and all("error" in subject for subject in marked):
-        raise first
-    return marked
+            if len(scans) == 1:
+                raise
+            checked.append({**scan, "error": str(error)})
+    if all("error" in scan for scan in checked):
+        raise ValueError(checked[0]["error"])
+    return checked
 
 
-def _check_subject(subject: Subject, slice_range: Sequence[int] | None, planes: Sequence[str]) -> None:
-    files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
+def _header_warnings(scan: Scan, slice_range: Sequence[int] | None, planes: Sequence[str]) -> Iterator[str]:
+    files = [*scan["image"], *(scan[key] for key in ("label", "brain_mask") if key in scan)]
     shape, affine = read_header(files[0])
-    check_forms(files[0], str(subject["case"]))
     for path in files[1:]:
         other_shape, other_affine = read_header(path)
         if other_shape != shape:
@@ -430,3 +431,4 @@ def _check_subject(subject: Subject, slice_range: Sequence[int] | None, planes: 
                 f"{files[0]} has {slices} {plane} slices, so `slice_range` {list(slice_range)} leaves it: choose a "
                 f"range within [0, {slices}], or null for all slices."
             )
+    yield from (f"{scan['case']}: {sentence}" for sentence in check_forms(files[0]))

@@ -18,7 +18,9 @@ from .nifti import voxel_ml
 
 LEAST_EXTENT = 60.0  # mm along each axis; less of a head does not tell deepbet where the brain is
 LEAST_BRAIN_ML = 200.0
-OTHERWISE = "give brain masks, or set `brain_mask` to null where all that differs from the background is brain."
+OTHERWISE = (
+    "give brain masks, or set `brain_extraction` to background where all that differs from the background is brain."
+)
 
 
 @cache
@@ -58,7 +60,7 @@ def strip(image: MetaTensor) -> Tensor:
     if extent.min() < LEAST_EXTENT:
         raise ValueError(
             f"still has its skull, and shows too little of the head ({extent.min():.0f} mm along one axis, expected "
-            f"{LEAST_EXTENT:g} or more) to strip it: {OTHERWISE}"
+            f"{LEAST_EXTENT:g} or more) to strip it: check whether the header gives the voxel size in mm, {OTHERWISE}"
         )
     extraction = _deepbet()
     voxels = image.as_tensor()[0].float().cpu().numpy()

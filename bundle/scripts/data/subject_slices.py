@@ -20,7 +20,7 @@ from ..common.files import keep_beside, not_empty
 from ..common.ownership import check_no_link, check_unchanged, content_digest, read_record
 from ..method.volume import PLANES
 from .brain import lesion_of
-from .scans import Subject
+from .scans import Scan
 
 SELECTIONS = ("healthy", "largest_lesion", "all")
 RECORD = "subject.json"
@@ -64,7 +64,7 @@ def select_slices(
     return slices
 
 
-def fingerprint_of(subject: Subject, settings: Mapping[str, Any]) -> str:
+def fingerprint_of(subject: Scan, settings: Mapping[str, Any]) -> str:
     """A hash of what fixes the slices of a subject: the settings, and its files' names, sizes and times."""
     files = [*subject["image"], *(subject[key] for key in ("label", "brain_mask") if key in subject)]
     stats = [(os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]

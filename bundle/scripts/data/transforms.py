@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,10 +19,12 @@ from torch import Tensor
 
 from ..common.checks import check_settings
 from ..method.volume import PIXEL_SIZE
-from .brain import brain_mask_of, warn_of_skull
-from .doubts import check_doubts
-from .nifti import content_size, load_volume, open_packed
+from .brain import brain_mask_of, lesion_of
+from .nifti import content_size, load_volume, open_content
+from .quality import check_labels, check_scan
 from .stripping import brain_mask_or_strip
+
+logger = logging.getLogger(__name__)
 
 LOWEST, HIGHEST = -3.0, 3.0
 LARGEST_SCALED = 1e9  # what the arithmetic of the method bears; a brain's own voxels are near -3 to 3
@@ -138,7 +142,7 @@ def _with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
     if path is None:  # read whole already
         return image
     try:
-        with open_packed(str(path)) as file:
+        with open_content(str(path)) as file:
             content = file.read(content_size(image))
             trailing = len(file.read(MOST_TRAILING))
         whole = image.from_bytes(content)
@@ -157,7 +161,7 @@ def _as_nifti(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
 class ScanReader(NibabelReader):
     """Reads the modalities of a scan, one file each and of any format of `load_volume`, on the grid of the first.
 
-    Affines that differ by a rounding error, and 4-D files of one volume beside 3-D ones, which `check_subjects` lets
+    Affines that differ by a rounding error, and 4-D files of one volume beside 3-D ones, which `find_scans` lets
     pass, are no reason to refuse a scan, as MONAI's reader does.
     """
 
@@ -325,15 +329,19 @@ class StandardizeByScand(MapTransform):
 
 
 class BrainMaskd(MapTransform):
-    """Put the brain mask of a scan under its own key, and note the case, if it is known, in the scan's meta data.
+    """Put the brain mask of a scan under its own key, and what is to be said of both under ``warnings``.
+
+    The case, if it is known, and the warnings go to the scan's meta data too.
 
     Args:
         keys: The scan (M, H, W[, D]).
-        strip: Where no mask is given and the scan still has its skull, strip it, see `brain_mask_or_strip`.
+        extraction: Where no mask is given: "background" takes what differs from the background for brain, "auto" also
+            strips a scan that still has its skull, see `brain_mask_or_strip`.
+        modalities: Names of the M channels, which tell what must look dark; empty where they are not known.
         mask_key: Holds a given mask, or gets what `brain_mask_of` finds; bool, with the scan's meta data.
 
     Raises:
-        ValueError: What `brain_mask_of` finds, with the scan's name.
+        ValueError: What `brain_mask_of` and `check_scan` find, with the scan's name; or when ``extraction`` is another.
     """
 
     backend = [TransformBackends.TORCH]
@@ -341,28 +349,63 @@ class BrainMaskd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        strip: bool = False,
+        extraction: str = "background",
+        modalities: Sequence[str] = (),
         mask_key: str = "brain_mask",
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
-        self.find = brain_mask_or_strip if strip else brain_mask_of
-        self.mask_key = mask_key
+        finders = {"auto": brain_mask_or_strip, "background": brain_mask_of}
+        if extraction not in finders:
+            raise ValueError(f"`brain_extraction` must be auto or background, got {extraction!r}.")
+        self.find, self.modalities, self.mask_key = finders[extraction], modalities, mask_key
 
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """Give a copy of ``data`` with the brain mask."""
-        result = dict(data)
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Any]:
+        """Give a copy of ``data`` with the brain mask and the warnings."""
+        result: dict[Hashable, Any] = {"warnings": [], **data}
         for key in self.key_iterator(result):
             image, given = result[key], result.get(self.mask_key)
+            name = _named(result, image)
             try:
-                mask = self.find(image, given)
+                mask = convert_to_dst_type(self.find(image, given), image, dtype=torch.bool)[0]
+                whole = isinstance(image, MetaTensor) and image.ndim == 4
+                found = check_scan(image, mask, given, self.modalities) if whole else []
             except ValueError as error:
-                raise ValueError(f"{_named(result, image)} {error}") from None
-            if isinstance(image, MetaTensor) and "case" in result:
-                image.meta["case"] = result["case"]
-            result[self.mask_key] = convert_to_dst_type(mask, image, dtype=torch.bool)[0]
-            warn_of_skull(image, result[self.mask_key], _named(result, image))
-            check_doubts(image, result[self.mask_key], given is not None, _named(result, image))
+                raise ValueError(f"{name} {error}") from None
+            result[self.mask_key] = mask
+            result["warnings"] = [*result["warnings"], *(f"{name} {sentence}" for sentence in found)]
+            if isinstance(image, MetaTensor):
+                image.meta |= {"warnings": result["warnings"], **({"case": result["case"]} if "case" in result else {})}
+            for sentence in result["warnings"]:
+                logger.warning(sentence)
+        return result
+
+
+class LesionLabeld(MapTransform):
+    """Keep of a lesion mask the values that count, as 1, and say where there are several and none was chosen.
+
+    Args:
+        keys: Lesion masks (1, H, W[, D]), whole numbers from 0.
+        values: What counts as lesion; None: all above 0.
+
+    Raises:
+        ValueError: When a mask holds other numbers, with the scan's name.
+    """
+
+    backend = [TransformBackends.NUMPY]
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int] | None = None, allow_missing_keys: bool = False):
+        super().__init__(keys, allow_missing_keys)
+        self.values = values
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Any]:
+        """Give a copy of ``data`` with the masks and the warnings."""
+        result: dict[Hashable, Any] = {"warnings": [], **data}
+        for key in self.key_iterator(result):
+            label, name = result[key], _named(result, result[key])
+            result[key] = convert_to_dst_type(lesion_of(label, name, self.values), label, dtype=torch.uint8)[0]
+            if self.values is None and (sentence := check_labels(label)):
+                result["warnings"] = [*result["warnings"], f"{name} {sentence}"]
         return result
 
 

@@ -15,12 +15,18 @@ from torch import Tensor
 
 from ..data.brain import lesion_of
 from ..data.morphology import box_of
+from ..data.nifti import voxel_ml
 from .metrics import SSIM_WINDOW, ssim_map
 
 logger = logging.getLogger(__name__)
 
 REFERENCE_SIZE = 128
 SLICES_AT_ONCE = 16  # of large volumes, so that what is computed of them needs little memory
+
+
+def _voxel_ml(image: Tensor) -> float:
+    """The volume of a voxel; NaN where it has no meta data, or is a slice."""
+    return voxel_ml(image.affine.numpy()) if isinstance(image, MetaTensor) and image.ndim == 4 else math.nan
 
 
 @dataclass
@@ -54,7 +60,7 @@ class Sample:
 
         Args:
             item: ``image`` (M + 1, H, W[, D]), modalities and brain mask; ``label`` (1, H, W[, D]), or none when it is
-                healthy; ``pred`` (K, H, W[, D]); ``case``; ``slice`` and ``voxel_ml`` if it has them.
+                healthy; ``pred`` (K, H, W[, D]); ``case``; ``slice`` if it has one.
             outputs: What the channels of ``pred`` are, as the inferer names them.
 
         Raises:
@@ -79,7 +85,7 @@ class Sample:
             threshold=float(channels["threshold"].max()),
             grid=(inputs.shape[1], inputs.shape[2]),
             first_slice=box[2].start,
-            voxel_ml=float(item.get("voxel_ml", math.nan)),
+            voxel_ml=_voxel_ml(image),
             spacing=_spacing(image),
         )
 

@@ -41,7 +41,8 @@ class ResultFiles:
         if not self.is_bids:
             return self.output_dir / case / f"{case}_{name}{suffix}"
         entities = bids_name(case)
-        return self.output_dir.joinpath(*entities.split("_"), "anat", f"{entities}_{BIDS_NAMES[name]}{suffix}")
+        folders = [part for part in entities.split("_") if part.startswith(("sub-", "ses-"))]
+        return self.output_dir.joinpath(*folders, "anat", f"{entities}_{BIDS_NAMES[name]}{suffix}")
 
     def record(self, case: str) -> Path:
         """The file that tells what the results of a case were made from and with."""
@@ -94,6 +95,6 @@ class ResultFiles:
 
 
 def bids_name(case: str) -> str:
-    """A case's name in BIDS, such as ``sub-01_ses-1``: of a case of BIDS its own, else ``sub-`` and what may stay."""
-    is_bids = re.fullmatch(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?", case) is not None
+    """A case's name in BIDS: of a case of BIDS its own, such as ``sub-01_acq-3d``, else ``sub-`` and what may stay."""
+    is_bids = re.fullmatch(r"sub-[a-zA-Z0-9]+(_(?!desc-)[a-z]+-[a-zA-Z0-9+]+)*", case) is not None
     return case if is_bids else f"sub-{re.sub('[^a-zA-Z0-9]', '', case)}"

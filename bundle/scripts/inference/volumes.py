@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -34,75 +35,18 @@ from ..common.ownership import (
     unlock_folder,
 )
 from ..common.share import first_checks, join_group, share
-from ..data.layouts import case_of
-from ..data.lists import check_case_name
-from ..data.nifti import is_volume_name
-from ..data.scans import AUTO, FOUND_BRAIN, RESULTS, Subject, find_subjects, mark_unusable, why_no_scan
+from ..data.quality import check_marked
+from ..data.scans import FOUND_BRAIN, RESULTS, Scan
 from ..method.refinement import Refinement
 from .inferer import is_for_volumes
 from .results import DESCRIPTION, ResultFiles
 from .tables import LESIONS, STEP, VOLUMES, is_measured, measure_volume, write_tables
 from .writer import write_brain_mask
 
+logger = logging.getLogger(__name__)
+
 MODEL = "model_sha256"
 OUTCOME = ("results", "warnings", "numbers")  # what a record tells at the end only
-
-
-def find_inputs(
-    dataset_dir: str | os.PathLike,
-    modalities: Sequence[str],
-    image: str | Sequence[str] | None = None,
-    brain_mask: str | None = None,
-    allow_outside: bool = False,
-    exclude: str | Sequence[str] | None = None,
-) -> list[Subject]:
-    """List the volumes to segment and check their headers.
-
-    Args:
-        dataset_dir: Folder of scans, see `find_subjects`.
-        modalities: File name endings, in the order of the channels.
-        image: One volume instead of the folder: a file, or one file for each modality.
-        brain_mask: File name ending of brain masks; with ``image`` the mask's file. None: voxels unlike the
-            background are brain.
-        allow_outside: As in `find_subjects`.
-        exclude: Likewise.
-
-    Returns:
-        The scans, as `find_subjects` gives them, with ``error`` where one cannot be used.
-
-    Raises:
-        FileNotFoundError: When a file is missing.
-        ValueError: When no file is a volume, or ``image`` has another number of files than there are modalities, or
-            the name of one ends as that of a mask or of another modality.
-    """
-    if image is None:
-        subjects = find_subjects(
-            dataset_dir,
-            modalities,
-            label=None,
-            brain_mask=brain_mask,
-            allow_outside=allow_outside,
-            exclude=exclude,
-        )
-    else:
-        files = [image] if isinstance(image, str) else list(image)
-        if len(files) != len(modalities):
-            raise ValueError(
-                f"`image` has {len(files)} files, but the model takes {len(modalities)} modalities "
-                f"({', '.join(modalities)}): give one file for each."
-            )
-        for file, modality in zip(files, modalities, strict=True):
-            reason = why_no_scan(Path(file), [modality])
-            if is_volume_name(file) and reason is not None:
-                raise ValueError(
-                    f"{file} is taken for no {modality} scan, since {reason}: give the {modality} scan, or rename it."
-                )
-        if brain_mask not in (None, "", AUTO) and not os.path.exists(str(brain_mask)):
-            raise FileNotFoundError(f"No brain mask {brain_mask}: beside `image`, give the mask's file.")
-        check_case_name(case_of(files[0], modalities), "`image`")
-        subject: Subject = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
-        subjects = [subject | ({"brain_mask": brain_mask} if brain_mask not in (None, "", AUTO) else {})]
-    return mark_unusable(subjects)
 
 
 class Volumes:
@@ -115,7 +59,7 @@ class Volumes:
     so that those of the process that ends last tell of all, and none has to wait.
 
     Args:
-        subjects: What `find_inputs` found.
+        subjects: What `find_scans` found.
         output_dir: Where each case gets a folder.
         model_file: The weights; another file makes all results anew.
         settings: All other options that change a result.
@@ -133,7 +77,7 @@ class Volumes:
 
     def __init__(
         self,
-        subjects: Sequence[Subject],
+        subjects: Sequence[Scan],
         output_dir: str,
         model_file: str,
         settings: Mapping[str, object],
@@ -165,7 +109,7 @@ class Volumes:
         check_claim(self.output_dir, STEP, (VOLUMES, LESIONS, *([DESCRIPTION] if self.files.is_bids else [])))
         lock_folder(check_writable(self.output_dir))
 
-    def _record(self, subject: Subject) -> dict[str, Any]:
+    def _record(self, subject: Scan) -> dict[str, Any]:
         inputs = [[os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in _files(subject)]
         remarks = self.files.remarks(_files(subject))
         return json.loads(json.dumps({"product": PRODUCT, "inputs": inputs, **remarks, **self.settings}))
@@ -194,7 +138,7 @@ class Volumes:
             if record.get(name) != value
         ]
 
-    def _check_places(self, subjects: Sequence[Subject]) -> None:
+    def _check_places(self, subjects: Sequence[Scan]) -> None:
         inputs = [path for subject in subjects for path in _files(subject)]
         for subject in self.pending:
             case, path = subject["case"], self._record_file(subject["case"])
@@ -218,7 +162,7 @@ class Volumes:
                     )
                 check_unchanged(result, digests.get(result.name), STEP)
 
-    def _check_other_scan(self, subject: Subject, record: Mapping[str, Any]) -> None:
+    def _check_other_scan(self, subject: Scan, record: Mapping[str, Any]) -> None:
         """Refuse to replace the results of a scan by those of another one of the same name."""
         before = record.get("inputs")
         first = before[0][0] if isinstance(before, list) and before else None
@@ -250,6 +194,8 @@ class Volumes:
             if FOUND_BRAIN in self.names:
                 write_brain_mask(self._results(case)[-1], item["brain_mask"], item["image"].meta["filename_or_obj"])
             numbers = _numbers(output["pred_mask"], output["pred_anomaly_map"], item["brain_mask"], network)
+            if sentence := check_marked(numbers["marked_ml"], numbers["brain_ml"]):
+                logger.warning(f"{case} {sentence}")
             outcome = {
                 "numbers": numbers | {"seconds": round(time.monotonic() - self.started, 2)},
                 "results": {result.name: file_digest(result) for result in self._results(case)},
@@ -299,9 +245,7 @@ class Volumes:
         raise_failed(self.cases.failed, self.number)
 
 
-def _numbers(
-    mask: MetaTensor, anomaly_map: MetaTensor, brain_mask: MetaTensor, network: Refinement
-) -> dict[str, object]:
+def _numbers(mask: MetaTensor, anomaly_map: MetaTensor, brain_mask: MetaTensor, network: Refinement) -> dict[str, Any]:
     """What `measure_volume` finds in a volume's results (1, H, W, D) and its brain mask."""
     arrays = [image.as_tensor()[0].cpu().numpy() for image in (mask, anomaly_map, brain_mask)]
     affines = [np.asarray(image.affine.cpu(), dtype=np.float64) for image in (mask, brain_mask)]
@@ -310,7 +254,7 @@ def _numbers(
     return measure_volume(arrays[0] > 0, arrays[1], affines[0], arrays[2] > 0, affines[1], planes)
 
 
-def _files(subject: Subject) -> list[str]:
+def _files(subject: Scan) -> list[str]:
     return [*subject["image"], *([subject["brain_mask"]] if "brain_mask" in subject else [])]
 
 

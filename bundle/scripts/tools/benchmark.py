@@ -39,8 +39,8 @@ from scripts.common.outputs import write_text  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
 from scripts.common.threads import OWN_WORD, SPARE, usage  # noqa: E402
 from scripts.data.nifti import load_volume  # noqa: E402
+from scripts.data.scans import find_scans  # noqa: E402
 from scripts.evaluation.metrics import overlap  # noqa: E402
-from scripts.inference.volumes import find_inputs  # noqa: E402
 from scripts.method.default import ProbabilisticIterMask, standardize  # noqa: E402
 from scripts.method.precision import computes_bfloat16  # noqa: E402
 from scripts.method.refinement import Refinement  # noqa: E402
@@ -199,7 +199,7 @@ def benchmark_refinement(options: argparse.Namespace, device: torch.device) -> s
     """A volume from its prepared slices to mask and anomaly map: the plain loop, this bundle, and its fast mode."""
     config = read_config("inference", device=device, model_file=options.model_file)
     model = config.get_parsed_content("network")
-    subject = find_inputs("", ["flair"], options.image, options.brain_mask)[0]
+    subject = find_scans("", ["flair"], options.image, brain_mask=options.brain_mask)[0]
     volume = list_data_collate([config.get_parsed_content("preprocessing")(subject)])["image"]
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     plain.refine = partial(plain_refine, copy.copy(plain))
