@@ -1,4 +1,4 @@
-"""A volume that is finished is not done again, unless what it was made from or with has changed."""
+"""Results lie where people look for them, and a scan that is finished is not done again without a reason."""
 
 import json
 import math
@@ -8,8 +8,49 @@ from types import SimpleNamespace
 import pytest
 import torch
 from monai.data import MetaTensor
-from scripts.common.files import write_json
+from scripts.common.outputs import write_text
+from scripts.inference.results import ResultFiles, bids_name, bids_source
 from scripts.inference.volumes import OUTCOME, RESULTS, Volumes
+
+
+def test_names_of_both_layouts(tmp_path):
+    plain, bids = ResultFiles(tmp_path), ResultFiles(tmp_path, "bids")
+    assert plain.path("P 1", "anomaly_map") == tmp_path / "P 1" / "P 1_anomaly_map.nii.gz"
+    assert plain.record("P 1") == tmp_path / "P 1" / "P 1_record.json"
+    folder = tmp_path / "sub-01" / "ses-1" / "anat"
+    assert bids.path("sub-01_ses-1", "anomaly_map") == folder / "sub-01_ses-1_desc-anomaly_map.nii.gz"
+    assert bids.path("sub-01_ses-1_acq-3d", "found_brain_mask") == folder / "sub-01_ses-1_acq-3d_desc-brain_mask.nii.gz"
+    assert bids.record("P 1") == tmp_path / "sub-P1" / "anat" / "sub-P1_record.json"
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("sub-01", "sub-01"),
+        ("sub-01_ses-b", "sub-01_ses-b"),
+        ("sub-01_acq-3d", "sub-01_acq-3d"),
+        ("sub-01_ses-b_acq-3d_desc-preproc_run-2", "sub-01_ses-b_acq-3d_run-2"),
+        ("BraTS2021_00452", "sub-BraTS202100452"),
+        ("sub-0_1", "sub-sub01"),
+    ],
+)
+def test_names_of_bids_stay_and_others_have_letters_and_digits(case, name):
+    assert bids_name(case) == name
+
+
+def test_cases_whose_names_in_bids_are_one_are_refused(tmp_path):
+    ResultFiles(tmp_path).check_apart(["a_b", "ab"])
+    ResultFiles(tmp_path, "bids").check_apart(["a", "b", "sub-a_ses-1", "sub-a_ses-2", "sub-a_ses-2_acq-1"])
+    for cases in (["a_b", "c", "ab"], ["a", "sub-A"]):
+        with pytest.raises(ValueError, match="and .* would both be sub-.* in BIDS"):
+            ResultFiles(tmp_path, "bids").check_apart(cases)
+
+
+def test_sources_are_named_by_their_place_in_their_data_set():
+    assert (
+        bids_source("/data/sub-01/ses-1/anat/sub-01_ses-1_T1w.nii") == "bids:raw:sub-01/ses-1/anat/sub-01_ses-1_T1w.nii"
+    )
+    assert bids_source("/data/scan of monday.nii") == "scan of monday.nii"
 
 
 def write(path, content):
@@ -19,134 +60,98 @@ def write(path, content):
     os.utime(path, ns=(earlier + 10**6, earlier + 10**6))
 
 
-def finished_engine(subjects):
-    """An engine that has just segmented subjects of a few voxels and marked none of them."""
+def finished_engine(subject):
+    """An engine that has just segmented a subject of a few voxels and marked none of them."""
     plain = MetaTensor(torch.zeros(1, 2, 2, 2))
-    state = SimpleNamespace(
-        batch=[subject | {"brain_mask": plain + 1} for subject in subjects],
-        output=[{"pred_mask": plain, "pred_anomaly_map": plain} for _ in subjects],
-    )
+    item = subject | {"brain_mask": plain + 1, "image": MetaTensor(plain)}
+    state = SimpleNamespace(batch=[item], output=[{"pred_mask": plain, "pred_anomaly_map": plain}])
     return SimpleNamespace(state=state, network=SimpleNamespace(planes=torch.tensor([-math.inf, math.inf])))
 
 
+class Run:
+    """Runs into one folder, of a scan that the first of them finishes."""
+
+    def __init__(self, folder):
+        self.folder, self.case, self.scan = folder, folder / "out" / "one", folder / "scan"
+        for name in ("scan", "brain", "model"):
+            write(folder / name, b"as before")
+        volumes = self.volumes()
+        volumes._begin(SimpleNamespace(state=SimpleNamespace(batch={"case": ["one"]})))
+        for result in RESULTS:
+            write_text(self.case / f"one_{result}.nii.gz", "result")
+        volumes._start_clock()
+        volumes._finish(finished_engine(volumes.pending[0]))
+        volumes.lock.close()
+
+    def volumes(self, **settings):
+        subject = {"case": "one", "image": [str(self.scan)], "brain_mask": str(self.folder / "brain")}
+        return Volumes([subject], str(self.folder / "out"), str(self.folder / "model"), {"seed": 0, **settings})
+
+    def left(self, **settings):
+        """The scans that are left to do, and why others cannot be done."""
+        volumes = self.volumes(**settings)
+        return [subject["case"] for subject in volumes.pending], volumes.runner.failed.get("one", "")
+
+
 @pytest.fixture
-def pending(tmp_path):
-    """Gives the cases that are left to do, after finishing them all once."""
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def test_finished_scan_is_done_again_only_where_its_files_or_settings_changed(run, tmp_path):
+    assert run.left() == ([], "") and run.left(seed=1) == (["one"], "")
     for name in ("scan", "brain", "model"):
-        write(tmp_path / name, b"as before")
-    subjects = [{"case": "one", "image": [str(tmp_path / "scan")], "brain_mask": str(tmp_path / "brain")}]
-
-    def volumes(**settings):
-        return Volumes(subjects, str(tmp_path / "out"), str(tmp_path / "model"), {"seed": 0, **settings})
-
-    first = volumes()
-    assert [item["case"] for item in first.pending] == ["one"]
-    first._begin(SimpleNamespace(state=SimpleNamespace(batch={"case": ["one"]})))
-    for result in RESULTS:
-        write(tmp_path / "out" / "one" / f"one_{result}.nii.gz", b"result")
-    first._start_clock()
-    first._finish(finished_engine(first.pending))
-    return lambda **settings: [item["case"] for item in volumes(**settings).pending]
+        before = (tmp_path / name).stat()
+        write(tmp_path / name, b"otherwise")
+        assert run.left() == (["one"], "")
+        write(tmp_path / name, b"as before"), os.utime(tmp_path / name, ns=(before.st_mtime_ns,) * 2)
+        assert run.left() == ([], "")
 
 
-def test_finished_volume_is_not_done_again(pending):
-    assert pending() == []
+def test_scan_whose_run_was_killed_while_its_results_were_replaced_is_done_again(run):
+    volumes = run.volumes(seed=1)
+    volumes._begin(SimpleNamespace(state=SimpleNamespace(batch={"case": ["one"]})))
+    write_text(run.case / "one_anomaly_mask.nii.gz", "other result")
+    volumes.lock.close()
+    assert not OUTCOME & json.loads((run.case / "one_record.json").read_text()).keys()
+    assert run.left() == (["one"], "") and run.left(seed=1) == (["one"], "")
 
 
-@pytest.mark.parametrize("name", ["scan", "brain", "model"])
-def test_changed_file_of_the_same_size_is_noticed(pending, tmp_path, name):
-    write(tmp_path / name, b"otherwise")
-    assert pending() == ["one"]
+def test_result_that_a_person_corrected_stays_and_fails_its_scan_alone(run):
+    write(run.case / "one_anomaly_mask.nii.gz", b"by hand")
+    assert run.left() == ([], "")
+    pending, reason = run.left(seed=1)
+    assert pending == [] and "one_anomaly_mask.nii.gz was changed since it was written" in reason
 
 
-def test_changed_setting_is_noticed(pending):
-    assert pending(seed=1) == ["one"]
-
-
-def test_volume_whose_run_was_killed_is_done_again(pending, tmp_path):
-    record = tmp_path / "out/one/one_record.json"
-    begun = {key: value for key, value in json.loads(record.read_text()).items() if key not in OUTCOME}
-    record.write_text(json.dumps(begun))
-    assert pending() == ["one"]
-    (tmp_path / "out/one/one_anomaly_map.nii.gz").unlink()
-    assert pending() == ["one"]
-
-
-def test_result_that_a_person_corrected_is_not_replaced(pending, tmp_path):
-    corrected = tmp_path / "out/one/one_anomaly_mask.nii.gz"
-    write(corrected, b"by hand")
-    with pytest.raises(ValueError, match="one_anomaly_mask.nii.gz was changed since `inference` wrote it"):
-        pending(seed=1)
-    assert pending() == [] and corrected.read_bytes() == b"by hand"
-
-
-@pytest.mark.parametrize("results", [{}, [], None, {"one_anomaly_mask.nii.gz": None}])
-def test_result_of_which_the_record_does_not_say_what_it_held_is_kept_beside(pending, tmp_path, results):
-    record, mask = tmp_path / "out/one/one_record.json", tmp_path / "out/one/one_anomaly_mask.nii.gz"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"results": results}))
-    write(mask, b"by hand")
-    assert pending(seed=1) == ["one"]
-    write_json(mask, "anew")
-    assert mask.with_name(f"{mask.name}.kept1").read_bytes() == b"by hand"
-
-
-@pytest.mark.parametrize("digest", [5, "0" * 64, {}])
-def test_record_changed_by_hand_lets_no_result_be_replaced_that_is_not_as_it_says(pending, tmp_path, digest):
-    record, name = tmp_path / "out/one/one_record.json", "one_anomaly_mask.nii.gz"
-    content = json.loads(record.read_text())
-    content["results"][name] = digest
-    record.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"{name} was changed since `inference` wrote it"):
-        pending(seed=1)
+@pytest.mark.parametrize("name", ["one", "one/one_anomaly_map.nii.gz", "one/one_record.json"])
+def test_what_lies_where_a_result_goes_fails_its_scan_alone(tmp_path, name):
+    write(tmp_path / "scan", b"scan")
+    place = tmp_path / "out" / name
+    place.parent.mkdir(parents=True), place.write_text("mine")
+    subjects = [{"case": case, "image": [str(tmp_path / "scan")]} for case in ("one", "two")]
+    volumes = Volumes(subjects, str(tmp_path / "out"), "", {})
+    assert [subject["case"] for subject in volumes.pending] == ["two"]
+    assert f"{place} is in the way" in volumes.runner.failed["one"] and place.read_text() == "mine"
 
 
 @pytest.mark.parametrize("numbers", [{}, [], None, {"lesions": [{}]}, {"lesions": 1}])
-def test_volume_whose_numbers_a_person_changed_is_done_again(pending, tmp_path, numbers):
-    record = tmp_path / "out/one/one_record.json"
+def test_scan_whose_numbers_a_person_changed_is_not_taken_for_finished(run, numbers):
+    record = run.case / "one_record.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"numbers": numbers}))
-    assert pending() == ["one"]
+    assert "one_record.json was changed since it was written" in run.left()[1]
 
 
-@pytest.mark.parametrize(
-    "name", ["one", "one/one_anomaly_mask.nii.gz", "one/one_anomaly_map.nii.gz", "one/one_record.json"]
-)
-def test_result_that_a_person_moved_away_and_linked_back_is_not_replaced(pending, tmp_path, name):
-    place, far = tmp_path / "out" / name, tmp_path / "far"
-    place.rename(far), place.symlink_to(far)
-    assert pending() == []  # finished, wherever it is
-    with pytest.raises(ValueError, match=f"out/{name} is a symbolic link, and what it leads to is not replaced"):
-        pending(seed=1)
-    place.unlink(), far.rename(place)
-    assert pending(seed=1) == ["one"]
-
-
-@pytest.mark.parametrize("name", ["one_anomaly_mask.nii.gz", "one_anomaly_map.nii.gz", "one_record.json"])
-@pytest.mark.parametrize("content", [b"{}", b'{"inputs": []}', b"another's"])
-def test_file_of_another_is_not_replaced(tmp_path, name, content):
-    write(tmp_path / "scan", b"scan")
-    (tmp_path / "out/one").mkdir(parents=True)
-    write(tmp_path / "out/one" / name, content)
-    with pytest.raises(ValueError, match=f"{name} is in the way"):
-        Volumes([{"case": "one", "image": [str(tmp_path / "scan")]}], str(tmp_path / "out"), "", {})
-    assert (tmp_path / "out/one" / name).read_bytes() == content and len(list((tmp_path / "out/one").iterdir())) == 1
-
-
-@pytest.mark.parametrize("kind", ["itself", "symbolic", "hard"])
-def test_result_in_place_of_an_input_is_refused(tmp_path, kind):
-    place = tmp_path / "out/one/one_anomaly_map.nii.gz"
-    place.parent.mkdir(parents=True)
-    image = place if kind == "itself" else tmp_path / "scan.nii.gz"
-    write(image, b"scan")
-    place.symlink_to(image) if kind == "symbolic" else os.link(image, place) if kind == "hard" else None
-    with pytest.raises(ValueError, match="one_anomaly_map.nii.gz is an input of this run"):
-        Volumes([{"case": "one", "image": [str(image)]}], str(tmp_path / "out"), "", {})
-    assert image.read_bytes() == b"scan"
-
-
-def test_result_of_another_scan_of_the_same_name_is_not_replaced(pending, tmp_path):
+def test_result_of_another_scan_of_the_same_name_is_not_replaced(run, tmp_path):
     write(tmp_path / "other", b"of somebody else")
-    subjects = [{"case": "one", "image": [str(tmp_path / "other")]}]
-    with pytest.raises(ValueError, match=r"holds the result of .*scan, which is another scan than .*other"):
-        Volumes(subjects, str(tmp_path / "out"), str(tmp_path / "model"), {"seed": 0})
+    run.scan = tmp_path / "other"
+    assert "holds the result of" in run.left()[1] and f"which is another scan than {tmp_path}/other" in run.left()[1]
     (tmp_path / "scan").unlink()  # moved away, or its disk is gone: the same case at a new place is done again
-    assert Volumes(subjects, str(tmp_path / "out"), str(tmp_path / "model"), {"seed": 0}).pending
+    assert run.left() == (["one"], "")
+
+
+def test_table_that_a_person_changed_stops_the_run(run, tmp_path):
+    run.volumes()._write_tables()
+    (tmp_path / "out/volumes.csv").write_text("by hand")
+    with pytest.raises(ValueError, match="volumes.csv was changed since it was written"):
+        run.volumes()

@@ -57,8 +57,9 @@ def test_areas_of_known_size_and_place_in_an_oblique_grid(two_areas):
     assert numbers["marked_voxels"] == 26 and numbers["marked_ml"] == pytest.approx(26 * voxel_ml)
     assert numbers["brain_ml"] == pytest.approx((12 * 15 * 18 - 26) * voxel_ml)
     large, small = numbers["lesions"]
-    for lesion, voxels, center, score in ((large, 24, (2.5, 6, 10.5), 5), (small, 2, (9, 3, 1.5), 2)):
+    for lesion, voxels, center, score, peak in ((large, 24, (2.5, 6, 10.5), 5, 6), (small, 2, (9, 3, 1.5), 2, 3)):
         assert lesion["ml"] == pytest.approx(voxels * voxel_ml) and lesion["mean_score"] == pytest.approx(score)
+        assert lesion["peak_probability"] == peak
         assert lesion["center_mm"] == pytest.approx((affine @ [*center, 1])[:3].tolist())
 
 
@@ -169,36 +170,40 @@ def test_processes_make_the_tables_of_one(segmented, scans_and_model, tmp_path):
     assert without_seconds(tmp_path) == without_seconds(segmented)
 
 
-def test_failed_volume_and_those_of_other_settings_are_in_no_table(segmented, scans_and_model, tmp_path):
-    infer(scans_and_model, tmp_path, threshold_scale=2.0)
-    with pytest.raises(RuntimeError) as error:
-        infer(scans_and_model, tmp_path, exclude=["b"])
-    assert "1 of 2 cases failed, c" in innermost_message(error.value)
-    found = without_seconds(tmp_path)
-    assert {row["case"] for rows in found.values() for row in rows} == {"a"}
-    assert found["volumes.csv"] == without_seconds(segmented)["volumes.csv"][:1]
+def test_runs_of_one_scan_each_leave_the_tables_of_all_but_those_that_failed(segmented, scans_and_model, tmp_path):
+    for case in "bca":
+        try:
+            infer(scans_and_model, tmp_path, image=str(scans_and_model[0] / case / f"{case}_flair.nii.gz"))
+        except RuntimeError as error:
+            assert case == "c" and "c_flair.nii.gz is not a NIfTI file" in innermost_message(error)
+    assert without_seconds(tmp_path) == without_seconds(segmented)
+    infer(scans_and_model, tmp_path, threshold_scale=2.0, exclude=["b", "c"])
+    assert [row["threshold_scale"] for row in tables(tmp_path)["volumes.csv"]] == ["2", "1"]
 
 
 def test_table_of_another_stops_the_run_before_any_work(scans_and_model, tmp_path):
     (tmp_path / "lesions.csv").write_text("by hand")
     with pytest.raises(RuntimeError) as error:
         infer(scans_and_model, tmp_path)
-    assert "lesions.csv is in the way, which `inference` did not write" in innermost_message(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["lesions.csv"]
+    assert "lesions.csv is in the way, and no earlier output of this command" in innermost_message(error.value)
     assert (tmp_path / "lesions.csv").read_text() == "by hand"
 
 
 def test_table_of_no_volume_is_not_made_but_an_earlier_one_becomes_empty(segmented, tmp_path):
-    write_tables(tmp_path, {})
+    write_tables(tmp_path, [])
     assert not list(tmp_path.iterdir())
     record = json.loads((segmented / "a/a_record.json").read_text())
-    write_tables(tmp_path, {"a": record})
-    write_tables(tmp_path, {})
+    write_tables(tmp_path, [{}, record])
+    assert [row["case"] for row in tables(tmp_path)["volumes.csv"]] == ["a"]
+    write_tables(tmp_path, [{**record, "numbers": {"lesions": [{}]}}])
     assert tables(tmp_path) == {"volumes.csv": [], "lesions.csv": []}
 
 
 def test_row_tells_how_the_threshold_was_chosen_and_how_often_the_run_warned():
-    record = {"numbers": measured(np.zeros((3, 4, 5), bool), np.zeros((3, 4, 5)), np.eye(4)) | {"seconds": 1.5}}
+    record = {
+        "case": "one",
+        "numbers": measured(np.zeros((3, 4, 5), bool), np.zeros((3, 4, 5)), np.eye(4)) | {"seconds": 1.5},
+    }
     record |= {"threshold_rule": "slope", "threshold_scale": 1.2, "warnings": ["a", "b"], "model_sha256": "0" * 64}
-    row = volume_row("one", record)
+    row = volume_row(record)
     assert (row["threshold_rule"], row["threshold_scale"], row["warnings"]) == ("slope", "1.2", 2)

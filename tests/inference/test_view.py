@@ -18,6 +18,7 @@ from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
 from scripts.common.outputs import atomic, file_digest, write_json
 from scripts.common.paths import PRODUCT
+from scripts.data.scans import RESULTS
 from scripts.inference.view import find_segmented, levels_of, page_of, scales_with, write_views
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.former_volume import UNIT, segment_volume
@@ -72,7 +73,9 @@ def results(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"weights")
     record = {
         "product": PRODUCT,
+        "case": name,
         "inputs": [[str(scan), 0, 0]],
+        "results": {key: f"{name}_{key}.nii.gz" for key in RESULTS},
         "threshold_scale": 1.0,
         "model_sha256": file_digest(tmp_path / "model.pt"),
         "numbers": {"lesions": []},
@@ -157,10 +160,10 @@ def test_volume_whose_scan_is_gone_or_elsewhere_is_named(results):
 def test_folder_without_results_and_unknown_case_are_told(results, tmp_path):
     with pytest.raises(FileNotFoundError, match="No folder .*set `results_dir` to the `output_dir` of inference"):
         find_segmented(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="No finished volume Q in .*: run `inference`"):
+    with pytest.raises(FileNotFoundError, match="No finished scan Q in .*: run `inference`"):
         find_segmented(results, "Q")
     (results / "P" / "P_record.json").unlink()
-    with pytest.raises(FileNotFoundError, match="No finished volume in .*: run `inference`"):
+    with pytest.raises(FileNotFoundError, match="No finished scan in .*: run `inference`"):
         find_segmented(results)
 
 
@@ -172,7 +175,8 @@ def test_what_to_install_is_said(results, monkeypatch):
 
 @needs_nilearn
 def test_names_are_text(results):
-    volume = find_segmented(results)[0]._replace(name="<b>odd & name</script>")
+    volume = find_segmented(results)[0]
+    volume.record["case"] = "<b>odd & name</script>"
     page = page_of(volume, NETWORK)
     assert "&lt;b&gt;odd &amp; name&lt;/script&gt;" in page and "<b>odd" not in page
 
@@ -189,11 +193,11 @@ def test_commands_segment_a_scan_and_show_it(tmp_path, small_network):
     run_bundle("inference", run_id="inference", image_size=16, **common, **options)
     run_bundle("view", **common, results_dir=str(tmp_path / "out"), case="sub-1")
     stem = tmp_path / "out" / "sub-1" / "anat" / "sub-1_desc-anomaly"
-    marked = json.loads(Path(f"{stem}_mask.json").read_text())["numbers"]["marked_ml"]
+    marked = json.loads((tmp_path / "out/sub-1/anat/sub-1_record.json").read_text())["numbers"]["marked_ml"]
     assert steps_of(Path(f"{stem}_view.html"))[1.0] == pytest.approx(marked, abs=1e-3) and marked > 0
     with pytest.raises(Exception) as error:
         run_bundle("view", **common, results_dir=str(tmp_path / "out"), case="sub-2")
-    assert "No finished volume sub-2" in innermost_message(error.value)
+    assert "No finished scan sub-2" in innermost_message(error.value)
 
 
 PROBE = """<script>addEventListener("load", async () => {

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from conftest import CONFIGS, FORMATS, run_bundle, write_volume
 from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
 from scripts.common.paths import bundle_version
+from scripts.inference.results import SIDECAR
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.networks import ReconstructionUNet
 from scripts.tools.phantoms import phantom
@@ -59,6 +61,10 @@ def outputs(folder, case):
 def oriented(image, axcodes):
     start = nib.orientations.io_orientation(image.affine)
     return image.as_reoriented(nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(axcodes)))
+
+
+def visible(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
 def infer(model_file, output_dir, **options):
@@ -118,16 +124,16 @@ def test_finished_volumes_are_not_done_again_until_something_changes(segmented, 
     mask = results / "RAS" / "RAS_anomaly_mask.nii.gz"
     before = os.stat(mask).st_mtime_ns
     infer(model_file, results, dataset_dir=str(scans))
-    assert "6 of 6 volumes are finished already." in capsys.readouterr().out
+    assert "6 of 6 scans are finished already." in capsys.readouterr().out
     assert os.stat(mask).st_mtime_ns == before
     (results / "PIR" / "PIR_anomaly_map.nii.gz").unlink()
     infer(model_file, results, dataset_dir=str(scans))
-    assert "5 of 6 volumes are finished already." in capsys.readouterr().out
+    assert "5 of 6 scans are finished already." in capsys.readouterr().out
     assert (results / "PIR" / "PIR_anomaly_map.nii.gz").exists() and os.stat(mask).st_mtime_ns == before
     infer(model_file, results, dataset_dir=str(scans), threshold_scale=0.9)
     said = capsys.readouterr().out
     assert "finished already" not in said
-    assert "Finished volumes are done anew, with threshold_scale 1.0 -> 0.9." in said
+    assert "Finished scans are done anew, with threshold_scale 1.0 -> 0.9." in said
     assert os.stat(mask).st_mtime_ns > before
 
 
@@ -155,29 +161,36 @@ def test_results_are_a_derivative_of_bids_on_request(volume, model_file, tmp_pat
         infer(model_file, results, save_brain_mask=True, **options)
     anat, folder = results / "sub-01" / "anat", results / "sub-02" / "ses-2" / "anat"
     ends = ["desc-anomaly_map.nii.gz", "desc-anomaly_mask.json", "desc-anomaly_mask.nii.gz", "desc-brain_mask.nii.gz"]
-    assert sorted(path.name for path in anat.iterdir()) == [f"sub-01_{end}" for end in ends]
-    assert sorted(path.name for path in folder.iterdir()) == [f"sub-02_ses-2_{end}" for end in ends]
-    assert sorted(path.name for path in results.iterdir()) == [
+    assert visible(anat) == [f"sub-01_{end}" for end in (*ends, "record.json")]
+    assert visible(folder) == [f"sub-02_ses-2_{end}" for end in (*ends, "record.json")]
+    assert sorted(path.name for path in results.glob("[!.]*")) == [
         "dataset_description.json",
-        "inference_record.json",
         "lesions.csv",
         "sub-01",
         "sub-02",
         "volumes.csv",
     ]
     sidecar = json.loads((anat / "sub-01_desc-anomaly_mask.json").read_text())
-    assert sidecar["Type"] == "Lesion" and sidecar["threshold_scale"] == 1 and len(sidecar["model_sha256"]) == 64
-    assert sidecar["Sources"] == [(scans / "sub-01/anat/sub-01_FLAIR.nii.gz").as_uri()]
+    assert sidecar == {**SIDECAR, "Sources": ["bids:raw:sub-01/anat/sub-01_FLAIR.nii.gz"]}
+    with (results / "volumes.csv").open(newline="") as table:
+        names = [row["case"] for row in csv.DictReader(table)]
+    assert names == ["sub-01", "sub-02_ses-1", "sub-02_ses-2"]
     description = json.loads((results / "dataset_description.json").read_text())
+    assert description["DatasetLinks"] == {"raw": "../scans"}
     assert description["DatasetType"] == "derivative" and description["BIDSVersion"] and description["Name"]
     assert description["GeneratedBy"] == [{"Name": "brain_mri_anomaly_segmentation", "Version": bundle_version()}]
     infer(model_file, tmp_path / "plain", dataset_dir=str(scans / "sub-02" / "ses-1" / "anat"))
     plain = nib.load(tmp_path / "plain" / "sub-02_ses-1" / "sub-02_ses-1_anomaly_mask.nii.gz")
     found = nib.load(folder / "sub-02_ses-2_desc-anomaly_mask.nii.gz")
     np.testing.assert_array_equal(np.asanyarray(plain.dataobj), np.asanyarray(found.dataobj))
+    one = scans.parent / "other" / "sub-04" / "anat" / "sub-04_acq-3d_FLAIR.nii.gz"
+    write_volume(one, volume[0]["flair"], volume[1])
+    infer(model_file, results, image=str(one), layout="bids")
+    assert (results / "sub-04" / "anat" / "sub-04_acq-3d_desc-anomaly_mask.nii.gz").is_file()
+    assert "\nsub-04_acq-3d," in (results / "volumes.csv").read_text()
     capsys.readouterr()
     infer(model_file, results, save_brain_mask=True, exclude=["sub-03"], **options)
-    assert "3 of 3 volumes are finished already." in capsys.readouterr().out
+    assert "3 of 3 scans are finished already." in capsys.readouterr().out
 
 
 def test_description_of_another_data_set_is_not_replaced(volume, model_file, tmp_path):
@@ -203,11 +216,10 @@ def test_failed_volume_leaves_no_output(volume, model_file, tmp_path):
     with pytest.raises(RuntimeError) as error:
         infer(model_file, tmp_path / "out", dataset_dir=str(tmp_path / "scans"))
     assert "has no voxel that differs" in innermost_message(error.value) and "zero" in innermost_message(error.value)
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == [
+    assert visible(tmp_path / "out") == [
         "good_anomaly_map.nii.gz",
         "good_anomaly_mask.nii.gz",
         "good_record.json",
-        "inference_record.json",
         "lesions.csv",
         "volumes.csv",
     ]
@@ -228,7 +240,7 @@ def test_bad_volumes_do_not_stop_the_others(volume, model_file, tmp_path, capsys
     assert "b has NaN or infinite voxels" in printed and "d_flair.nii.gz is not a NIfTI file" in printed
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["a", "c", "e"]
     infer(model_file, tmp_path / "out", dataset_dir=str(scans), exclude=["b", "d"])
-    assert "3 of 3 volumes are finished already." in capsys.readouterr().out
+    assert "3 of 3 scans are finished already." in capsys.readouterr().out
 
 
 def test_results_beside_the_scans_leave_scans_and_brain_masks_as_they_are(volume, model_file, tmp_path, capsys):
@@ -239,7 +251,7 @@ def test_results_beside_the_scans_leave_scans_and_brain_masks_as_they_are(volume
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
     for _ in range(2):
         infer(model_file, tmp_path, dataset_dir=str(tmp_path), brain_mask="mask")
-    assert "2 scans found" in (printed := capsys.readouterr().out) and "2 of 2 volumes are finished" in printed
+    assert "2 scans found" in (printed := capsys.readouterr().out) and "2 of 2 scans are finished" in printed
     assert all(path.read_bytes() == content for path, content in before.items())
     assert len(list(tmp_path.rglob("*_anomaly_mask.nii.gz"))) == 2
 
@@ -250,7 +262,7 @@ def test_results_beside_loose_scans_are_not_taken_for_scans(volume, model_file, 
         nib.save(nib.Nifti1Image(np.roll(volume[0]["flair"], number, 0), volume[1]), tmp_path / name)
     for _ in range(2):
         infer(model_file, tmp_path, dataset_dir=str(tmp_path))
-    assert "2 of 2 volumes are finished already." in capsys.readouterr().out
+    assert "2 of 2 scans are finished already." in capsys.readouterr().out
     maps = [outputs(tmp_path, case)[1].get_fdata() for case in ("1.2.840.3", "1.2.840.7")]
     assert not np.array_equal(*maps)
 

@@ -354,7 +354,7 @@ def test_killed_process_leaves_whole_files_and_the_next_run_does_what_is_missing
     first = masks(tmp_path / "out")
 
     output = finish(start(2, tmp_path / "arguments", "inference", ["inference"], **options))
-    counts = re.findall(r"(\d) of (\d) volumes are finished already", output)
+    counts = re.findall(r"(\d) of (\d) scans are finished already", output)
     assert sum(int(finished) for finished, _ in counts) == len(before), output
     after = masks(tmp_path / "out")
     assert after.keys() == set("abcdefg") and all(after[case] == first[case] for case in before)

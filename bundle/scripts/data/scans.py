@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.batch import shown_list
+from ..common.case_runner import shown_list
 from .layouts import MODALITIES, Place, case_of, ending_of, endings_of, names_of, place_of_file, places_of, subject_of
 from .lists import check_case_name, existing_folder, inside, read_json, read_split, shown
 from .nifti import check_forms, file_stem, is_dicom, is_volume_name, number_of_slices, read_header

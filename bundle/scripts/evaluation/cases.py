@@ -18,7 +18,7 @@ from ignite.handlers import ProgressBar
 from monai.engines import SupervisedEvaluator
 from torch import Tensor
 
-from ..common.batch import Cases, raise_failed
+from ..common.case_runner import CaseRunner, raise_failed
 from ..common.outputs import atomic, check_outputs, check_writable, locked
 from ..common.share import first_checks
 from .baselines import Baseline
@@ -88,7 +88,7 @@ class Evaluation:
         self.output_dir = Path(output_dir)
         self.lock = ExitStack()
         first_checks(self._check_folder)
-        self.failures = Cases()
+        self.failures = CaseRunner()
         self.title = title
         self.modalities = list(modalities)
         self.baselines = {f"baseline_{name}_": baseline for name, baseline in baselines.items()}
@@ -164,7 +164,7 @@ class Evaluation:
         show = idist.get_rank() == 0
         loader: Any = evaluator.data_loader
         if loader.batch_size == 1:
-            self.failures.run(evaluator, "volumes", show)
+            self.failures.run(evaluator, "scans", show)
             return
         if show:
             ProgressBar(desc="cases").attach(evaluator)

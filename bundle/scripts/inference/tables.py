@@ -1,6 +1,6 @@
-"""The numbers of segmented volumes, and two tables of them at the end of a run.
+"""The numbers of segmented scans, and two tables of them at the end of a run.
 
-``volumes.csv`` has a row for each volume that is finished: ``case``; ``marked_voxels`` and ``marked_ml``; ``lesions``,
+``volumes.csv`` has a row for each scan that is finished: ``case``; ``marked_voxels`` and ``marked_ml``; ``lesions``,
 the number of connected areas (3-D, 26 neighbors); ``brain_ml``; ``outside_fraction``, the part of the axial slices
 with brain that lie far from those of training, in [0, 1], empty where these are unknown; ``seconds`` that the run
 took for it, while it read the scan after it; ``warnings``, how many its record holds; ``threshold_rule`` and
@@ -8,7 +8,9 @@ took for it, while it read the scan after it; ``warnings``, how many its record 
 
 ``lesions.csv`` has a row for each connected area: ``case``; ``lesion``, its number, the largest being 1; ``ml``;
 ``x_mm``, ``y_mm`` and ``z_mm``, its center in the coordinates of the scan's own affine (to the right, to the front,
-up); and ``mean_score``, the mean of the anomaly map in it.
+up); ``mean_score`` and ``peak_probability``, mean and maximum of the anomaly map in it.
+
+Both tell of all scans that are finished in the folder, in whichever runs.
 
 The numbers are those of the mask as it was written: one that a person corrects later is not measured again.
 """
@@ -16,21 +18,19 @@ The numbers are those of the mask as it was written: one that a person corrects 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
+from nibabel.affines import apply_affine
+from skimage.measure import label, regionprops_table
 
-from ..common.files import write_csv
-from ..common.ownership import begin, settle
-from ..data.morphology import box_of
+from ..common.outputs import write_csv
 from ..data.nifti import voxel_ml
 from .inferer import outside_planes
 
-STEP = "inference"
 VOLUMES, LESIONS = "volumes.csv", "lesions.csv"
 VOLUME_COLUMNS = (
     "case",
@@ -45,7 +45,7 @@ VOLUME_COLUMNS = (
     "threshold_scale",
     "model",
 )
-LESION_COLUMNS = ("case", "lesion", "ml", "x_mm", "y_mm", "z_mm", "mean_score")
+LESION_COLUMNS = ("case", "lesion", "ml", "x_mm", "y_mm", "z_mm", "mean_score", "peak_probability")
 HASH_LENGTH = 12
 
 Numbers = dict[str, Any]
@@ -60,25 +60,19 @@ def measure_lesions(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarra
         affine: From voxels to mm (4, 4).
 
     Returns:
-        For each area ``ml``, ``center_mm`` [x, y, z] and ``mean_score``.
+        For each area ``ml``, ``center_mm`` [x, y, z], ``mean_score`` and ``peak_probability``.
     """
-    if not mask.any():
-        return []
-    box = box_of(mask)
-    voxels = np.argwhere(mask[box]) + [span.start for span in box]
-    labels, _ = ndimage.label(mask[box], np.ones((3, 3, 3)))
-    area = labels[mask[box]] - 1  # in the order of `voxels`
-    sizes = np.bincount(area)
-    centers = np.stack([np.bincount(area, axis) for axis in voxels.T], axis=1) / sizes[:, None]
-    centers = centers @ affine[:3, :3].T + affine[:3, 3]
-    scores = np.bincount(area, anomaly_map[mask]) / sizes
+    wanted = ("area", "centroid", "intensity_mean", "intensity_max")
+    found = regionprops_table(label(mask, connectivity=3), anomaly_map, properties=wanted)
+    centers = apply_affine(affine, np.stack([found[f"centroid-{axis}"] for axis in range(3)], axis=1))
     return [
         {
-            "ml": float(sizes[lesion] * voxel_ml(affine)),
+            "ml": float(found["area"][lesion] * voxel_ml(affine)),
             "center_mm": centers[lesion].tolist(),
-            "mean_score": float(scores[lesion]),
+            "mean_score": float(found["intensity_mean"][lesion]),
+            "peak_probability": float(found["intensity_max"][lesion]),
         }
-        for lesion in np.argsort(-sizes, kind="stable")
+        for lesion in np.argsort(-found["area"], kind="stable")
     ]
 
 
@@ -115,32 +109,32 @@ def measure_volume(
     }
 
 
-def volume_row(case: str, record: Mapping[str, Any]) -> Numbers:
-    """The row of a volume in ``volumes.csv``, of its record."""
+def volume_row(record: Mapping[str, Any]) -> Numbers:
+    """The row of a scan in ``volumes.csv``, of its record."""
     numbers = record["numbers"]
     own = {
         **{name: record.get(name) for name in ("threshold_rule", "threshold_scale")},
-        "case": case,
+        "case": record["case"],
         "lesions": len(numbers["lesions"]),
         "warnings": len(record["warnings"]),
         "model": record["model_sha256"][:HASH_LENGTH],
     }
-    return {column: _short(({**numbers, **own})[column]) for column in VOLUME_COLUMNS}
+    return {column: _short({**numbers, **own}[column]) for column in VOLUME_COLUMNS}
 
 
-def lesion_rows(case: str, record: Mapping[str, Any]) -> list[Numbers]:
-    """The rows of a volume in ``lesions.csv``, of its record."""
+def lesion_rows(record: Mapping[str, Any]) -> list[Numbers]:
+    """The rows of a scan in ``lesions.csv``, of its record."""
     rows = [
-        (case, number, lesion["ml"], *lesion["center_mm"], lesion["mean_score"])
+        (record["case"], number, lesion["ml"], *lesion["center_mm"], lesion["mean_score"], lesion["peak_probability"])
         for number, lesion in enumerate(record["numbers"]["lesions"], start=1)
     ]
     return [dict(zip(LESION_COLUMNS, map(_short, row), strict=True)) for row in rows]
 
 
-def is_measured(case: str, record: Mapping[str, Any]) -> bool:
-    """Whether a record has all that the tables tell of a volume: a person may have changed it."""
+def is_measured(record: Mapping[str, Any]) -> bool:
+    """Whether a record has all that the tables tell of a scan: it is not while the scan is at work."""
     try:
-        return bool(volume_row(case, record)) and lesion_rows(case, record) is not None
+        return bool(volume_row(record)) and lesion_rows(record) is not None
     except (KeyError, TypeError, ValueError):
         return False
 
@@ -149,18 +143,14 @@ def _short(value: object) -> object:
     return format(value, ".6g") if isinstance(value, float) else value
 
 
-def write_tables(output_dir: str | os.PathLike, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write ``volumes.csv`` and ``lesions.csv``, atomically; `check_claim` must have allowed it.
+def write_tables(output_dir: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``volumes.csv`` and ``lesions.csv``, atomically.
 
     Args:
         output_dir: It exists.
-        records: The record of each finished case; without any an earlier table becomes empty, and none is made.
+        records: Those of all scans; without a finished one an earlier table becomes empty, and none is made.
     """
-    folder = Path(output_dir)
-    if not records and not os.path.lexists(folder / VOLUMES):
-        return
-    begin(folder, STEP, (VOLUMES, LESIONS))
-    lesions = [row for case, record in records.items() for row in lesion_rows(case, record)]
-    write_csv(folder / LESIONS, LESION_COLUMNS, lesions)
-    write_csv(folder / VOLUMES, VOLUME_COLUMNS, [volume_row(*item) for item in records.items()])
-    settle(folder, STEP, (VOLUMES, LESIONS))
+    folder, finished = Path(output_dir), [record for record in records if is_measured(record)]
+    if finished or os.path.lexists(folder / VOLUMES):
+        write_csv(folder / LESIONS, LESION_COLUMNS, [row for record in finished for row in lesion_rows(record)])
+        write_csv(folder / VOLUMES, VOLUME_COLUMNS, map(volume_row, finished))

@@ -25,12 +25,13 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from ..common.batch import raise_failed
+from ..common.case_runner import raise_failed
 from ..common.outputs import file_digest, is_unchanged, read_json, write_text
 from ..common.paths import PRODUCT
 from ..common.share import by_the_first
 from ..data.morphology import box_of
 from ..data.nifti import load_volume, voxel_ml
+from ..data.scans import RESULTS
 from ..method.former_volume import HIGH, LOW, UNLIKELY, Grid, hysteresis
 from ..method.refinement import Refinement
 from ..method.scores import hysteresis as hysteresis_of_slices
@@ -40,7 +41,7 @@ STEPS_PER_DECADE = 16  # of threshold scales
 LARGEST_SCALE = 10.0  # and its inverse is the smallest
 PIXEL_SIZE = 1.0  # mm, of the picture
 MARGIN = 10.0  # mm around the brain
-MASK, MAP = "anomaly_mask.nii.gz", "anomaly_map.nii.gz"  # how the names of results end
+MASK, MAP = RESULTS
 NOTES = {
     True: "At other settings the page works out of the anomaly map what inference would mark: nearly the same where "
     "voxels measure 1 mm, less so at thick slices.",
@@ -82,42 +83,42 @@ addEventListener("load", () => {
 
 
 class Segmented(NamedTuple):
-    """A volume that inference has finished."""
+    """A scan that inference has finished."""
 
-    name: str
     folder: Path
-    stem: str  # of its files
     record: dict[str, Any]
 
-    def file(self, ending: str) -> Path:
-        """A result, or the page, by how its name ends."""
-        return self.folder / f"{self.stem}{ending}"
+    @property
+    def name(self) -> str:
+        return str(self.record["case"])
+
+    def file(self, result: str) -> Path:
+        """A result, such as "anomaly_map"."""
+        return self.folder / self.record["results"][result]
+
+    @property
+    def page(self) -> Path:
+        return self.folder / self.file(MASK).name.replace("_mask.nii.gz", "_view.html")
 
 
 def find_segmented(results_dir: str | os.PathLike, case: str | None = None) -> list[Segmented]:
-    """The volumes of a folder of results, by the records that inference left beside them.
+    """The scans of a folder of results, by the records that inference left beside them.
 
     Args:
         results_dir: The ``output_dir`` of inference, in either layout.
         case: One of them; None: all.
 
     Raises:
-        FileNotFoundError: When there is no such folder, or no such volume in it.
+        FileNotFoundError: When there is no such folder, or no such scan in it.
     """
     folder = Path(results_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder {folder}: set `results_dir` to the `output_dir` of inference.")
-    found = []
-    for mask in sorted(folder.rglob(f"*{MASK}")):
-        stem = mask.name.removesuffix(MASK)
-        places = (mask.with_name(f"{stem}record.json"), mask.with_name(f"{stem}anomaly_mask.json"))
-        record = next((record for place in places if (record := read_json(place)).get("product") == PRODUCT), {})
-        if record.keys() >= {"numbers", "inputs", "threshold_scale"} and mask.with_name(f"{stem}{MAP}").is_file():
-            found.append(Segmented(stem.removesuffix("desc-").rstrip("_"), mask.parent, stem, record))
-    if case is not None:
-        found = [volume for volume in found if volume.name == case]
+    records = [Segmented(path.parent, read_json(path)) for path in sorted(folder.rglob("*_record.json"))]
+    ours = [scan for scan in records if scan.record.get("product") == PRODUCT and "results" in scan.record]
+    found = [scan for scan in ours if case in (None, scan.name) and scan.file(MASK).is_file()]
     if not found:
-        named = "finished volume" if case is None else f"finished volume {case}"
+        named = "finished scan" if case is None else f"finished scan {case}"
         raise FileNotFoundError(f"No {named} in {folder}: run `inference` with this `output_dir` first.")
     return found
 
@@ -304,15 +305,14 @@ def write_views(results_dir: str, network: Refinement, model_file: str, case: st
         raise ValueError("`view` needs nilearn, which is not installed: run pip install -r requirements-view.txt.")
     pages, failed, digest = [], {}, file_digest(model_file)
     for volume in tqdm(volumes, desc="pages", unit="volume"):
-        page = volume.file("anomaly_view.html")
         try:
             if volume.record.get("model_sha256") != digest:
                 raise ValueError(f"{volume.name} was segmented with another model than {model_file}: set `model_file`.")
-            write_text(page, page_of(volume, network))
+            write_text(volume.page, page_of(volume, network))
         except (ValueError, OSError) as error:
             failed[volume.name] = str(error)
             continue
-        pages.append(page)
+        pages.append(volume.page)
     if pages:
         print(f"Pages: {pages[0]}" + (f" and {len(pages) - 1} more" if len(pages) > 1 else ""))
     raise_failed(failed, len(volumes))

@@ -1,0 +1,183 @@
+"""Scans one after another: a bad one does not stop the others, and what is to be said of all is said once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import ThreadBuffer
+from monai.engines import SupervisedEvaluator
+from tqdm import tqdm
+
+from .errors import innermost_message
+
+MOST_LINES = 10  # of a list that is shown
+PACKAGE = __name__.partition(".")[0]
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item", bound=Mapping[str, Any])
+
+
+def shown_list(lines: Sequence[str]) -> list[str]:
+    """The lines of a list, indented; of a long one the first and how many there are more."""
+    more = [f"  and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return [*(f"  {line}" for line in lines[:MOST_LINES]), *more]
+
+
+def ends_all(sentence: str) -> bool:
+    """Whether an error is not that of a case: nothing can be written any more."""
+    return sentence.startswith("Cannot write")
+
+
+def raise_failed(failed: Mapping[str, str], number: int) -> None:
+    """Say which cases failed, once the others are done.
+
+    Args:
+        failed: Name of each case that failed to its sentence.
+        number: All cases, the failed ones too.
+
+    Raises:
+        RuntimeError: When there is any.
+    """
+    if not failed:
+        return
+    (name, sentence), *others = failed.items()
+    if number == 1:
+        raise RuntimeError(sentence)
+    if not others:
+        done = "the others are done; repair it, or leave it out with `exclude`"
+        raise RuntimeError(f"1 of {number} cases failed, {name} ({done}): {sentence}")
+    lines = [text if text.startswith(f"{case} ") else f"{case}: {text}" for case, text in failed.items()]
+    print("\n".join(["Failed:", *shown_list(lines)]))
+    if len(failed) == number:
+        raise RuntimeError(f"All {number} cases failed, first {name}: {sentence}")
+    names = ", ".join([*failed][:MOST_LINES]) + (", ..." if len(failed) > MOST_LINES else "")
+    raise RuntimeError(
+        f"{len(failed)} of {number} cases failed ({names}), the others are done: repair them, or leave them out with "
+        "`exclude`, and run the same command again."
+    )
+
+
+class _Told(logging.Handler):
+    """Keeps what this package warns of, each thread for itself, instead of showing it among progress bars."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.sentences: dict[int, list[str]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.sentences.setdefault(threading.get_ident(), []).append(record.getMessage())
+
+    def take(self) -> list[str]:
+        return self.sentences.pop(threading.get_ident(), [])
+
+
+@contextmanager
+def _kept_back(told: _Told) -> Iterator[None]:
+    package = logging.getLogger(PACKAGE)
+    propagate, package.propagate = package.propagate, False
+    package.addHandler(told)
+    try:
+        yield
+    finally:
+        package.removeHandler(told)
+        package.propagate = propagate
+
+
+class _Read(NamedTuple):
+    """A case that was read ahead: its data or an error, and what was to be said of it."""
+
+    case: str
+    data: dict[str, Any]
+    error: BaseException | None
+    warnings: list[str]
+
+
+def _read(items: Sequence[Item], transform: Callable[[Item], Any], told: _Told) -> Iterator[_Read]:
+    """Read cases, in a thread of its own that leaves half of the processor to the networks."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    for item in items:
+        data: dict[str, Any] = {}
+        error = None
+        try:
+            data = dict(transform(item))
+        except BaseException as found:  # which a thread would not tell
+            error = found
+        yield _Read(item["case"], data, error, [*data.pop("warnings", []), *told.take()])
+
+
+class CaseRunner:
+    """Runs an evaluator over its cases, one after another, and reads each while the one before is computed.
+
+    Attributes:
+        failed: Name of each case that failed to the sentence of its error.
+        warnings: Name of each case to what is to be said of it, the one at work included.
+    """
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+        self.warnings: dict[str, list[str]] = {}
+        self.told = _Told()
+
+    def usable(self, items: Sequence[Item]) -> list[Item]:
+        """The items without those that were found to be bad before; their sentences are noted."""
+        self.failed |= {str(item["case"]): str(item["error"]) for item in items if "error" in item}
+        return [item for item in items if "error" not in item]
+
+    def run(self, evaluator: SupervisedEvaluator, desc: str = "scans", show: bool = True) -> None:
+        """Evaluate the items of the evaluator's data set, and go on after each that fails.
+
+        Args:
+            evaluator: Its data set holds a list of items with ``case``.
+            desc: What the progress bar counts.
+            show: Whether to show the bar.
+
+        Raises:
+            Exception: When nothing can be written any more.
+        """
+        loader: Any = evaluator.data_loader
+        items, threads = self.usable(loader.dataset.data), torch.get_num_threads()
+        errors: list[BaseException] = []
+        evaluator.add_event_handler(Events.EXCEPTION_RAISED, _keep, errors)
+        evaluator.logger.setLevel(logging.CRITICAL)
+        evaluator.state.epoch_length = 1
+        reader = ThreadBuffer(_read(items, loader.dataset.transform, self.told))
+        try:
+            with _kept_back(self.told):
+                for read in tqdm(reader, desc, len(items), unit="scan", disable=not (show and items)):
+                    self.warnings[read.case] = read.warnings
+                    errors[:] = [read.error] if read.error is not None else []
+                    if read.error is None:
+                        evaluator.data_loader = [loader.collate_fn([read.data])]
+                        evaluator.run()
+                    self._note(read.case, errors)
+        finally:
+            reader.stop()
+            evaluator.data_loader = loader
+            torch.set_num_threads(threads)
+        for line in shown_list([sentence for sentences in self.warnings.values() for sentence in sentences]):
+            logger.warning(line.strip())
+
+    def warnings_of(self, case: str) -> list[str]:
+        """What is to be said of the case at work so far."""
+        self.warnings[case] = [*dict.fromkeys([*self.warnings.get(case, []), *self.told.take()])]
+        return self.warnings[case]
+
+    def _note(self, case: str, errors: Sequence[BaseException]) -> None:
+        self.warnings_of(case)
+        for error in errors[:1]:
+            sentence = innermost_message(error)
+            if ends_all(sentence) or not isinstance(error, Exception):
+                raise error
+            self.failed[case] = sentence
+
+
+def _keep(engine: Engine, error: BaseException, errors: list[BaseException]) -> None:
+    """Note an error instead of letting the engine raise it."""
+    errors.append(error)
