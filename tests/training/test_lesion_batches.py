@@ -1,10 +1,14 @@
-"""Batches with made lesions: what is seen, and what is asked for."""
+"""Batches with synthetic lesions: what is seen, and what is asked for."""
+
+from functools import partial
 
 import pytest
 import torch
 from scripts.training.lesion_batches import PrepareLesionBatch, moved, random_scale, smooth_level
+from scripts.training.lesions import make_lesions
 
 CPU = torch.device("cpu")
+NONE = partial(make_lesions, lesion_fraction=0.0, polarity="both")
 
 
 @pytest.fixture
@@ -13,7 +17,7 @@ def batch():
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 64), indexing="ij")
     brain = (rows**2 + columns**2 < 0.7).expand(6, 1, 48, 64).float()
     image = torch.randn(6, 1, 48, 64, generator=torch.Generator().manual_seed(0)) * brain
-    return {"prepared": image, "brain_mask": brain, "certain": torch.tensor([1, 1, 1, 0, 0, 0])}
+    return {"image": image, "brain_mask": brain, "certain": torch.tensor([1, 1, 1, 0, 0, 0])}
 
 
 def test_scale_of_training_changes_around_that_of_the_scan_or_the_slice():
@@ -42,11 +46,14 @@ def test_smoothed_level_is_that_of_the_brightest_modality_inside_the_brain():
 
 
 def test_lesions_are_asked_for_and_pixels_count_as_they_should(batch):
-    prepare = PrepareLesionBatch(lesion_fraction=1.0, augment=False)
+    lesions = partial(make_lesions, lesion_fraction=1.0)
+    prepare = PrepareLesionBatch(lesions=lesions, small_weight=3.0, augment=False)
     inputs, target = prepare(batch, CPU)
-    asked, label, counts, brain = target.split(1, dim=1)
+    asked, label, weight, brain = target.split(1, dim=1)
     assert inputs.shape == (6, 2, 48, 64) and torch.equal(brain, batch["brain_mask"])
-    assert torch.equal(inputs[:, 1:], brain) and torch.equal(counts, brain)
+    assert torch.equal(inputs[:, 1:], brain)
+    assert torch.equal(weight[label == 0], brain[label == 0]) and 1 <= weight[label > 0].min()
+    assert weight.max() == 3  # of small lesions
     assert (label <= brain).all() and label.any()
     assert (inputs[:, :1] > asked)[label > 0].float().mean() > 0.9
     untouched = (label == 0) & (torch.nn.functional.max_pool2d(label, 9, 1, 4) == 0)
@@ -54,14 +61,15 @@ def test_lesions_are_asked_for_and_pixels_count_as_they_should(batch):
 
 
 def test_healthy_slices_are_asked_for_as_they_are(batch):
-    inputs, target = PrepareLesionBatch(lesion_fraction=0.0, sign="both", augment=False)(batch, CPU)
+    inputs, target = PrepareLesionBatch(lesions=NONE, augment=False)(batch, CPU)
     assert torch.equal(inputs[:, :1], target[:, :1]) and not target[:, 1].any()
 
 
 def test_what_may_be_a_lesion_teaches_nothing_where_a_slice_is_not_certain(batch):
-    prepare = PrepareLesionBatch(lesion_fraction=0.0, doubt=-100.0, augment=False)
-    counts = prepare(batch, CPU)[1][:, 2]
-    assert counts[:3].any() and not counts[3:].any()
+    for doubt_weight in (0.0, 0.2):
+        prepare = PrepareLesionBatch(lesions=NONE, doubt=-100.0, doubt_weight=doubt_weight, augment=False)
+        weight = prepare(batch, CPU)[1][:, 2]
+        assert weight[:3].max() == 1 and float(weight[3:].max()) == pytest.approx(doubt_weight)
 
 
 def test_same_iteration_repeats_its_batch_and_another_draws_another(batch):

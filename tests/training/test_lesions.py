@@ -1,8 +1,8 @@
-"""Made lesions: where they are, how they look, and what stays as it was."""
+"""Synthetic lesions: where they are, how they look, and what stays as it was."""
 
 import pytest
 import torch
-from scripts.training.lesions import draw_shapes, lesion_places, lesion_sizes, make_lesions
+from scripts.training.lesions import draw_shapes, lesion_places, lesion_radii, make_lesions
 
 SIZE = (64, 80)
 
@@ -32,7 +32,7 @@ def made(healthy, brain_mask):
 
 
 def test_lesions_lie_in_the_brain_and_nothing_changes_outside_of_it(made, healthy, brain_mask):
-    image, label = made
+    image, label, _ = made
     assert image.shape == healthy.shape and label.shape == brain_mask.shape and label.dtype == torch.bool
     assert not (label & ~brain_mask).any()
     outside = ~brain_mask.expand_as(image)
@@ -40,7 +40,7 @@ def test_lesions_lie_in_the_brain_and_nothing_changes_outside_of_it(made, health
 
 
 def test_slices_without_lesion_are_as_they_were_but_for_dark_spots(healthy, brain_mask):
-    image, label = make_lesions(healthy, brain_mask, generator(), lesion_fraction=0.0)
+    image, label, _ = make_lesions(healthy, brain_mask, generator(), lesion_fraction=0.0)
     assert not label.any() and (image <= healthy).all()
     changed = (image != healthy).flatten(1).any(dim=1)
     assert 0.05 < float(changed.float().mean()) < 0.5
@@ -50,18 +50,18 @@ def test_slices_without_lesion_are_as_they_were_but_for_dark_spots(healthy, brai
 def test_asked_part_of_the_slices_has_lesions_of_all_sizes(made):
     area = made[1].flatten(1).sum(dim=1)
     assert 0.7 < float((area > 0).float().mean()) <= 1
-    assert area[area > 0].min() < 60 and area.max() > 600
+    assert area[area > 0].min() < 20 and area.max() > 600
 
 
 def test_lesions_are_bright_in_the_range_of_contrasts(made, healthy):
-    image, label = made
+    image, label, _ = made
     rise = (image - healthy).mean(dim=1, keepdim=True)
     means = torch.stack([rise[k][label[k]].mean() for k in range(60) if label[k].sum() > 5])
     assert (means > 0).float().mean() > 0.85 and 0.4 < means.median() < 5 and means.max() < 15
 
 
-def test_both_signs_make_dark_lesions_too(healthy, brain_mask):
-    image, label = make_lesions(healthy, brain_mask, generator(), 1.0, "both")
+def test_both_polarities_make_dark_lesions_too(healthy, brain_mask):
+    image, label, _ = make_lesions(healthy, brain_mask, generator(), 1.0, "both")
     change = (image - healthy)[:, :1]
     means = torch.stack([change[k][label[k]].mean() for k in range(60) if label[k].sum() > 5])
     assert 0.25 < float((means < 0).float().mean()) < 0.75
@@ -77,22 +77,34 @@ def test_every_draw_differs_and_the_seed_repeats_it(healthy, brain_mask):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_shapes_have_the_asked_number_and_size():
+def test_shapes_are_ellipsoids_of_the_asked_number_and_size_cut_anywhere():
     weight = torch.zeros(40, *SIZE)
     weight[:, 32, 40] = 1
-    radius, count = torch.full((40,), 9.0), torch.tensor([0, 1] * 20)
-    shapes = draw_shapes(weight, radius, radius * 1.01, count, generator())
+    radius = torch.tensor([[0.0], [9.0]] * 20)
+    shapes = draw_shapes(weight, radius, torch.ones(40, 1, 1), generator())
     area = (shapes.coverage > 0.5).flatten(1).sum(dim=1).float()
     assert not area[::2].any()
-    assert 0.3 * 254 < area[1::2].min() and area[1::2].max() < 1.6 * 254  # pi 9^2, flattened and uneven
+    assert area[1::2].max() < 1.6 * 254 and 0.3 * 254 < area[1::2].median()  # pi 9^2, flattened, uneven and cut
     assert (shapes.coverage >= 0).all() and (shapes.coverage <= 1).all()
 
 
-def test_some_slices_have_few_large_and_some_many_small_lesions():
-    smallest, largest, count = lesion_sizes(2000, 1.0, generator())
-    assert (smallest <= largest).all() and smallest.min() > 0.5 and largest.max() > 30
-    few = count <= 3
-    assert largest[few].median() > 1.5 * largest[~few].median()
+def test_wide_borders_fade_outside_of_the_label():
+    weight = torch.zeros(1, *SIZE)
+    weight[:, 32, 40] = 1
+    faded = []
+    for border in (0.3, 4.0):
+        shapes = draw_shapes(weight, torch.full((1, 1), 9.0), torch.full((1, 1, 1), border), generator())
+        faded.append(int(((shapes.coverage > 0.1) & (shapes.coverage < 0.5)).sum()))
+    assert faded[1] > 3 * faded[0]
+
+
+def test_some_slices_have_few_large_and_others_many_small_lesions():
+    radius, has_large = lesion_radii(2000, generator())
+    assert 0.4 < float(has_large.float().mean()) < 0.5 and radius.max() > 30
+    small = radius[~has_large]
+    assert small.max() <= 8 and 1.7 < float(small[small > 0].median()) < 2.1
+    count = (small > 0).sum(dim=1)
+    assert count.min() == 1 and count.max() == 30 and 0.15 < float((count > 10).float().mean()) < 0.5
 
 
 def test_lesions_at_the_ventricles_are_more_likely_than_by_chance(healthy, brain_mask):
@@ -105,14 +117,14 @@ def test_lesions_at_the_ventricles_are_more_likely_than_by_chance(healthy, brain
 
 def test_slice_without_brain_gets_no_lesion():
     image, none = torch.zeros(3, 1, *SIZE), torch.zeros(3, 1, *SIZE, dtype=torch.bool)
-    changed, label = make_lesions(image, none, generator())
+    changed, label, _ = make_lesions(image, none, generator())
     assert not label.any() and torch.equal(changed, image)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sign": "dark"}, "`sign` must be bright or both, got 'dark'"),
+        ({"polarity": "dark"}, "`polarity` must be hyperintense or both, got 'dark'"),
         ({"lesion_fraction": 88.0}, r"`lesion_fraction` must be in \[0, 1\], got 88.0"),
     ],
 )

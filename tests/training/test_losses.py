@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scripts.training.losses import lesion_likelihood, masked_error, masked_likelihood
+from scripts.training.losses import lesion_loss, masked_error, masked_likelihood
 
 
 def test_likelihood_is_least_at_the_true_mean_and_variance():
@@ -79,10 +79,10 @@ def test_lesions_are_learned_where_pixels_count_alone(brain_mask):
     label[..., 10:20, 15:30] = 1
     counts[..., 24:] = 0
     target = torch.cat([torch.zeros_like(brain), label * brain, counts, brain], dim=1)
-    healthy = torch.zeros(4, 2, 32, 48)
+    healthy = torch.zeros(4, 1, 32, 48)
 
     def loss(logit):
-        return lesion_likelihood(torch.cat([healthy, logit], dim=1), target)
+        return lesion_loss(torch.cat([healthy, logit], dim=1), target)
 
     right = 8 * (2 * label - 1)
     assert loss(right) < loss(0 * right) < loss(-right)

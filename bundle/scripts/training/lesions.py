@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,25 +12,12 @@ from torch import Generator, Tensor
 
 from ..common.fields import blur, chance, coarse_field, log_uniform, normal, uniform
 
-MOST_SPOTS = 10  # of one slice; more overlap or cost time
-FEW_FRACTION = 0.55  # part of the slices with lesions that have 1 to 3 large ones; the others have many small ones
-LARGE_RADIUS = (4.0, 42.0)  # pixels, of the largest of few: up to a glioma
-SMALL_RADIUS = (1.5, 7.0)  # pixels, of the largest of many
-LEAST_RADIUS = 0.8  # pixels, of the smallest of many: less is noise
 FLATTEST = 0.45  # shortest beside longest axis
 UNEVENNESS = 0.45  # of an outline, in radii
 OUTLINE_KNOTS = ((3.0, 48), (9.0, 24), (math.inf, 10))  # up to a mean radius in pixels: knots of the outline's noise
-SOFTNESS = (0.15, 1.8)  # pixels, width of the border
+WIDEST_BORDER = 0.8  # of a spot, in radii
+WINDOW = 5.0  # radii around a spot that are looked at
 FARTHEST = 9.0  # radii: where a shape has ended for certain
-SPARE_FLUID_FRACTION, FLUID_BELOW = 0.75, -1.3  # part of the slices whose lesions spare fluid; deviations of the brain
-CONTRAST = (0.3, 5.5)  # deviations of the brain
-CONTRAST_SPREAD = 0.25  # of the logarithm of the contrast, between the lesions of a slice
-ADDED_FRACTION = 0.65  # part of the slices whose lesions are added to the tissue; in the others they replace it
-LEAST_REPLACING = 1.5  # deviations: a lesion that replaces tissue is to stand out
-CORE_FRACTION, CORE_RADIUS = 0.4, 6.0  # part of the slices with cores, in lesions above this radius in pixels
-CORE_SIGNAL = (-4.0, 1.5)  # deviations of the brain: dark as fluid to bright
-DARK_FRACTION = 0.25  # part of the slices with dark spots, which are no lesions
-DARK_SPOTS, DARK_RADIUS, DARK_DEPTH = 3, (1.5, 16.0), (0.5, 4.0)  # at most, pixels, deviations of the brain
 
 
 class Shapes(NamedTuple):
@@ -48,29 +36,42 @@ class Shapes(NamedTuple):
     radius: Tensor
 
 
-def _nearest_spot(weight: Tensor, radius: Tensor, count: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Place ellipses; give the squared distance in radii from the nearest, (N, H, W), and its number."""
+def _nearest_spot(weight: Tensor, radius: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Place ellipsoids, cut somewhere by the slice; give the squared distance in radii from the nearest's middle.
+
+    Spots are looked at in a window, for which the slices get a margin.
+
+    Returns:
+        The distance (N, H, W), and the number of the nearest, int64.
+    """
     number, height, width = weight.shape
-    spots = radius.shape[1]
-    center = torch.multinomial(weight.flatten(1) + 1e-9, spots, replacement=True, generator=generator)
+    center = torch.multinomial(weight.flatten(1) + 1e-9, radius.shape[1], replacement=True, generator=generator)
     flat, angle = uniform(FLATTEST, 1, radius.shape, generator), uniform(0, math.pi, radius.shape, generator)
-    rows = torch.arange(height, device=weight.device, dtype=torch.float32)[None, :, None]
-    columns = torch.arange(width, device=weight.device, dtype=torch.float32)[None, None]
-    least = torch.full(weight.shape, FARTHEST**2, device=weight.device)
-    nearest = torch.zeros(weight.shape, dtype=torch.int8, device=weight.device)
-    for k in range(int(count.max()) if number else 0):
-        drawn = count > k
-        row, column, size, ratio, turn = (
-            values[drawn, k, None, None] for values in (center // width, center % width, radius, flat, angle)
-        )
-        down, right = rows - row, columns - column
-        along = (down * turn.cos() + right * turn.sin()) / size
-        across = (right * turn.cos() - down * turn.sin()) / (size * ratio)
-        distance = along.square() + across.square()
-        closer = distance < least[drawn]
-        least[drawn] = torch.where(closer, distance, least[drawn])
-        nearest[drawn] = torch.where(closer, nearest.new_tensor(k), nearest[drawn])
-    return least, nearest.long()
+    above = uniform(-1, 1, radius.shape, generator).square()
+    farthest = max(height, width)
+    padded = (number, (height + 2 * farthest) * (width + 2 * farthest))
+    least = torch.full(padded, FARTHEST**2, device=weight.device)
+    nearest = torch.zeros(padded, dtype=torch.int64, device=weight.device)
+    for k in range(radius.shape[1]):
+        drawn = (radius[:, k] > 0).nonzero()[:, 0]
+        if len(drawn) == 0:
+            continue
+        reach = min(farthest, math.ceil(WINDOW * float(radius[drawn, k].max())))
+        offset = torch.arange(-reach, reach + 1, device=weight.device)
+        size, ratio, turn, height_above = (values[drawn, k, None, None] for values in (radius, flat, angle, above))
+        along = (offset[:, None] * turn.cos() + offset * turn.sin()) / size
+        across = (offset * turn.cos() - offset[:, None] * turn.sin()) / (size * ratio)
+        distance = (along.square() + across.square() + height_above).flatten(1)
+        row, column = center[drawn, k] // width + farthest, center[drawn, k] % width + farthest
+        place = (row[:, None, None] + offset[:, None]) * (width + 2 * farthest) + column[:, None, None] + offset
+        place = place.flatten(1) + drawn[:, None] * padded[1]
+        before = least.view(-1)[place]
+        closer = distance < before
+        least.view(-1)[place] = torch.where(closer, distance, before)
+        nearest.view(-1)[place[closer]] = k
+    inner = slice(farthest, farthest + height), slice(farthest, farthest + width)
+    least, nearest = (each.view(number, height + 2 * farthest, -1)[(slice(None), *inner)] for each in (least, nearest))
+    return least, nearest
 
 
 def _outline_noise(radius: Tensor, size: torch.Size, generator: Generator) -> Tensor:
@@ -85,27 +86,23 @@ def _outline_noise(radius: Tensor, size: torch.Size, generator: Generator) -> Te
     return noise
 
 
-def draw_shapes(weight: Tensor, smallest: Tensor, largest: Tensor, count: Tensor, generator: Generator) -> Shapes:
-    """Draw spots with uneven outlines and soft borders.
+def draw_shapes(weight: Tensor, radius: Tensor, border: Tensor, generator: Generator) -> Shapes:
+    """Draw spots with uneven outlines and soft borders: ellipsoids that the slice cuts anywhere.
 
     Args:
         weight: How likely a spot has its middle at each pixel, (N, H, W), from 0.
-        smallest: Smallest radius in pixels, (N,).
-        largest: Largest radius in pixels, (N,).
-        count: Spots of each slice, (N,), 0 for none.
+        radius: Of the spots of each slice in pixels, (N, S), 0 for none.
+        border: Width of the border in pixels, (N, 1, 1), at most `WIDEST_BORDER` radii.
         generator: Source of randomness.
     """
     number, size = len(weight), weight.shape[1:]
-    most = max(1, int(count.max())) if number else 1
-    place = torch.rand(number, most, generator=generator, device=weight.device)
-    radii = smallest[:, None] * (largest / smallest)[:, None] ** place
-    squared, nearest = _nearest_spot(weight, radii, count, generator)
-    radius = radii.gather(1, nearest.flatten(1)).view(weight.shape)
+    squared, nearest = _nearest_spot(weight, radius, generator)
     depth = squared.sqrt()
-    noise = _outline_noise((smallest * largest).sqrt(), size, generator)
+    noise = _outline_noise(radius.amax(dim=1), size, generator)
     depth = depth + uniform(0, UNEVENNESS, (number, 1, 1), generator) * noise * (depth < 4)
-    border = torch.minimum(log_uniform(*SOFTNESS, (number, 1, 1), generator), 0.4 * radius)
-    coverage = torch.sigmoid(1.5 * (1 - depth) * radius / border) * (count > 0)[:, None, None]
+    radius = radius.gather(1, nearest.flatten(1)).view(weight.shape)
+    border = torch.minimum(border, WIDEST_BORDER * radius).clamp(min=0.1)
+    coverage = torch.sigmoid(1.5 * (1 - depth) * radius / border) * (radius > 0)
     return Shapes(coverage, nearest, depth, radius)
 
 
@@ -142,43 +139,55 @@ def lesion_places(image: Tensor, brain_mask: Tensor, generator: Generator) -> Te
     return torch.where(kind > 0.88, 3 * solid * surface + 0.1 * brain, weight)
 
 
-def lesion_sizes(number: int, lesion_fraction: float, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw how many lesions slices have, and smallest and largest radius in pixels: few large or many small ones.
+def lesion_radii(
+    number: int,
+    generator: Generator,
+    large_fraction: float = 0.45,
+    large_radius: tuple[float, float] = (4.0, 42.0),
+    most_large: int = 3,
+    small_radius: tuple[float, float] = (1.9, 0.65),
+    most_small: int = 30,
+) -> tuple[Tensor, Tensor]:
+    """Draw the sizes of the lesions of slices: many small ones, or few large ones, among which there may be small ones.
 
     Args:
         number: Slices N.
-        lesion_fraction: Part of the slices with lesions, in [0, 1].
         generator: Source of randomness.
+        large_fraction: Part of the slices with large lesions, in [0, 1].
+        large_radius: Lowest and highest radius of the largest in pixels, as many between 5 and 10 as between 10 and 20.
+        most_large: Large ones of a slice, S.
+        small_radius: Median of the small ones' radius in pixels, and deviation of its logarithm.
+        most_small: Small ones of a slice, T.
 
     Returns:
-        Smallest and largest radius, (N,), and the count, (N,), 0 for none.
+        Radii in pixels (N, S + T), 0 for none, and whether the slice has large lesions, (N,), bool.
     """
     device = generator.device
-    few = chance(FEW_FRACTION, (number,), generator)
-    large = log_uniform(*LARGE_RADIUS, (number,), generator)
-    small = log_uniform(*SMALL_RADIUS, (number,), generator)
-    smallest = (large * uniform(0.3, 0.9, (number,), generator)).clamp(min=1.2)
-    smallest = torch.where(few, smallest, torch.full_like(smallest, LEAST_RADIUS))
-    largest = torch.maximum(torch.where(few, large, small), 1.05 * smallest)
-    one_to_three = torch.randint(1, 4, (number,), generator=generator, device=device)
-    many = torch.randint(1, MOST_SPOTS + 1, (number,), generator=generator, device=device)
-    count = torch.where(few, one_to_three, many) * chance(lesion_fraction, (number,), generator)
-    return smallest, largest, count
+    has_large = chance(large_fraction, (number, 1), generator)
+    large = log_uniform(*large_radius, (number, 1), generator) * uniform(0.3, 1, (number, most_large), generator)
+    count = torch.randint(1, most_large + 1, (number, 1), generator=generator, device=device)
+    large = large * has_large * (torch.arange(most_large, device=device) < count)
+    small = small_radius[0] * (small_radius[1] * normal((number, most_small), generator)).exp()
+    count = log_uniform(1, most_small + 1, (number, 1), generator).floor()
+    count = count * (~has_large | chance(0.5, (number, 1), generator))
+    small = small.clamp(0.7, 8) * (torch.arange(most_small, device=device) < count)
+    return torch.cat([large, small], dim=1), has_large[:, 0]
 
 
-def _signs(number: int, sign: str, generator: Generator) -> Tensor:
-    """1 for bright lesions; as often -1 where both signs are asked for, (N, 1, 1)."""
-    if sign == "bright":
+def _signs(number: int, polarity: str, generator: Generator) -> Tensor:
+    """1 for bright lesions; as often -1 where both are asked for, (N, 1, 1)."""
+    if polarity == "hyperintense":
         return torch.ones(number, 1, 1, device=generator.device)
     return 2.0 * chance(0.5, (number, 1, 1), generator) - 1
 
 
-def fill_shapes(image: Tensor, shapes: Shapes, sign: Tensor, generator: Generator) -> Tensor:
-    """Give spots their brightness: added to the tissue or in its place, textured, some with cores.
+def fill_shapes(image: Tensor, shapes: Shapes, level: Tensor, sign: Tensor, generator: Generator) -> Tensor:
+    """Give spots their brightness: added to the tissue or in its place, textured, some large ones with cores.
 
     Args:
         image: Slices (N, H, W) in robust deviations of the brain.
         shapes: The spots.
+        level: Brightness of each pixel's nearest spot above its surroundings, (N, H, W), above 0.
         sign: 1 for brighter, -1 for darker ones, (N, 1, 1).
         generator: Source of randomness.
 
@@ -186,39 +195,42 @@ def fill_shapes(image: Tensor, shapes: Shapes, sign: Tensor, generator: Generato
         Slices with lesions.
     """
     number, size, one = len(image), image.shape[1:], (len(image), 1, 1)
-    spots = int(shapes.nearest.max()) + 1 if number else 1
-    contrast = log_uniform(*CONTRAST, (number, 1), generator)
-    contrast = contrast * (CONTRAST_SPREAD * normal((number, spots), generator)).exp()
-    level = contrast.gather(1, shapes.nearest.flatten(1)).view(image.shape)
     texture = 1 + uniform(0, 0.35, one, generator) * coarse_field(number, size, 12, generator)
     texture = texture + uniform(0, 0.25, one, generator) * coarse_field(number, size, 40, generator)
     grain = 0.3 * normal(image.shape, generator)
     added = image + sign * level * texture.clamp(min=0.3)
-    level = level.clamp(min=LEAST_REPLACING) + uniform(-0.3, 0.8, one, generator)
-    replaced = sign * level * texture.clamp(min=0.4) + grain
-    adds = chance(ADDED_FRACTION, one, generator)
-    result = image + shapes.coverage * (torch.where(adds, added, replaced) - image)
-    cored = chance(CORE_FRACTION, one, generator) & (shapes.radius > CORE_RADIUS)
+    replaced = level.clamp(min=1.5) + uniform(-0.3, 0.8, one, generator)  # in place of tissue it is to stand out
+    replaced = sign * replaced * texture.clamp(min=0.4) + grain
+    result = image + shapes.coverage * (torch.where(chance(0.65, one, generator), added, replaced) - image)
+    cored = chance(0.4, one, generator) & (shapes.radius > 6)
     border = uniform(0.3, 1.5, one, generator)
     core = torch.sigmoid((uniform(0.25, 0.75, one, generator) - shapes.depth) * shapes.radius / border)
-    signal = sign * uniform(*CORE_SIGNAL, one, generator) + 0.5 * coarse_field(number, size, 20, generator)
+    signal = sign * uniform(-4, 1.5, one, generator) + 0.5 * coarse_field(number, size, 20, generator)
     return result + core * cored * shapes.coverage * (signal - result)
 
 
 def _dark_spots(brain_mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """What some slices lose in dark spots, in deviations, and how much of a pixel these cover, (N, H, W) both."""
-    number, device = len(brain_mask), brain_mask.device
-    count = torch.randint(1, DARK_SPOTS + 1, (number,), generator=generator, device=device)
-    count = count * chance(DARK_FRACTION, (number,), generator)
-    smallest = torch.full((number,), 1.2, device=device)
-    largest = log_uniform(*DARK_RADIUS, (number,), generator)
-    coverage = draw_shapes(brain_mask.float(), smallest, largest, count, generator).coverage * brain_mask
-    return coverage * uniform(*DARK_DEPTH, (number, 1, 1), generator), coverage
+    """What a quarter of the slices lose in dark spots, in deviations, and how much of a pixel these cover."""
+    number, one = len(brain_mask), (len(brain_mask), 1, 1)
+    largest = log_uniform(1.5, 16, (number, 1), generator) * chance(0.25, (number, 1), generator)
+    count = torch.randint(1, 4, (number, 1), generator=generator, device=brain_mask.device)
+    radius = largest * uniform(0.3, 1, (number, 3), generator) * (torch.arange(3, device=brain_mask.device) < count)
+    border = log_uniform(0.15, 1.8, one, generator)
+    coverage = draw_shapes(brain_mask.float(), radius, border, generator).coverage * brain_mask
+    return coverage * uniform(0.5, 4, one, generator), coverage
 
 
 def make_lesions(
-    image: Tensor, brain_mask: Tensor, generator: Generator, lesion_fraction: float = 0.88, sign: str = "bright"
-) -> tuple[Tensor, Tensor]:
+    image: Tensor,
+    brain_mask: Tensor,
+    generator: Generator,
+    lesion_fraction: float = 0.88,
+    polarity: str = "hyperintense",
+    radii: Callable[..., tuple[Tensor, Tensor]] = lesion_radii,
+    small_contrast: tuple[float, float] = (0.8, 3.5),
+    large_contrast: tuple[float, float] = (0.5, 5.5),
+    border: tuple[float, float] = (0.3, 3.0),
+) -> tuple[Tensor, Tensor, Tensor]:
     """Put lesions into healthy slices, and dark spots, which are none, into some.
 
     Args:
@@ -226,28 +238,40 @@ def make_lesions(
         brain_mask: (N, 1, H, W), bool.
         generator: Source of randomness, on the device of ``image``.
         lesion_fraction: Part of the slices with lesions, in [0, 1].
-        sign: "bright", or "both" for lesions brighter or darker than the tissue.
+        polarity: "hyperintense", or "both" for lesions brighter or darker than the tissue.
+        radii: Draws their number and sizes, see `lesion_radii`.
+        small_contrast: Lowest and highest brightness, in deviations, in slices of small lesions.
+        large_contrast: The same in slices with large ones.
+        border: Narrowest and widest border in pixels.
 
     Returns:
-        Slices with lesions, the same outside of them, and the lesions, (N, 1, H, W), bool.
+        Slices with lesions, the same outside of them; the lesions, (N, 1, H, W), bool; and the radius in pixels of
+        each pixel's nearest lesion, (N, 1, H, W).
 
     Raises:
-        ValueError: When ``sign`` is neither, or ``lesion_fraction`` is no part.
+        ValueError: When ``polarity`` is neither, or ``lesion_fraction`` is no part.
     """
-    if sign not in ("bright", "both"):
-        raise ValueError(f"`sign` must be bright or both, got {sign!r}.")
+    if polarity not in ("hyperintense", "both"):
+        raise ValueError(f"`polarity` must be hyperintense or both, got {polarity!r}.")
     if not 0 <= lesion_fraction <= 1:
         raise ValueError(f"`lesion_fraction` must be in [0, 1], got {lesion_fraction}.")
-    number, inside, first = len(image), brain_mask[:, 0], image[:, 0]
-    weight = lesion_places(first, inside, generator)
-    shapes = draw_shapes(weight, *lesion_sizes(number, lesion_fraction, generator), generator)
-    spares = chance(SPARE_FLUID_FRACTION, (number, 1, 1), generator)
-    solid = torch.sigmoid(3 * (blur(first, (0.6, 0.6)) - FLUID_BELOW))
-    shapes = shapes._replace(coverage=torch.where(spares, shapes.coverage * solid, shapes.coverage) * inside)
-    filled = [fill_shapes(channel, shapes, _signs(number, sign, generator), generator) for channel in image.unbind(1)]
+    number, one, inside, first = len(image), (len(image), 1, 1), brain_mask[:, 0], image[:, 0]
+    radius, has_large = radii(number, generator)
+    radius = radius * chance(lesion_fraction, (number, 1), generator)
+    places = lesion_places(first, inside, generator)
+    shapes = draw_shapes(places, radius, log_uniform(*border, one, generator), generator)
+    solid = torch.sigmoid(3 * (blur(first, (0.6, 0.6)) + 1.3))
+    spares_fluid = chance(0.75, one, generator)
+    shapes = shapes._replace(coverage=torch.where(spares_fluid, shapes.coverage * solid, shapes.coverage) * inside)
+    filled = []
+    for channel in image.unbind(1):
+        small, large = (log_uniform(*ends, (number, 1), generator) for ends in (small_contrast, large_contrast))
+        level = torch.where(has_large[:, None], large, small) * (0.3 * normal(radius.shape, generator)).exp()
+        level = level.gather(1, shapes.nearest.flatten(1)).view(first.shape)
+        filled.append(fill_shapes(channel, shapes, level, _signs(number, polarity, generator), generator))
     label = (shapes.coverage > 0.5) & inside
-    if sign == "bright":
+    if polarity == "hyperintense":
         loss, coverage = _dark_spots(inside, generator)
         filled = [channel - loss for channel in filled]
         label = label & (coverage < 0.4)
-    return torch.stack(filled, dim=1), label[:, None]
+    return torch.stack(filled, dim=1), label[:, None], shapes.radius[:, None]

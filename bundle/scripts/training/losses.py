@@ -65,19 +65,19 @@ def masked_likelihood(prediction: Tensor, target: Tensor, visible_weight: float 
     return _hidden_and_visible(error + 0.5 * likelihood, error, target, visible_weight)
 
 
-def lesion_likelihood(
+def lesion_loss(
     prediction: Tensor,
     target: Tensor,
-    mean_weight: float = 4.0,
+    healthy_weight: float = 4.0,
     lesion_weight: float = 2.0,
     overlap_weight: float = 0.5,
 ) -> Tensor:
-    """Loss of predicted mean, log-variance and lesions: `masked_likelihood`, cross entropy and soft Dice.
+    """Loss of the predicted healthy slice and of the lesions: squared error, cross entropy and soft Dice.
 
     Args:
-        prediction: Mean, log-variance and logit of lesion (N, 2 M + 1, H, W).
+        prediction: Healthy slice and logit of lesion (N, M + 1, H, W).
         target: What `PrepareLesionBatch` asks for, (N, M + 3, H, W).
-        mean_weight: Weight of the squared error of the mean.
+        healthy_weight: Weight of the squared error of the healthy slice.
         lesion_weight: Weight of the cross entropy of the lesions.
         overlap_weight: Weight of their soft Dice.
 
@@ -86,10 +86,9 @@ def lesion_likelihood(
     """
     healthy, logit = prediction[:, :-1], prediction[:, -1:]
     label, weight, brain = target[:, -3:].split(1, dim=1)
-    slices = torch.cat([target[:, :-3], brain, brain], dim=1)
-    error = masked_error(healthy.chunk(2, dim=1)[0], slices)
+    error = masked_error(healthy, torch.cat([target[:, :-3], brain, brain], dim=1))
     lesions = lesion_weight * cross_entropy(logit, label, weight) + overlap_weight * overlap_error(logit, label, weight)
-    return masked_likelihood(healthy, slices) + (mean_weight - 1) * error + lesions
+    return healthy_weight * error + lesions
 
 
 def cross_entropy(logit: Tensor, label: Tensor, weight: Tensor) -> Tensor:
