@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from commands import Command, last_error, temporary_files
 from conftest import SMALL_NETWORK, files_of, free_port, make_scan, run_bundle, write_nifti
 from monai.bundle import ConfigWorkflow
 from scripts.common.model_file import save_model
@@ -301,6 +302,23 @@ def finished_cases(folder):
     """The cases whose record tells of results; one that is being written, whose name begins with a dot, does not."""
     records = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/[!.]*_record.json")}
     return {case for case, record in records.items() if "results" in record}
+
+
+def test_runs_of_single_scans_at_once_share_a_folder_and_its_tables(volumes_dir, model_file, tmp_path):
+    """As a loop or an array of jobs starts them; a file lies where the last one's results would go."""
+    options = {"model_file": model_file(["flair"]), "output_dir": tmp_path / "out", "max_passes": 1}
+    (tmp_path / "out").mkdir(), (tmp_path / "out" / "d").write_text("mine")
+    runs = {}
+    for case in "abcd":
+        (tmp_path / case).mkdir()
+        image = volumes_dir / case / f"{case}_flair.nii.gz"
+        runs[case] = Command("inference", "inference", tmp_path / case, **options, image=image)
+    ended = {case: run.wait() for case, run in runs.items()}
+    assert f"{tmp_path}/out/d is in the way, where a folder is needed" in last_error(*ended.pop("d")[:2])
+    assert [code for code, *_ in ended.values()] == [0, 0, 0], ended
+    with (tmp_path / "out" / "volumes.csv").open(newline="") as table:
+        assert [row["case"] for row in csv.DictReader(table)] == [*"abc"]
+    assert not temporary_files(tmp_path / "out") and (tmp_path / "out" / "d").read_text() == "mine"
 
 
 @needs_proc

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.case_runner import raise_failed
-from ..common.outputs import file_digest, is_unchanged, read_json, write_text
+from ..common.outputs import check_output, file_digest, is_unchanged, read_json, write_text
 from ..common.paths import PRODUCT
 from ..common.share import by_the_first
 from ..data.morphology import box_of
@@ -297,8 +297,8 @@ def write_views(results_dir: str, network: Refinement, model_file: str, case: st
 
     Raises:
         FileNotFoundError: When there is no finished volume.
-        ValueError: When nilearn is not installed, or a page is in the way that this did not write.
-        RuntimeError: When a volume failed; the others have their pages then.
+        ValueError: When nilearn is not installed.
+        RuntimeError: When a scan failed, or its page was changed; the others have their pages then.
     """
     volumes = find_segmented(results_dir, case)
     if not all(optional_import(name)[1] for name in ("nilearn.plotting", "matplotlib.colors")):
@@ -308,6 +308,7 @@ def write_views(results_dir: str, network: Refinement, model_file: str, case: st
         try:
             if volume.record.get("model_sha256") != digest:
                 raise ValueError(f"{volume.name} was segmented with another model than {model_file}: set `model_file`.")
+            check_output(volume.page)
             write_text(volume.page, page_of(volume, network))
         except (ValueError, OSError) as error:
             failed[volume.name] = str(error)
