@@ -159,7 +159,9 @@ def atomic(path: AnyPath, folder: AnyPath | None = None, replaces: str | None = 
     except OSError as error:
         reason = error.strerror or "the disk may be full"
         if error.errno not in STORAGE_ERRORS and error.strerror:
-            raise OSError(f"{path} cannot be written ({reason}): mend that, or choose another output.") from None
+            raise OSError(
+                f"{path} cannot be written ({reason}): make its folder writable, or choose another output."
+            ) from None
         raise OSError(
             f"Cannot write {path} ({reason}): remedy that, and run the same command again; an earlier file of this "
             "name is as it was."
@@ -202,8 +204,12 @@ def locked(path: AnyPath, wait: bool = False) -> Iterator[None]:
     check_output_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     place = path.with_name(f".{path.name}.lock")
-    while not _is_at(file := place.open("a"), place, wait):
-        file.close()
+    while True:
+        file = place.open("a")
+        _lock(file, path, wait)
+        if place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat()):
+            break
+        file.close()  # the run that held it has removed it meanwhile
     try:
         yield
     finally:
@@ -212,18 +218,16 @@ def locked(path: AnyPath, wait: bool = False) -> Iterator[None]:
         file.close()
 
 
-def _is_at(file: IO[str], place: Path, wait: bool) -> bool:
-    """Lock an open file; tell whether it is still at its place, from where a run that ends removes it."""
+def _lock(file: IO[str], path: Path, wait: bool) -> None:
+    if fcntl is None:
+        return
     try:
-        if fcntl is not None:  # not flock, which a forked worker would hold longer than its run
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # flock would outlive the run in its workers
     except (BlockingIOError, PermissionError):
         file.close()
-        written = place.with_name(place.name[1:].removesuffix(".lock"))
-        raise RuntimeError(f"Another run is writing {written}: wait until it ends, or choose another output.") from None
+        raise RuntimeError(f"Another run is writing {path}: wait until it ends, or choose another output.") from None
     except OSError:
-        return True
-    return place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat())
+        pass  # no locks here
 
 
 def check_writable(folder: AnyPath) -> Path:
