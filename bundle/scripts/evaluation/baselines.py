@@ -27,12 +27,7 @@ class Baseline(Protocol):
 def zscore(image: Tensor, brain_mask: Tensor) -> Tensor:
     """Intensity of every slice in standard deviations from the mean of its own brain, 0 outside the brain.
 
-    Args:
-        image: Slices (N, M, H, W), float32.
-        brain_mask: Brain pixels (N, 1, H, W), bool.
-
-    Returns:
-        (N, M, H, W); all 0 where the brain is empty or constant.
+    Slices are (N, M, H, W), the mask (N, 1, H, W), bool. All is 0 where a brain is empty or constant.
     """
     brain = brain_mask.to(image.dtype)
     pixels = brain.sum(dim=(2, 3), keepdim=True).clamp(min=1)
@@ -45,8 +40,8 @@ class ZScoreBaseline:
     """Score every brain pixel by how bright it is for its slice; several modalities are averaged.
 
     Args:
-        sigma: Gaussian smoothing of the scores inside the brain, in pixels of a 128 x 128 slice; 0 = none.
-        absolute: Whether a dark pixel is as anomalous as a bright one; False looks for bright lesions alone.
+        sigma: Gaussian smoothing of the scores inside the brain, in pixels of a 128 x 128 slice; 0: none.
+        absolute: Whether a dark pixel is as anomalous as a bright one.
     """
 
     threshold = None

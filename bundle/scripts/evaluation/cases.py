@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def safe_file_name(name: str) -> str:
     return safe if name and safe == name else f"{safe}_{zlib.crc32(name.encode()):08x}"
 
 
+@dataclass
 class Evaluation:
     """Collects scores case by case, in any number of processes, and turns them into tables and pictures.
 
@@ -53,8 +55,8 @@ class Evaluation:
     0.15 MB a case however large the volumes are.
 
     Args:
-        output_dir: Folder for ``cases.csv``, ``summary.json``, ``curves.csv`` and ``pictures/``.
-        title: Name of the method in tables and pictures.
+        output_dir: Folder for tables and pictures.
+        title: Name of the method in them.
         modalities: Names of the M modalities.
         baselines: Name to a `Baseline`.
         outputs: What the channels of a prediction are, as the inferer names them; ``reconstruction`` may be missing.
@@ -62,7 +64,7 @@ class Evaluation:
         healthy_from_cases: Whether the lesion-free slices of the labeled cases are the healthy ones.
         first_slice: Number of the first slice of a volume, for the captions of the pictures.
         pictures: Whether to draw each case.
-        draw_iterations: Draws the iterations of one case, given the rows of all, see `draw_iterations`; None: nothing.
+        draw_iterations: Draws the iterations of one case, given the ``rows`` of all; None: nothing is drawn.
         subsets: Name of each subset whose Dice is wanted too to a file with a case name a line.
 
     Raises:
@@ -70,40 +72,31 @@ class Evaluation:
         ValueError: When a file of ``subsets`` is missing or empty, or a file is in the way that no evaluation wrote.
     """
 
-    def __init__(
-        self,
-        output_dir: str,
-        title: str,
-        modalities: Sequence[str],
-        baselines: Mapping[str, Baseline],
-        outputs: Sequence[str] = ("mask", "anomaly_map", "reconstruction", "iterations", "threshold"),
-        ssim_data_range: float = 6.0,
-        healthy_from_cases: bool = False,
-        first_slice: int = 0,
-        pictures: bool = True,
-        draw_iterations: Callable[..., None] | None = None,
-        subsets: Mapping[str, str] | None = None,
-    ):
-        self.subsets = read_subsets(subsets or {})
-        self.output_dir = Path(output_dir)
+    output_dir: str
+    title: str
+    modalities: Sequence[str]
+    baselines: Mapping[str, Baseline]
+    outputs: Sequence[str] = ("mask", "anomaly_map", "reconstruction", "iterations", "threshold")
+    ssim_data_range: float = 6.0
+    healthy_from_cases: bool = False
+    first_slice: int = 0
+    pictures: bool = True
+    draw_iterations: Callable[..., None] | None = None
+    subsets: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.members = read_subsets(self.subsets)
+        self.folder = Path(self.output_dir)
         self.lock = ExitStack()
         first_checks(self._check_folder)
         self.failures = CaseRunner()
-        self.title = title
-        self.modalities = list(modalities)
-        self.baselines = {f"baseline_{name}_": baseline for name, baseline in baselines.items()}
-        self.outputs = list(outputs)
-        self.ssim_data_range = ssim_data_range
-        self.healthy_from_cases = healthy_from_cases
-        self.first_slice = first_slice
-        self.pictures = pictures
-        self.draw_iterations = draw_iterations
+        self.scores = {f"baseline_{name}_": baseline for name, baseline in self.baselines.items()}
         self.cases: list[CaseScores] = []
 
     def _check_folder(self) -> None:
-        check_writable(self.output_dir)
-        check_outputs(self.output_dir / name for name in FILES)
-        self.lock.enter_context(locked(self.output_dir / "summary.json"))
+        check_writable(self.folder)
+        check_outputs(self.folder / name for name in FILES)
+        self.lock.enter_context(locked(self.folder / "summary.json"))
 
     def _score(self, sample: Sample, healthy: Tensor, row: dict[str, Any] | None) -> CaseScores:
         """Count what the method and the baselines mark in a case, and in its healthy slices, bool (D,)."""
@@ -113,7 +106,7 @@ class Evaluation:
         groups = [mask[inside].numpy() for mask in (sample.label, inside, is_healthy)]
         scores, masks = {METHOD: sample.anomaly_map}, {METHOD: sample.pred_mask & inside}
         case.thresholds[METHOD] = sample.threshold
-        for prefix, baseline in self.baselines.items():
+        for prefix, baseline in self.scores.items():
             scores[prefix] = baseline(sample)
             if baseline.threshold is not None:
                 case.thresholds[prefix] = baseline.threshold
@@ -155,7 +148,7 @@ class Evaluation:
         title = f"{sample.name}{where}, {self.title}: {score if math.isnan(dice) else f'Dice {dice:.3f}'}"
         picture = case_picture({key: plane.numpy() for key, plane in planes.items()}, self.modalities, title)
         name = f"pictures/{safe_file_name(sample.name)}.png"
-        with atomic(self.output_dir / name) as temporary:
+        with atomic(self.folder / name) as temporary:
             picture.save(temporary)
         return name
 
@@ -185,14 +178,14 @@ class Evaluation:
         if not number:
             raise_failed(failed, len(failed))
             raise RuntimeError("No case was evaluated: set `dataset_dir` to a folder that holds labeled cases.")
-        rows, summary, curves = summarize(cases, [METHOD, *self.baselines], self.subsets)
+        rows, summary, curves = summarize(cases, [METHOD, *self.scores], self.members)
         source = "lesion-free slices of the scored volumes" if self.healthy_from_cases else "validation slices"
         summary = {"method": self.title, **summary, "baseline_threshold_source": source}
         if idist.get_rank() == 0:
-            write_tables(self.output_dir, rows, summary, curves)
+            write_tables(self.folder, rows, summary, curves)
             if self.draw_iterations:
                 self.draw_iterations(rows=rows)
-            print_summary(summary, [METHOD, *self.baselines], self.output_dir)
+            print_summary(summary, [METHOD, *self.scores], self.folder)
         self.lock.close()
         raise_failed(failed, len(failed) + number)
         return summary

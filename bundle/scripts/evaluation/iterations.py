@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,23 @@ MOST_MASKS = 5
 
 
 def typical_case(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The case to show: of those with a lesion of medium size that took more than one iteration (else of all with a
-    lesion) the one whose Dice is nearest to the median; None where no case was iterated."""
+    """The name of the iterated case whose Dice is nearest to the median, of those with a lesion of medium size if any.
+
+    None where no case took more than one iteration.
+    """
     rows = [row for row in rows if row["lesion_pixels"] > 0 and row["iterations"] > 1]
     if not rows:
         return None
-    medium = [row for row in rows if in_class(np.array(row["lesion_pixels_128"]), *SIZE_CLASSES["medium"])]
     middle = np.median([row["dice"] for row in rows])
+    medium = [row for row in rows if in_class(np.array(row["lesion_pixels_128"]), *SIZE_CLASSES["medium"])]
     return min(medium or rows, key=lambda row: (abs(row["dice"] - middle), row["case"]))["case"]
 
 
-def _loaded(scans: Sequence[Mapping], transform: Callable[[Any], Any], name: str) -> Iterator[Mapping]:
-    for scan in scans:
-        if "error" not in scan and name.startswith(str(scan["case"])):
-            items = transform(dict(scan))
-            yield from items if isinstance(items, list) else [items]
+def _loaded(scans: Sequence[Mapping], transform: Callable[[Any], Any], name: str) -> Mapping:
+    """The item of a case, of the scans that were evaluated; a transform gives one item or a list of slices."""
+    found = (transform(dict(scan)) for scan in scans if "error" not in scan and name.startswith(str(scan["case"])))
+    items = (item for one in found for item in (one if isinstance(one, list) else [one]))
+    return next(item for item in items if sample_name(item) == name)
 
 
 def draw_iterations(
@@ -47,20 +49,14 @@ def draw_iterations(
     network: Refinement,
     output_dir: str,
 ) -> None:
-    """Segment a typical case again, ending after 0, 1, 2 ... iterations, and draw the slice of its largest lesion.
+    """Segment a typical case of the table again, and draw the mask of each iteration where its lesion is largest.
 
-    Args:
-        rows: Of the case table.
-        scans: What was evaluated, before its transform.
-        transform: Loads a scan as the evaluation does, to one item or a list of slices.
-        inferer: The inferer of the evaluation.
-        network: What it runs.
-        output_dir: Folder for ``iterations.png``; nothing is drawn where no case took two iterations.
+    It goes to ``iterations.png``; nothing is drawn where no case took two iterations.
     """
     name = typical_case(rows)
     if name is None:
         return
-    item = next(item for item in _loaded(scans, transform, name) if sample_name(item) == name)
+    item = _loaded(scans, transform, name)
     inputs = torch.as_tensor(item["image"])[None].to(next(network.parameters()).device)
     inferer = copy.copy(inferer)
     inferer.progress = False
@@ -73,17 +69,16 @@ def draw_iterations(
     index = int(result.label.flatten(1).sum(dim=1).argmax())
     planes = {key: getattr(result, key)[index, 0].numpy() for key in ("image", "brain_mask", "label", "pred_mask")}
     box = brain_box(planes)
-    planes = {key: plane[box] for key, plane in planes.items()}
-    image = gray(planes["image"], *np.percentile(planes["image"][planes["brain_mask"]], [0.5, 99.5]))
-    last = int(result.iterations[index]) - 1
-    counts = np.unique(np.linspace(0, last, min(MOST_MASKS, last + 1)).round().astype(int))[:-1]
-    masks = [
-        (f"mask after iteration {count + 1}", after(int(count)).pred_mask[index, 0].numpy()[box]) for count in counts
-    ]
-    masks.append((f"result, after {last + 1} iterations", planes["pred_mask"]))
-    panels = [("image", image), *((caption, outline(image, mask, PRED_COLOR)) for caption, mask in masks)]
-    panels.append(("label", outline(image, planes["label"], LABEL_COLOR)))
-    row = [(caption, enlarge(to_display(panel), 320)) for caption, panel in panels]
-    rows_of_panels = [row] if len(row) <= 4 else [row[: -(-len(row) // 2)], row[-(-len(row) // 2) :]]
+    image, brain, label, mask = (plane[box] for plane in planes.values())
+    shown = gray(image, *np.percentile(image[brain], [0.5, 99.5]))
+    last = int(result.iterations[index])
+    panels = [("image", shown)]
+    for count in np.unique(np.linspace(1, last, min(MOST_MASKS, last)).round().astype(int))[:-1]:
+        refined = after(int(count) - 1).pred_mask[index, 0].numpy()[box]
+        panels.append((f"mask of iteration {count}", outline(shown, refined, PRED_COLOR)))
+    panels.append((f"result, iteration {last}", outline(shown, mask, PRED_COLOR)))
+    panels.append(("label", outline(shown, label, LABEL_COLOR)))
+    panels = [(caption, enlarge(to_display(panel), 320)) for caption, panel in panels]
+    half = len(panels) if len(panels) <= 4 else -(-len(panels) // 2)
     with atomic(Path(output_dir) / ITERATIONS_FILE) as temporary:
-        tile(rows_of_panels, f"{name}: how the mask is refined").save(temporary)
+        tile([row for row in (panels[:half], panels[half:]) if row], f"{name}: how the mask is refined").save(temporary)

@@ -62,15 +62,10 @@ def overlap(pred_mask: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def lesion_scores(pred_mask: np.ndarray, label: np.ndarray, voxel_ml: float = math.nan) -> dict[str, float]:
-    """Count lesions and marked components: connected voxels, 26 neighbors in a volume and 8 in a slice.
+    """Count the lesions and the marked components of one case: 26 neighbors in a volume, 8 in a slice.
 
-    A lesion of at least 10 mm3 counts, and is found when a marked voxel lies in it. A marked component is false when
-    none of its voxels is labeled.
-
-    Args:
-        pred_mask: Mask of one case, bool, any shape.
-        label: Its lesions, bool, same shape.
-        voxel_ml: Volume of a voxel; NaN: not known, lesions of every size count.
+    A lesion of at least 10 mm3 counts (any, where ``voxel_ml`` is NaN), and is found when a marked voxel lies in it. A
+    marked component is false when none of its voxels is labeled.
 
     Returns:
         ``lesions``, ``lesions_found``, ``components``, ``false_components`` and ``lesion_f1``, 2TP / (2TP + FP + FN)
@@ -85,27 +80,15 @@ def lesion_scores(pred_mask: np.ndarray, label: np.ndarray, voxel_ml: float = ma
     number, found = int(counts.sum()), int((counts & touched).sum())
     false = components - len(np.unique(component_numbers[pred_mask & label]))
     f1 = 2 * found / (found + false + number) if number else math.nan
-    return {
-        "lesions": number,
-        "lesions_found": found,
-        "components": components,
-        "false_components": false,
-        "lesion_f1": f1,
-    }
+    names = ("lesions", "lesions_found", "components", "false_components", "lesion_f1")
+    return dict(zip(names, (number, found, components, false, f1), strict=True))
 
 
 def ssim_map(image: Tensor, reconstruction: Tensor, data_range: float) -> Tensor:
     """Structural similarity around every pixel, in a Gaussian window of 11 pixels with sigma 1.5.
 
-    The border is reflected, so the map has the size of the images.
-
-    Args:
-        image: Slices (N, M, H, W), float32, at least 6 pixels wide.
-        reconstruction: What they are compared with, (N, M, H, W).
-        data_range: Largest minus smallest value that the images can take.
-
-    Returns:
-        (N, M, H, W); 1 where both agree.
+    The border is reflected, so the map has the size of the images, (N, M, H, W), which are at least 6 pixels wide.
+    ``data_range`` is the largest minus the smallest value that they can take.
     """
     border = [SSIM_WINDOW // 2] * 4
     first, second = (F.pad(slices, border, mode="reflect") for slices in (image, reconstruction))
@@ -114,15 +97,10 @@ def ssim_map(image: Tensor, reconstruction: Tensor, data_range: float) -> Tensor
 
 
 def counts_above(scores: np.ndarray, thresholds: np.ndarray, *groups: np.ndarray) -> np.ndarray:
-    """Count the pixels whose score is above each of many thresholds, exactly and at once.
-
-    Args:
-        scores: (P,).
-        thresholds: Ascending, (T,).
-        groups: Which pixels to count, bool (P,) each.
+    """Count the pixels of some groups, bool (P,), whose score (P,) is above each of many thresholds, ascending (T,).
 
     Returns:
-        A row for each group, int64 (G, T).
+        A row for each group, int64 (G, T); exact.
     """
     below = np.searchsorted(thresholds, scores, side="left")  # number of thresholds below the score
     found = [np.bincount(below[group], minlength=len(thresholds) + 1) for group in groups]
@@ -132,17 +110,8 @@ def counts_above(scores: np.ndarray, thresholds: np.ndarray, *groups: np.ndarray
 def average_precision(true_positives: np.ndarray, predicted: np.ndarray, labeled: int) -> float:
     """Area under the precision-recall steps of a score, from its ``counts_above`` in the lesion and in all.
 
-    Scores between two neighboring thresholds count as equal: exact for the scores rounded down to the thresholds.
-    The lowest threshold should lie below every score, or the lesion pixels under it count as never found, as those
-    outside the brain do.
-
-    Args:
-        true_positives: Per ascending threshold, (T,).
-        predicted: Likewise.
-        labeled: Lesion pixels.
-
-    Returns:
-        In [0, 1]; NaN without a lesion.
+    Scores between two neighboring thresholds count as equal. Of the ``labeled`` pixels those below every threshold
+    count as never found, as do those outside the brain. NaN without a lesion.
     """
     if labeled == 0:
         return float("nan")
@@ -152,25 +121,15 @@ def average_precision(true_positives: np.ndarray, predicted: np.ndarray, labeled
 
 
 def threshold_at_fraction(predicted: np.ndarray, brain_pixels: int, fraction: float, thresholds: np.ndarray) -> float:
-    """The lowest threshold at which no more than ``fraction`` of the (healthy) brain is marked.
-
-    Args:
-        predicted: Marked pixels per ascending threshold, (T,).
-        brain_pixels: Pixels inside the brain.
-        fraction: Wanted false-positive fraction, in [0, 1].
-        thresholds: Ascending, (T,).
-    """
+    """The lowest of some thresholds, ascending, that marks no more than ``fraction`` of the (healthy) brain."""
     low_enough = predicted <= fraction * brain_pixels
     return float(thresholds[np.argmax(low_enough)] if low_enough.any() else thresholds[-1])
 
 
 def bootstrap_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile-bootstrap interval of a mean over cases; NaN cases are left out.
+    """The 95 % percentile-bootstrap interval of a mean over cases (N,); NaN cases are left out.
 
-    Args:
-        values: One per case, (N,).
-        resamples: Number of times that the cases are drawn with replacement.
-        seed: Fixes the draws; the global random state is not touched.
+    The draws depend on ``seed`` alone, and the global random state is not touched.
     """
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]

@@ -43,22 +43,14 @@ td img, .iterations { max-width: 100%; display: block; background: #18181c; }
 SCRIPT = """
 const table = document.getElementById("cases");
 const value = (body, column) => body.rows[0].cells[column].dataset.value;
-function compare(first, second) {
-  if (first === "" || second === "") return (first === "") - (second === "");
-  const difference = Number(first) - Number(second);
-  return Number.isNaN(difference) ? first.localeCompare(second) : difference;
-}
-function sortBy(header, column) {
-  const direction = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-  const sign = (a, b) => a === "" || b === "" ? 1 : direction;
-  const bodies = [...table.tBodies];
-  bodies.sort((a, b) => sign(value(a, column), value(b, column)) * compare(value(a, column), value(b, column)));
-  bodies.forEach(body => table.append(body));
+table.querySelectorAll("th button").forEach((button, column) => button.addEventListener("click", () => {
+  const header = button.parentNode, direction = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+  const compare = (a, b) => a === "" || b === "" ? (a === "") - (b === "") : direction * (a - b || a.localeCompare(b));
+  const bodies = [...table.tBodies].map(body => [value(body, column), body]);
+  bodies.sort(([a], [b]) => compare(a, b)).forEach(([, body]) => table.append(body));
   table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
   header.setAttribute("aria-sort", direction === 1 ? "ascending" : "descending");
-}
-table.querySelectorAll("th").forEach((header, column) =>
-  header.firstElementChild.addEventListener("click", () => sortBy(header, column)));
+}));
 """
 
 CASE_COLUMNS = {  # title and digits
@@ -133,7 +125,7 @@ def summary_html(summary: Mapping[str, Any], scores: Sequence[str]) -> str:
 
 @contextmanager
 def _chart(x_label: str, y_label: str, alt: str, images: list[str]) -> Iterator[Axes]:
-    """Axes to draw on with a logarithmic x; their picture comes to ``images`` when the block ends."""
+    """Axes to draw on, with a logarithmic x; their picture is added to ``images`` when the block ends."""
     with mpl.rc_context({"svg.hashsalt": "report", "font.size": 9}):
         figure = Figure(figsize=(5, 3.4), layout="constrained")
         axes = figure.add_subplot(xscale="log", xlabel=x_label, ylabel=y_label)
@@ -254,16 +246,9 @@ def write_report(output_dir: str) -> Path:
 
     The page holds its pictures, needs no network, and sorts its cases by any column.
 
-    Args:
-        output_dir: Folder with ``summary.json``, ``cases.csv``, ``curves.csv`` and ``pictures/``.
-
-    Returns:
-        The page.
-
     Raises:
         FileNotFoundError: When there is no evaluation.
-        ValueError: When a file of it is not as `evaluate` writes it, or a page is in the way that this did not write or
-            that was changed since.
+        ValueError: When a file of it is not as `evaluate` writes it, or another page is in the way.
     """
     folder = Path(output_dir)
     missing = [name for name in ("summary.json", "cases.csv", "curves.csv") if not (folder / name).is_file()]

@@ -96,11 +96,7 @@ def sample_name(item: Mapping) -> str:
 
 
 def split_channels(pred: Tensor, outputs: Sequence[str], modalities: int) -> dict[str, Tensor]:
-    """The channels of an inferer's result (K, ...) by their names; ``reconstruction`` are as many as modalities.
-
-    Raises:
-        ValueError: When there are more or fewer.
-    """
+    """The channels of an inferer's result (K, ...) by their names; ``reconstruction`` are as many as modalities."""
     numbers = [modalities if name == "reconstruction" else 1 for name in outputs]
     if len(pred) != sum(numbers):
         raise ValueError(
@@ -153,13 +149,8 @@ def warn_of_label(sample: Sample) -> None:
 def healthy_ssim(sample: Sample, data_range: float) -> dict[str, float]:
     """SSIM of the reconstruction where there is no lesion, everything else set to 0 in both images.
 
-    Args:
-        sample: A case; slices without brain do not count.
-        data_range: Width of the intensities.
-
-    Returns:
-        ``ssim_healthy``, over the whole slices as published, where the background counts as perfect, and
-        ``ssim_healthy_brain``, over the healthy brain pixels alone. NaN without a reconstruction.
+    ``ssim_healthy`` is that over whole slices with brain as published, where the background counts as perfect, and
+    ``ssim_healthy_brain`` that over the healthy brain pixels alone; NaN without a reconstruction.
     """
     healthy = sample.brain_mask & ~sample.label
     used = healthy.flatten(1).any(dim=1).nonzero()[:, 0]

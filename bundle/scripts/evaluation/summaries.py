@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,10 @@ def thresholds_of(prefix: str) -> np.ndarray:
 
 @dataclass
 class CaseScores:
-    """What is kept of a case: a row of the table, and counts from which every threshold can be scored.
+    """What is kept of a case: a row of the table, and counts of marked pixels: in lesions, of all, in healthy slices.
 
-    Counts are those of lesion pixels, of all pixels, and of pixels in healthy slices. ``marked`` (3,) holds them for
-    the method's mask and for each baseline's that has a threshold of its own, ``counts`` (3, T) for every threshold of
-    the method's map and of each baseline. ``row`` is None for healthy slices, which give the third count alone.
+    ``marked`` (3,) is that of the method's mask and of each baseline's that has a threshold of its own, ``counts``
+    (3, T) that of every threshold of each score. ``row`` is None for healthy slices, which give the third count alone.
     """
 
     row: dict[str, Any] | None
@@ -73,7 +72,7 @@ def mean(values: ArrayLike) -> float:
 
 
 def with_interval(name: str, values: np.ndarray) -> dict[str, float]:
-    """The mean of values and the ends of its 95 % interval, as ``<name>``, ``<name>_ci_low`` and ``<name>_ci_high``."""
+    """The mean as ``<name>``, and its 95 % interval as ``<name>_ci_low`` and ``<name>_ci_high``."""
     low, high = bootstrap_interval(values)
     return {name: mean(values), f"{name}_ci_low": low, f"{name}_ci_high": high}
 
@@ -92,17 +91,11 @@ def in_class(lesion_pixels_128: np.ndarray, low: float, high: float) -> np.ndarr
 def summarize_score(
     marked: np.ndarray, counts: np.ndarray, labeled: np.ndarray, thresholds: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, np.ndarray]]:
-    """Score a method over all cases: at its own masks, and over the thresholds of its map.
+    """Score a method by true positives and marked pixels: of its masks, (N, 2), and per threshold, (N, 2, T).
 
     The best single threshold is the one for all cases with the highest mean Dice, chosen on the very labels it is
     scored with; the per-image best lets every case choose its own. Neither is a result of the method, nor a bound of
     it: masks that are more than the map above one threshold may score higher.
-
-    Args:
-        marked: True positives and marked pixels of the masks, (N, 2).
-        counts: The same per threshold, (N, 2, T).
-        labeled: Lesion pixels, (N,).
-        thresholds: (T,).
 
     Returns:
         Columns of the case table, (N,) each; entries of the summary; columns of the curve, (T,) each.
@@ -166,10 +159,7 @@ def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
 def subset_means(dice: Mapping[str, np.ndarray], members: np.ndarray, name: str) -> dict[str, Any]:
     """Mean Dice of each score over the cases of a subset, and how far the method is ahead of each baseline there.
 
-    Args:
-        dice: Prefix of each score to its Dice of all cases, (N,).
-        members: Which cases belong to the subset, bool (N,).
-        name: Of the subset; "" for all cases, whose mean Dice stands elsewhere.
+    ``dice`` (N,) and ``members`` (N,), bool, are of all cases; the name "" is that of all, whose Dice stands elsewhere.
     """
     suffix = f"_{name}" if name else ""
     found: dict[str, Any] = {f"cases{suffix}": int(members.sum())} if name else {}
@@ -191,7 +181,7 @@ def summarize(
     Args:
         cases: Labeled cases, at least one, and healthy slices.
         prefixes: Of the method and of each baseline.
-        subsets: Name of each subset of the cases to the names of its cases (or of their slices).
+        subsets: Name of each subset to the names of its cases, or of their scans.
 
     Returns:
         Rows of the case table, the summary, and rows of the curves over thresholds.
@@ -272,16 +262,6 @@ def score_name(prefix: str, method: str) -> str:
     return prefix.removesuffix("_").replace("_", " ") or method
 
 
-def summary_table(summary: Mapping[str, Any], prefixes: Sequence[str]) -> str:
-    """The main numbers as text, a line for the method and each baseline."""
-    lines = [f"{'':26}" + "".join(f"{title:>12}" for title in SUMMARY_COLUMNS)]
-    for prefix in prefixes:
-        values = [summary.get(prefix + key, math.nan) for key in SUMMARY_COLUMNS.values()]
-        shown = "".join(f"{'-' if math.isnan(value) else format(value, '.4f'):>12}" for value in values)
-        lines.append(f"{score_name(prefix, summary['method']):26}{shown}")
-    return "\n".join(lines)
-
-
 def healthy_words(summary: Mapping[str, Any]) -> str:
     """What is marked in the cases without lesion, as a sentence; empty where there is none."""
     number = int(summary.get("cases_without_lesion") or 0)
@@ -295,37 +275,38 @@ def healthy_words(summary: Mapping[str, Any]) -> str:
     return f"{cases} without lesion: {size} marked in each on average, {fraction:.3%} of the brain, all of it false."
 
 
-def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_dir: Path) -> None:
-    """Say what was found and where it lies."""
-    if summary["cases"] > summary["cases_without_lesion"]:
-        _print_scores(summary, prefixes)
-    if words := healthy_words(summary):
-        print(words)
-    for name in ("summary.json", "cases.csv", "curves.csv", "pictures"):
-        if (output_dir / name).exists():
-            print(f"  {output_dir / name}")
-
-
-def _print_scores(summary: Mapping[str, Any], prefixes: Sequence[str]) -> None:
-    """What says something where there are lesions alone."""
+def _lesion_words(summary: Mapping[str, Any], prefixes: Sequence[str]) -> Iterator[str]:
+    """What says something where there are lesions alone: the main numbers, a line for each score, and intervals."""
 
     def interval(name: str) -> str:
         low, high = summary[f"{name}_ci_low"], summary[f"{name}_ci_high"]
         return f"{summary[name]:.4f} (95 % interval {low:.4f} to {high:.4f})"
 
-    print(summary_table(summary, prefixes))
-    print(
-        f"{summary['cases']} cases ({summary['cases_small']} small, {summary['cases_medium']} medium, "
-        f'{summary["cases_large"]} large lesions), {summary["healthy_slices"]} healthy slices. "best thr." is the '
-        "Dice of the single threshold that is best for the test labels: no result."
-    )
+    yield f"{'':26}" + "".join(f"{title:>12}" for title in SUMMARY_COLUMNS)
+    for prefix in prefixes:
+        values = [summary.get(prefix + key, math.nan) for key in SUMMARY_COLUMNS.values()]
+        shown = "".join(f"{'-' if math.isnan(value) else format(value, '.4f'):>12}" for value in values)
+        yield f"{score_name(prefix, summary['method']):26}{shown}"
+    sizes = ", ".join(f"{summary[f'cases_{size}']} {size}" for size in SIZE_CLASSES)
+    yield f"{summary['cases']} cases ({sizes} lesions), {summary['healthy_slices']} healthy slices"
+    yield '"best thr.": Dice of the one threshold that is best for the test labels, which is no result'
     mixed = math.isnan(summary["threshold"])
     threshold = "thresholds of volumes and of slices" if mixed else f"threshold {summary['threshold']:.4g}"
-    print(f"Dice {interval('dice')} at the label-free {threshold}")
-    print(
-        f"Lesion-wise F1 {interval('lesion_f1')}: {summary['lesions_found']:.1f} of {summary['lesions']:.1f} lesions "
-        f"found in a case, {summary['false_components']:.1f} of {summary['components']:.1f} components false"
-    )
+    yield f"Dice {interval('dice')} at the label-free {threshold}"
+    lesions, found, components, false = (summary[name] for name in LESION_COLUMNS[:4])
+    yield f"Lesion-wise F1 {interval('lesion_f1')}"
+    yield f"In a case {found:.1f} of {lesions:.1f} lesions are found, {false:.1f} of {components:.1f} components false"
     for name in sorted(key.removeprefix("cases_") for key in summary if key.startswith("cases_")):
         if f"dice_{name}_ci_low" in summary:
-            print(f"{name}: Dice {interval(f'dice_{name}')}, {summary[f'cases_{name}']} cases")
+            yield f"{name}: Dice {interval(f'dice_{name}')}, {summary[f'cases_{name}']} cases"
+
+
+def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_dir: Path) -> None:
+    """Say what was found and where it lies."""
+    if summary["cases"] > summary["cases_without_lesion"]:
+        print("\n".join(_lesion_words(summary, prefixes)))
+    if words := healthy_words(summary):
+        print(words)
+    for name in ("summary.json", "cases.csv", "curves.csv", "pictures"):
+        if (output_dir / name).exists():
+            print(f"  {output_dir / name}")
