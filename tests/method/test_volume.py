@@ -189,12 +189,21 @@ def test_slice_of_a_volume_is_segmented_by_its_own_thresholds(head):
     assert not v.segment_volume(model, image[..., 23:24], brain[..., 23:24], (2, 2, 9)).mask.any()
 
 
-@pytest.mark.parametrize(("certain", "shift"), [(0.0, 0.0), (0.001, 0.0), (0.002, math.log(2)), (0.5, 2.0)])
-def test_logits_rise_with_what_is_certain(certain, shift):
+@pytest.mark.parametrize(("part", "shift"), [(0.0, -1.0), (0.005, 0.0), (0.01, math.log(2)), (0.5, 1.0)])
+def test_logits_rise_with_the_part_of_the_brain_that_is_lesion(part, shift):
     logit = torch.full((10_000,), -3.0)
-    logit[: int(certain * 10_000)] = 2.0
-    assert v.label_shift(logit) == pytest.approx(shift - 1, abs=1e-5)
-    assert v.label_shift(logit - 1) == -1
+    logit[: int(part * 10_000)] = 2.0
+    shifts = v.label_shifts(logit, 0.005, 1.0)
+    assert shifts[0] == -1 and shifts[-1] == pytest.approx(shift, abs=1e-5)
+    assert v.label_shifts(logit, 0.005, 0.0) == [0.0]
+
+
+def test_mask_grows_with_the_part_that_it_holds_until_it_stands():
+    logit = torch.linspace(-8, 2, 10_000)
+    shifts = v.label_shifts(logit, 0.15, 1.0)
+    assert len(shifts) > 3 and shifts == sorted(shifts)
+    part = float((logit + shifts[-1] > 0).float().mean())
+    assert shifts[-1] == pytest.approx(math.log(part / 0.15), abs=0.02)
 
 
 class OneSided(Bright):

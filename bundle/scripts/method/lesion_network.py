@@ -65,6 +65,8 @@ class LesionNetwork(Model):
             sides is rarely a lesion.
         slice_mirror_weight: The same for slices.
         mirror_sigma: Smoothing of the mirrored score in pixels.
+        prior: Part of a brain that is lesion where the logits of a volume stay as they are, see `label_shifts`.
+        largest_shift: By how much they rise or fall at most; 0 leaves this out.
 
     Raises:
         ValueError: When ``polarity`` is neither.
@@ -86,6 +88,8 @@ class LesionNetwork(Model):
         mirror_weight: float = 0.2,
         slice_mirror_weight: float = 0.5,
         mirror_sigma: float = 2.5,
+        prior: float = 0.005,
+        largest_shift: float = 1.0,
     ):
         super().__init__(modalities)
         if polarity not in ("hyperintense", "both"):
@@ -94,7 +98,7 @@ class LesionNetwork(Model):
         self.multiple = int(getattr(self.network, "size_factor", 1))
         self.pixel_size, self.polarity = float(pixel_size), polarity
         self.mirror_weight, self.slice_mirror_weight = float(mirror_weight), float(slice_mirror_weight)
-        self.mirror_sigma = float(mirror_sigma)
+        self.mirror_sigma, self.prior, self.largest_shift = float(mirror_sigma), float(prior), float(largest_shift)
         self.unlikely, self.unit = UNLIKELY, UNIT
         self.describe(
             pixel_size=self.pixel_size,
@@ -102,6 +106,8 @@ class LesionNetwork(Model):
             mirror_weight=self.mirror_weight,
             slice_mirror_weight=self.slice_mirror_weight,
             mirror_sigma=self.mirror_sigma,
+            prior=self.prior,
+            largest_shift=self.largest_shift,
         )
 
     def forward(self, image: Tensor) -> Tensor:

@@ -203,23 +203,30 @@ def take_off_mirrored(score: Tensor, brain_mask: Tensor, weight: float, sigmas: 
     return (score - weight * mirrored).clamp(min=0) * brain_mask
 
 
-def label_shift(
-    logit: Tensor, prior: float = -1.0, certain: float = 0.5, common_fraction: float = 0.001, largest: float = 2.0
-) -> float:
-    """By how much the logits of a subject rise: a brain where much is certainly lesion has more that is less certain.
+def label_shifts(logit: Tensor, prior: float, largest: float, most_iterations: int = 20) -> list[float]:
+    """By how much the logits of a subject rise or fall with what it has of lesion, iteration by iteration.
 
-    A classifier's odds are multiplied by the odds of what it is to find (Saerens et al. 2002); the part of the brain
-    that is certain stands for these.
+    A classifier's odds are multiplied by the odds of what it is to find, and what it finds tells these (Saerens et al.
+    2002): the mask of what is likelier lesion than not gives the lesion's part of the brain, this the next mask, until
+    it stands. It starts with a brain that has least.
 
     Args:
         logit: Of lesion, all voxels of the brain, (V,).
-        prior: Added to all logits: a brain holds lesions less often than a slice of the training does.
-        certain: Logit above which a voxel is taken for lesion for certain, with ``prior``.
-        common_fraction: Certain part of a brain from which on logits rise.
-        largest: By how much at most.
+        prior: Part of a brain that is lesion where logits stay as they are, in (0, 1).
+        largest: By how much logits rise or fall at most; 0 leaves them as they are.
+        most_iterations: No more than these.
+
+    Returns:
+        The shift of each iteration, the last one that which stands.
     """
-    fraction = float((logit + prior > certain).float().mean())
-    return prior + min(max(math.log(max(fraction, 1e-9) / common_fraction), 0.0), largest)
+    shifts = [-largest]
+    while len(shifts) <= most_iterations:
+        fraction = float((logit + shifts[-1] > 0).float().mean())
+        shift = min(max(math.log(max(fraction, 1e-9) / prior), -largest), largest)
+        if abs(shift - shifts[-1]) < 0.01:
+            break
+        shifts.append(shift)
+    return shifts
 
 
 def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
@@ -244,8 +251,8 @@ def segment_volume(
     """Find the lesions of a whole volume, a slab or a slice.
 
     The volume is standardized by the median and deviation of its brain, the network says in all planes that show the
-    brain whole where it sees lesions, and how much of the subject is certainly lesion tells by how much its logits
-    rise, see `label_shift`.
+    brain whole where it sees lesions, and the mask itself tells by how much the logits of this subject rise or fall,
+    see `label_shifts`.
 
     Args:
         model: The lesion network with its thresholds.
@@ -288,10 +295,10 @@ def decide(
     single = min(logit.shape) == 1
     weight = model.slice_mirror_weight if single else model.mirror_weight
     sigmas = [model.mirror_sigma * model.pixel_size / size for size in voxel_size]
-    prior = 0.0 if single else -1.0
-    score = take_off_mirrored((logit + prior - UNLIKELY).clamp(min=0) * brain, brain, weight, sigmas)
+    score = take_off_mirrored((logit - UNLIKELY).clamp(min=0) * brain, brain, weight, sigmas)
     if not single:
-        score = score + (label_shift(logit[brain]) - prior) * brain
+        shift = label_shifts(score[brain] + UNLIKELY, model.prior, model.largest_shift)[-1]
+        score = (score + shift).clamp(min=0) * brain
     thresholds = (
         (model.slice_low_threshold, model.slice_high_threshold)
         if single
