@@ -19,7 +19,7 @@ class TestInferer:
         """Random parameters, and a threshold that part of the brain exceeds."""
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            return ProbabilisticIterMask(partial(small_network, patch_size=2), image_size=16, threshold=0.4).eval()
+            return ProbabilisticIterMask(partial(small_network, patch_size=2), image_size=16, threshold=0.08).eval()
 
     @pytest.fixture
     def scan(self):

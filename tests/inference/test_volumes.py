@@ -41,7 +41,7 @@ def model_file(tmp_path_factory):
             attention_levels=(1,),
             patch_size=2,
         )
-        model = ProbabilisticIterMask(network, image_size=16, threshold=0.4)
+        model = ProbabilisticIterMask(network, image_size=16, threshold=0.1)
     path = tmp_path_factory.mktemp("model") / "model.pt"
     save_model(model, path)
     return path

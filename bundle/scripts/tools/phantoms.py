@@ -1,17 +1,16 @@
-"""Seeded brain phantoms in FLAIR, T1 and T2: healthy ones to train on, ones with a lesion to test on.
+"""Brains that need no scan: FreeSurfer label maps drawn in code, and small phantoms to train and to test on.
 
-Anatomy is drawn from distance functions in millimeters, so the same seed is the same brain at any resolution.
+Anatomy is drawn in millimeters, from distances to simple shapes under smooth random fields. So a seed is the same brain
+on any grid.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -19,35 +18,170 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ..common.outputs import atomic, check_outputs, check_writable, write_csv, write_text
+from ..data.made_lesions import add_lesions
 from ..data.nifti import load_volume
 
-VERSION = 4  # of the drawing; raise it when the same seed gives other voxels
+VERSION = 5  # of the drawing; raise it when the same seed gives other voxels
 MODALITIES = ("flair", "t1", "t2")
-LESIONS = ("bright", "dark", "texture")
+LESIONS = ("bright", "dark")
 SPLITS = ("training", "validation", "testing")
-COLUMNS = ("case", "split", "kind", "contrast", "lesion_voxels", "lesion_ml")
+COLUMNS = ("case", "split", "kind", "contrast", "lesion_ml")
 
-FIELD_OF_VIEW = np.array([168.0, 196.0, 48.0])  # mm; a slab of axial slices through the ventricles
-CENTER = np.array([1.5, -17.0, 14.0])  # mm; scanner coordinates of the center of the slab
+FIELD_OF_VIEW = np.array([168.0, 196.0, 48.0])  # mm, of a phantom: a slab of axial slices through the ventricles
+CENTER = np.array([1.5, -17.0, 14.0])  # mm; scanner coordinates of the middle of a brain
+HALF_FIELD = 126.0  # mm around the middle in which random fields are drawn
 
-# Signal of cerebrospinal fluid, grey matter, deep grey matter and white matter.
-SIGNAL = {
-    "flair": (0.18, 0.92, 0.85, 0.70),
-    "t1": (0.20, 0.62, 0.72, 1.00),
-    "t2": (1.65, 0.90, 0.80, 0.62),
+FLUID, FLUID_LABELS = 24, (24, 4, 43, 14, 15)
+CORTEX_LABELS, WHITE_LABELS = (3, 42, 8, 47), (2, 41, 7, 46, 16)
+# Signal of fluid, cortex, deep gray matter and white matter.
+SIGNAL = {"flair": (0.18, 0.92, 0.85, 0.70), "t1": (0.20, 0.62, 0.72, 1.00), "t2": (1.65, 0.90, 0.80, 0.62)}
+# Contrast of the strongest lesion in deviations of white matter.
+LESION_CONTRAST = {
+    "bright": {"flair": 12.0, "t1": -7.0, "t2": 14.0},
+    "dark": {"flair": -8.0, "t1": -9.0, "t2": 12.0},
 }
-# Signal of a lesion of contrast 0 (as grey or white matter) and of contrast 1.
-LESION_SIGNAL = {
-    "bright": {"flair": (0.85, 1.60), "t1": (0.70, 0.40), "t2": (0.80, 1.50)},
-    "dark": {"flair": (0.75, 0.25), "t1": (0.75, 0.25), "t2": (0.80, 1.30)},
-}
+LESION_ML = (10.0, 60.0)
+
+Points = Sequence[np.ndarray]
 
 
-class Anatomy(NamedTuple):
-    """Fractions in [0, 1] of a brain's voxels (X, Y, Z), and where its outline is."""
+def label_map(seed: int | Sequence[int], grid: Points) -> np.ndarray:
+    """Draw a brain as a map of FreeSurfer's labels.
 
-    tissues: np.ndarray  # (4, X, Y, Z), in the order of SIGNAL; they sum to 1
-    brain: np.ndarray  # part of the voxel within the outline
+    Args:
+        seed: Seed of the brain, or several numbers that together are the seed.
+        grid: Places of the voxels along each axis, in mm to the right, the front and the top of the brain's middle. A
+            whole brain lies within 76 mm to either side, 95 mm to the back and the front, and from -83 to 75 mm.
+
+    Returns:
+        Labels (X, Y, Z), int16: 24 for the fluid around the brain, 0 beyond it.
+    """
+    rng = np.random.default_rng([*np.atleast_1d(seed), 0])
+    points: list[np.ndarray] = [axis.astype(np.float32) for axis in np.meshgrid(*grid, indexing="ij")]
+    points = [p + 1.6 * _smooth_field(rng, grid, 30.0) + 0.9 * _smooth_field(rng, grid, 12.0) for p in points]
+    x, y, z = points
+    half = (np.abs(x), y, z)  # the left half is the mirror image of the right one
+    levels = [(0, -12, -10), (0, -13, -20), (0, -9, -32), (0, -14, -44), (0, -21, -66)]  # of the brain stem
+    stem = _tubes(points, levels, (13, 13, 16, 10, 7))
+    hemisphere, vermis = _ellipsoid(half, (24, -48, -42), (27, 27, 21)), _ellipsoid(half, (0, -46, -38), (16, 24, 20))
+    cerebellum = _union(hemisphere, vermis, 3)
+    cerebrum = np.minimum(_cerebrum(points, half), -cerebellum - 2)
+    labels = np.zeros(x.shape, np.int16)
+
+    def paint(where: np.ndarray, left: int, right: int | None = None) -> None:
+        labels[where] = left if right is None else np.where(x[where] > 0, right, left)
+
+    paint(np.max([cerebrum, cerebellum + 1, stem + 2], axis=0) > -1.5, FLUID)
+    pial = _pial_depth(rng, grid, points, half, cerebrum)
+    paint(pial > rng.uniform(0.5, 1.1), 3, 42)
+    paint(pial > rng.uniform(3.4, 4.2), 2, 41)
+    paint(cerebellum > 0, FLUID)
+    paint((cerebellum > 0.6) & (_folia(rng, grid, y, z, cerebellum) > 0.55), 8, 47)
+    core = _ellipsoid(half, (19, -44, -42), (17, 13, 9)) + 0.8 * _smooth_field(rng, grid, 6.0)
+    paint(core > 0, 7, 46)
+    paint(stem > 0, 16)
+    for shape, left, right in _deep_structures(half, rng.uniform(0.8, 1.3)):
+        paint(shape > 0, left, right)
+    return labels
+
+
+def _smooth_field(rng: np.random.Generator, grid: Points, scale: float) -> np.ndarray:
+    """Draw a Gaussian random field of mean 0, variance 1 and correlation length ``scale`` (mm), on any grid."""
+    knots = np.arange(-HALF_FIELD, HALF_FIELD + scale, scale)
+    field = rng.standard_normal([len(knots)] * 3, dtype=np.float32)
+    for places in grid:  # the first axis goes, a new last one comes
+        basis = np.exp(-(((places[:, None] - knots) / scale) ** 2))
+        basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+        field = np.tensordot(field, basis.astype(np.float32), axes=(0, 1))
+    return field
+
+
+def _ellipsoid(points: Points, center: Sequence[float], radii: Sequence[float]) -> np.ndarray:
+    """Depth (mm, about) under the surface of an ellipsoid, negative outside."""
+    radius = np.sqrt(sum(((p - c) / r) ** 2 for p, c, r in zip(points, center, radii, strict=True)))
+    return (1 - radius) * min(radii)
+
+
+def _tube(points: Points, start: Sequence[float], end: Sequence[float], widths: Sequence[float] = (0, 0)) -> np.ndarray:
+    """Depth (mm) in a round tube between two points whose radius goes from one width to the other."""
+    axis = np.subtract(end, start).astype(np.float32)
+    along = sum((p - s) * a for p, s, a in zip(points, start, axis, strict=True)) / (axis @ axis)
+    along = np.clip(along, 0, 1)
+    squares = sum((p - s - along * a) ** 2 for p, s, a in zip(points, start, axis, strict=True))
+    return widths[0] + (widths[1] - widths[0]) * along - np.sqrt(squares)
+
+
+def _tubes(points: Points, places: Sequence[Sequence[float]], widths: Sequence[float]) -> np.ndarray:
+    """Depth (mm) in tubes from each place to the next."""
+    parts = zip(places, places[1:], widths, widths[1:], strict=False)
+    return np.max([_tube(points, start, end, (first, last)) for start, end, first, last in parts], axis=0)
+
+
+def _union(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
+    """Depth in either of two shapes, rounded over ``width`` (mm) where they meet."""
+    return width * np.logaddexp(first / width, second / width)
+
+
+def _cerebrum(points: Points, half: Points) -> np.ndarray:
+    """Depth (mm) under the outline of the cerebrum: a dome with a floor, and two temporal lobes."""
+    (x, y, z), side = points, half[0]
+    dome = _ellipsoid((x * (1 + 0.0015 * y), y, z), (0, 0, 6), (67, 85, 62))
+    floor = 0.9 * (z + 28 - 0.0016 * (side - 18) ** 2 + 0.05 * y)
+    temporal = _ellipsoid(half, (42, -4, -24), (23, 44, 23))
+    return _union(-_union(-dome, -floor, 6), temporal, 3)
+
+
+def _pial_depth(
+    rng: np.random.Generator, grid: Points, points: Points, half: Points, outline: np.ndarray
+) -> np.ndarray:
+    """Distance (mm) to the folded surface of the brain: outline, sulci, Sylvian fissures and the cleft in the middle.
+
+    Sulci are the zero level set of a random field. It is read at points pushed out towards the outline, which makes
+    it vary along the surface more than in depth, so that sulci run inwards.
+    """
+    knots = [np.arange(-extent, extent + 3, 3.0) for extent in (102, 114, 102)]
+    field = _smooth_field(rng, knots, 5.5)
+    slope = np.sqrt(sum(part**2 for part in np.gradient(field, 3.0)))
+    signed = field / (slope + 0.2 * slope.mean())
+    radius = 1 - _ellipsoid(points, (0, 0, 6), (67, 85, 62)) / 62 + 1e-6
+    push = (0.5 + 0.5 * radius) / radius
+    indices = [(point * push - places[0]) / 3.0 for point, places in zip(points, knots, strict=True)]
+    sulcus = np.abs(ndimage.map_coordinates(signed, indices, order=1, mode="nearest"))
+    end = np.maximum(outline - 20 - 6 * _smooth_field(rng, grid, 14.0), _ellipsoid(points, (0, -4, -4), (36, 58, 28)))
+    sulcus = np.hypot(sulcus, np.maximum(end, 0))
+    (x, y, z), side = points, half[0]
+    callosum = np.sqrt(np.maximum(1 - (z / 22) ** 2, 0)) * 42 - np.abs(y + 2)
+    cleft = np.hypot(x, np.maximum(callosum, 0))
+    flat = (side, y, 0.3 * z)  # flattened, which makes sheets of tubes
+    fissure, insula = _tube(flat, (68, -8, 0), (44, 4, -1)), _tube(flat, (42, -18, 0), (40, 20, -1))
+    return np.min([outline, sulcus, cleft, -fissure, -insula], axis=0)
+
+
+def _folia(rng: np.random.Generator, grid: Points, y: np.ndarray, z: np.ndarray, outline: np.ndarray) -> np.ndarray:
+    """Distance (mm) to the clefts of the cerebellum, which fan out from the fourth ventricle, near its surface."""
+    angle = np.arctan2(z + 40, -(y + 26)) + 0.05 * _smooth_field(rng, grid, 10.0)
+    clefts = np.hypot(y + 26, z + 40) * np.abs(np.sin(13 * angle)) / 13
+    return np.hypot(clefts, np.maximum(outline - 9, 0))
+
+
+def _deep_structures(half: Points, size: float) -> list[tuple[np.ndarray, int, int | None]]:
+    """Depth (mm) in deep gray nuclei and in ventricles of ``size``, with the labels of the left and the right one."""
+    caudate = _tubes(half, [(14, 20, 8), (17, -6, 14), (21, -26, 12)], (4, 3, 1.5))
+    horns = [(5, 32, 0), (8, 12, 8), (13, -20, 8), (24, -36, 0), (20, -52, -4)]
+    lateral = _tubes(half, horns, [size * width for width in (4.5, 6, 6, 6, 3.5)])
+    temporal = _tubes(half, [(24, -36, 0), (31, -22, -14), (29, -6, -20)], [size * width for width in (4, 2.2, 2)])
+    return [
+        (_ellipsoid(half, (11, -10, 1), (8.5, 14, 10)), 10, 49),  # thalamus
+        (_tube(half, (12, -22, -8), (8, -10, -16), (5, 6)), 28, 60),  # ventral diencephalon
+        (np.maximum(_ellipsoid(half, (14, 20, 3), (5.5, 9, 11)), caudate), 11, 50),
+        (_ellipsoid(half, (27, 4, -2), (5.5, 15, 11)), 12, 51),  # putamen
+        (_ellipsoid(half, (20, 0, -3), (3.5, 9, 7)), 13, 52),  # pallidum
+        (_ellipsoid(half, (22, 2, -22), (7, 7, 7)), 18, 54),  # amygdala
+        (_tubes(half, [(24, -8, -22), (29, -26, -14), (24, -38, -3)], (5, 4.5, 3)), 17, 53),  # hippocampus
+        (np.maximum(lateral, temporal), 4, 43),
+        (_ellipsoid(half, (0, -4, -6), (2.2 * size, 13, 9)), 14, None),  # third ventricle
+        (_ellipsoid(half, (0, -28, -38), (6 * size, 5 * size, 10)), 15, None),  # fourth ventricle
+    ]
 
 
 def phantom(
@@ -55,48 +189,65 @@ def phantom(
     shape: Sequence[int] = (96, 112, 24),
     lesion: str | None = None,
     contrast: float = 0.8,
-    radius: float | None = None,
 ) -> dict[str, np.ndarray]:
     """Make one subject in memory; with and without a lesion it is the same brain in the same scan.
 
     Args:
         seed: Seed of the subject, or several numbers that together are the seed.
         shape: Voxels (X, Y, Z), RAS; the field of view stays 168 x 196 x 48 mm.
-        lesion: None for a healthy brain; "bright" (on FLAIR and T2, dark on T1), "dark" (on FLAIR and T1, bright on
-            T2) or "texture" (mean of what it replaces, so that no threshold sees it, but speckled instead of folded).
+        lesion: None for a healthy brain; "bright" (on FLAIR and T2, dark on T1) or "dark" (on FLAIR and T1, bright on
+            T2).
         contrast: Strength of the lesion in (0, 1].
-        radius: Of the lesion in mm, up to 40; None: drawn between 12 and 26.
 
     Returns:
-        "flair", "t1", "t2" (int16, 0 outside of the brain), "seg" (uint8, 1 in the lesion), "mask" (uint8, 1 in the
-        brain) and "tissue" (uint8: 0 outside, 1 fluid, 2 cortex, 3 deep grey matter, 4 white matter; before the
-        lesion), each of ``shape``.
+        "flair", "t1", "t2" (int16, 0 outside of the brain), "seg" (uint8, 1 in the lesion) and "mask" (uint8, 1 in the
+        brain), each of ``shape``.
 
     Raises:
         ValueError: When ``lesion``, ``contrast`` or ``shape`` is not one of those.
     """
-    _check(shape, lesion, contrast)
-    if radius is not None and not 0 < radius <= 40:
-        raise ValueError(f"`radius` must be in (0, 40] mm, got {radius}.")
-    grid = _grid(shape)
-    anatomy = _anatomy(_random(seed, 0), grid)
-    brain_mask = anatomy.brain > 0.5
-    subject = {
-        "seg": np.zeros(shape, np.uint8),
-        "mask": brain_mask.astype(np.uint8),
-        "tissue": ((1 + anatomy.tissues.argmax(axis=0)) * brain_mask).astype(np.uint8),
-    }
-    signals = {name: np.einsum("t,txyz->xyz", SIGNAL[name], anatomy.tissues) for name in MODALITIES}
-    if lesion is not None:
-        rng = _random(seed, 1)
-        weight = _lesion_weight(rng, grid, radius) * anatomy.brain
-        subject["seg"] = ((weight > 0.5) & brain_mask).astype(np.uint8)
-        speckle = _speckle(rng, grid)
-        signals = {
-            name: _with_lesion(signal, name, weight, speckle, lesion, contrast) for name, signal in signals.items()
-        }
-    rng = _random(seed, 2)
-    return {name: _scan(rng, grid, signal, brain_mask) for name, signal in signals.items()} | subject
+    if len(shape) != 3 or min(shape) < 2:
+        raise ValueError(f"`shape` must be three numbers of voxels (X, Y, Z), each 2 or more, got {tuple(shape)}.")
+    if lesion is not None and lesion not in LESIONS:
+        raise ValueError(f"`lesion` must be None or one of {', '.join(LESIONS)}, got {lesion!r}.")
+    if not 0 < contrast <= 1:
+        raise ValueError(f"`contrast` must be in (0, 1], got {contrast}.")
+    grid = [((np.arange(n) + 0.5) / n - 0.5) * size for n, size in zip(shape, FIELD_OF_VIEW, strict=True)]
+    labels = label_map(seed, grid)
+    brain_mask, label = labels > 0, np.zeros(shape, bool)
+    tissue = np.select([np.isin(labels, one) for one in (FLUID_LABELS, CORTEX_LABELS, WHITE_LABELS)], [0, 1, 3], 2)
+    images, rng = {}, np.random.default_rng([*np.atleast_1d(seed), 2])
+    for name in MODALITIES:
+        image = np.take(SIGNAL[name], tissue).astype(np.float32)
+        if lesion is not None:
+            image, label = _with_lesion(image, labels, seed, contrast * LESION_CONTRAST[lesion][name])
+        image = ndimage.gaussian_filter(image, (0.5, 0.5, 0)) * np.exp(0.07 * _smooth_field(rng, grid, 60.0))
+        noise = rng.uniform(0.02, 0.035) * rng.standard_normal((2, *shape))
+        measured = rng.uniform(250, 1200) * np.hypot(image + noise[0], noise[1])
+        images[name] = (brain_mask * np.maximum(measured, 1)).astype(np.int16)
+    return {**images, "seg": label.astype(np.uint8), "mask": brain_mask.astype(np.uint8)}
+
+
+def _with_lesion(
+    image: np.ndarray, labels: np.ndarray, seed: int | Sequence[int], contrast: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add one lesion that the middle slice shows, at the same place for every contrast; give its label too."""
+    voxel_mm3 = float(np.prod(FIELD_OF_VIEW / image.shape))
+    for attempt in range(100):
+        rng = np.random.default_rng([*np.atleast_1d(seed), 1, attempt])
+        voxels = np.exp(rng.uniform(*np.log(LESION_ML))) * 1000 / voxel_mm3
+        made = add_lesions(image, labels > 0, rng, voxels / 1000, contrast=contrast, labels=labels)
+        if made.label[..., image.shape[2] // 2].any():
+            break
+    return made.image, made.label
+
+
+def phantom_affine(shape: Sequence[int]) -> np.ndarray:
+    """Voxel to scanner coordinates (4, 4) in mm, RAS; 1.75 x 1.75 x 2 mm voxels at the default shape."""
+    spacing = FIELD_OF_VIEW / shape
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = CENTER - FIELD_OF_VIEW / 2 + spacing / 2
+    return affine
 
 
 def make_phantoms(
@@ -118,7 +269,7 @@ def make_phantoms(
         output_dir: Folder to write, made when missing.
         training: Number of healthy subjects to train on.
         validation: Number of healthy subjects to validate on.
-        testing: Number of subjects with a lesion; "bright", "dark" and "texture" take turns.
+        testing: Number of subjects with a lesion; bright and dark ones take turns.
         seed: Seed of the data set.
         shape: Voxels (X, Y, Z) of each volume.
         num_workers: Threads to write with; 0 writes without any.
@@ -127,224 +278,22 @@ def make_phantoms(
         ``output_dir``.
 
     Raises:
-        ValueError: When a number is negative, ``shape`` is not three positive numbers, or a file is in the way that
-            this function did not write.
+        ValueError: When a number is negative, or a file is in the way that this function did not write.
         OSError: When ``output_dir`` cannot be written.
     """
-    _check(shape)
     numbers = dict(zip(SPLITS, (training, validation, testing), strict=True))
     for name, number in (numbers | {"seed": seed, "num_workers": num_workers}).items():
         if number < 0:
             raise ValueError(f"`{name}` must be 0 or more, got {number}.")
     output_dir = check_writable(output_dir)
     cases = [(split, index) for split in SPLITS for index in range(numbers[split])]
-    tables = ["phantoms.csv", *(f"split_{split}.txt" for split in SPLITS)]
-    check_outputs(output_dir / table for table in tables)
+    check_outputs(output_dir / name for name in ("phantoms.csv", *(f"split_{split}.txt" for split in SPLITS)))
     check_outputs(path for case in cases for path in _paths(output_dir, _name(*case)).values())
     write = partial(_write_case, output_dir, seed, tuple(shape))
-    bar = partial(tqdm, total=len(cases), desc="phantoms", unit="subject")
-    if num_workers:
-        with ThreadPoolExecutor(num_workers) as pool:
-            rows = list(bar(pool.map(write, cases)))
-    else:
-        rows = list(bar(map(write, cases)))
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+        rows = list(tqdm(pool.map(write, cases), total=len(cases), desc="phantoms", unit="subject"))
     write_tables(output_dir, "phantoms", COLUMNS, rows, SPLITS)
     return output_dir
-
-
-def phantom_affine(shape: Sequence[int]) -> np.ndarray:
-    """Voxel to scanner coordinates (4, 4) in mm, RAS; 1.75 x 1.75 x 2 mm voxels at the default shape."""
-    spacing = FIELD_OF_VIEW / shape
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = CENTER - FIELD_OF_VIEW / 2 + spacing / 2
-    return affine
-
-
-def _check(shape: Sequence[int], lesion: str | None = None, contrast: float = 1.0) -> None:
-    if len(shape) != 3 or min(shape) < 2:
-        raise ValueError(f"`shape` must be three numbers of voxels (X, Y, Z), each 2 or more, got {tuple(shape)}.")
-    if lesion is not None and lesion not in LESIONS:
-        raise ValueError(f"`lesion` must be None or one of {', '.join(LESIONS)}, got {lesion!r}.")
-    if not 0 < contrast <= 1:
-        raise ValueError(f"`contrast` must be in (0, 1], got {contrast}.")
-
-
-def _random(seed: int | Sequence[int], stream: int) -> np.random.Generator:
-    """Independent numbers for anatomy (0), lesion (1), scan (2) and choice of lesion (3) of one subject."""
-    return np.random.default_rng([*np.atleast_1d(seed), stream])
-
-
-def _grid(shape: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Voxel centers along each axis in mm from the center of the field of view."""
-    return tuple(((np.arange(n) + 0.5) / n - 0.5) * size for n, size in zip(shape, FIELD_OF_VIEW, strict=True))
-
-
-def _field(rng: np.random.Generator, grid: Sequence[np.ndarray], scale: float) -> np.ndarray:
-    """Smooth Gaussian random field with mean 0, variance 1 and correlation length ``scale`` (mm), on any grid."""
-    reach = FIELD_OF_VIEW / 2 + 3 * scale
-    knots = [np.arange(-extent, extent + scale, scale) for extent in reach]
-    field = rng.standard_normal([len(axis) for axis in knots])
-    # The last axis first, while the field is small. No matrix product: its threads are slow on arrays this small.
-    for points, axis, product in zip(
-        grid[::-1], knots[::-1], ("xyc,kc->xyk", "xbk,jb->xjk", "ajk,ia->ijk"), strict=True
-    ):
-        basis = np.exp(-(((points[:, None] - axis) / scale) ** 2))
-        field = np.einsum(product, field, basis / np.linalg.norm(basis, axis=1, keepdims=True))
-    return field
-
-
-def _soft(depth: np.ndarray, width: float) -> np.ndarray:
-    """Part of a voxel of ``width`` that lies within a surface, from the depth (mm) of its center under it."""
-    return np.clip(depth / width + 0.5, 0, 1)
-
-
-def _anatomy(rng: np.random.Generator, grid: Sequence[np.ndarray]) -> Anatomy:
-    """Draw a brain: outline, folded cortex over white matter, deep grey matter and ventricles."""
-    width = np.diff(grid[0][:2])[0]
-    points = _warped(rng, grid)
-    radii = np.array([68.0, 84.0, 62.0]) * rng.uniform(0.94, 1.04, 3)
-    radius = np.sqrt(sum((p / r) ** 2 for p, r in zip(points, radii, strict=True))) + 1e-6
-    depth = (1 - radius) * radii[:2].mean()
-    pial = _pial_distance(rng, grid, points, radius, depth)
-    fluid = 1 - _soft(pial - rng.uniform(0.5, 1.2), width)
-    white = _soft(pial - rng.uniform(3.8, 4.6), width)
-    nuclei, ventricles = _deep_structures(rng, points)
-    ventricles = _soft(ventricles, width)
-    nuclei = np.minimum(_soft(nuclei, width), 1 - ventricles)
-    fluid = np.maximum(fluid, ventricles)
-    white = np.minimum(white, 1 - fluid)
-    nuclei = np.minimum(nuclei, white)
-    tissues = np.stack([fluid, 1 - fluid - white, nuclei, white - nuclei])
-    return Anatomy(tissues, _soft(depth, width))
-
-
-def _warped(rng: np.random.Generator, grid: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Coordinates (mm) of each voxel in the brain's own frame: turned a little and bent smoothly."""
-    angle = np.deg2rad(rng.normal(0, 3))
-    x, y, z = np.meshgrid(*grid, indexing="ij")
-    x, y = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    return [
-        axis + 2.0 * _field(rng, grid, 30.0) + 1.3 * _field(rng, grid, 12.0) for axis in (x, y, z + rng.uniform(-4, 4))
-    ]
-
-
-def _pial_distance(
-    rng: np.random.Generator,
-    grid: Sequence[np.ndarray],
-    points: Sequence[np.ndarray],
-    radius: np.ndarray,
-    depth: np.ndarray,
-) -> np.ndarray:
-    """Distance (mm) to the folded surface of the brain: outline, sulci, Sylvian fissures and the cleft in the middle.
-
-    Sulci are the zero level set of a random field. It is read at points pushed out towards the outline, which makes
-    it vary along the surface more than in depth, so that sulci run inwards.
-    """
-    knots = [np.arange(-extent, extent + 3, 3.0) for extent in (96, 110, 72)]
-    field = _field(rng, knots, 5.5)
-    slope = np.sqrt(sum(g**2 for g in np.gradient(field, 3.0)))
-    signed = field / (slope + 0.2 * slope.mean())
-    push = (0.5 + 0.5 * radius) / radius
-    indices = [(p * push - axis[0]) / 3.0 for p, axis in zip(points, knots, strict=True)]
-    sulcus = np.abs(ndimage.map_coordinates(signed, indices, order=1, mode="nearest"))
-    reach = 22.0 + 6.0 * _field(rng, grid, 14.0)
-    sulcus = np.hypot(sulcus, np.maximum(depth - reach, 0))
-    x, y, z = points
-    bridge = np.sqrt(np.maximum(1 - (z / 26.0) ** 2, 0)) * 46.0 - np.abs(y + 6.0)  # corpus callosum
-    cleft = np.hypot(x, np.maximum(bridge, 0))
-    lateral = (np.abs(x), y, 0.3 * z)  # flattened, which makes sheets of tubes
-    fissure = _tube(lateral, (68.0, -8.0, 0.0), (44.0, 4.0, -1.0), 0.0, 0.0)
-    insula = _tube(lateral, (42.0, -18.0, 0.0), (40.0, 20.0, -1.0), 0.0, 0.0)
-    return np.min([depth, sulcus, cleft, -fissure, -insula], axis=0)
-
-
-def _deep_structures(rng: np.random.Generator, points: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Depth (mm, negative outside) under the surfaces of the deep grey nuclei and of the ventricles."""
-    x, y, z = points
-    side = np.abs(x)
-    size = rng.uniform(0.75, 1.35)
-    horns = [(5.0, 32.0, 0.0), (8.0, 12.0, 8.0), (13.0, -20.0, 8.0), (23.0, -36.0, 0.0), (20.0, -52.0, -4.0)]
-    widths = (3.5, 4.5, 5.0, 5.5, 3.0)
-    lateral = [
-        _tube((side, y, z), start, end, size * widths[i], size * widths[i + 1])
-        for i, (start, end) in enumerate(zip(horns, horns[1:], strict=False))
-    ]
-    third = _ellipsoid((side, y, z), (0.0, -4.0, -6.0), (2.2 * size, 13.0, 9.0))
-    nuclei = [
-        _ellipsoid((side, y, z), (11.0, -10.0, 1.0), (8.5, 14.0, 10.0)),  # thalamus
-        _ellipsoid((side, y, z), (15.0, 20.0, 3.0), (5.5, 10.0, 12.0)),  # caudate
-        _ellipsoid((side, y, z), (28.0, 4.0, -2.0), (5.5, 16.0, 12.0)),  # putamen
-    ]
-    return np.max(nuclei, axis=0), np.max([*lateral, third], axis=0)
-
-
-def _tube(
-    points: Sequence[np.ndarray],
-    start: Sequence[float],
-    end: Sequence[float],
-    start_width: float,
-    end_width: float,
-) -> np.ndarray:
-    """Depth (mm) in a round tube between two points whose radius goes from one width to the other."""
-    axis = np.subtract(end, start)
-    along = sum((p - s) * a for p, s, a in zip(points, start, axis, strict=True)) / (axis @ axis)
-    along = np.clip(along, 0, 1)
-    squares = sum((p - s - along * a) ** 2 for p, s, a in zip(points, start, axis, strict=True))
-    return start_width + (end_width - start_width) * along - np.sqrt(squares)
-
-
-def _ellipsoid(points: Sequence[np.ndarray], center: Sequence[float], radii: Sequence[float]) -> np.ndarray:
-    """Depth (mm, about) in an ellipsoid."""
-    radius = np.sqrt(sum(((p - c) / r) ** 2 for p, c, r in zip(points, center, radii, strict=True)))
-    return (1 - radius) * min(radii)
-
-
-def _lesion_weight(rng: np.random.Generator, grid: Sequence[np.ndarray], radius: float | None = None) -> np.ndarray:
-    """Part of each voxel in an irregular lesion, by default 12 to 26 mm in radius, that meets the central slices."""
-    drawn = rng.uniform(12, 26)
-    radius = drawn if radius is None else radius
-    angle = rng.uniform(0, 2 * np.pi)
-    reach = rng.uniform(0.25, min(0.62, 1 - 0.75 * radius / 62))
-    center = reach * np.array([62 * np.cos(angle), 76 * np.sin(angle), 0]) + [0, 0, rng.uniform(-7, 7)]
-    stretch = rng.uniform(0.85, 1.2, 3)
-    x, y, z = ((axis - c) / s for axis, c, s in zip(np.meshgrid(*grid, indexing="ij"), center, stretch, strict=True))
-    distance = np.sqrt(x**2 + y**2 + z**2)
-    bumps = 0.16 * _field(rng, grid, 0.6 * radius) + 0.10 * _field(rng, grid, 0.3 * radius)
-    return _soft(radius * (1 + np.clip(bumps, -0.4, 0.4)) - distance, np.diff(grid[0][:2])[0])
-
-
-def _speckle(rng: np.random.Generator, grid: Sequence[np.ndarray]) -> np.ndarray:
-    """Blotchy texture (mean 0, variance 1, within 2) of 6 mm grain, about as coarse as the folds of the cortex."""
-    return np.clip(_field(rng, grid, 6.0), -2, 2)
-
-
-def _with_lesion(
-    signal: np.ndarray, name: str, weight: np.ndarray, speckle: np.ndarray, lesion: str, contrast: float
-) -> np.ndarray:
-    """Put a lesion into the noise-free signal of one modality, where ``weight`` (X, Y, Z) is above 0.
-
-    A texture swings between the signals of healthy tissue about the mean of what it replaces.
-    """
-    if not weight.any():
-        return signal
-    mean = np.average(signal, weights=weight)
-    if lesion == "texture":
-        tissue = np.clip(mean + contrast * signal.std() * speckle, min(SIGNAL[name]), max(SIGNAL[name][1:]))
-        tissue += mean - np.average(tissue, weights=weight)
-    else:
-        start, end = LESION_SIGNAL[lesion][name]
-        tissue = start + contrast * (end - start) + 0.15 * (signal - mean) + 0.03 * speckle
-    return signal + weight * (np.maximum(tissue, 0.05) - signal)
-
-
-def _scan(
-    rng: np.random.Generator, grid: Sequence[np.ndarray], signal: np.ndarray, brain_mask: np.ndarray
-) -> np.ndarray:
-    """Measure a signal: bias field, noise and a gain that differ from scan to scan; int16, 0 outside of the brain."""
-    bias = np.exp(0.07 * _field(rng, grid, 60.0))
-    noise = rng.uniform(0.02, 0.035) * rng.standard_normal((2, *signal.shape))
-    measured = np.hypot(signal * bias + noise[0], noise[1])
-    return (brain_mask * np.maximum(rng.uniform(250, 1200) * measured, 1)).astype(np.int16)
 
 
 def _name(split: str, index: int) -> str:
@@ -358,45 +307,25 @@ def _paths(output_dir: Path, name: str) -> dict[str, Path]:
 def _write_case(output_dir: Path, seed: int, shape: tuple[int, ...], case: tuple[str, int]) -> dict[str, object]:
     """Write the files of one subject unless they are there, and return its line of ``phantoms.csv``."""
     split, index = case
-    name = _name(split, index)
-    subject_seed = (seed, SPLITS.index(split), index)
+    name, subject_seed = _name(split, index), (seed, SPLITS.index(split), index)
     lesion = LESIONS[index % len(LESIONS)] if split == "testing" else None
-    contrast = round(_random(subject_seed, 3).uniform(0.75, 1.0), 3)
-    settings = f"phantom {VERSION}, seed {seed}, {'x'.join(map(str, shape))}"
+    contrast = round(np.random.default_rng([*subject_seed, 3]).uniform(0.75, 1.0), 3)
+    settings = f"phantom {VERSION}, seed {seed}, {'x'.join(map(str, shape))}"  # a later run reads it in the headers
     paths = _paths(output_dir, name)
-    if not _is_written([*paths.values()], settings):
+    if not all(path.is_file() and _settings_of(path) == settings for path in paths.values()):
         volumes = phantom(subject_seed, shape, lesion, contrast)
         for key, path in paths.items():
-            _save(path, volumes[key], settings)
-    voxels = int(np.count_nonzero(load_volume(paths["seg"]).dataobj))
-    return {
-        "case": name,
-        "split": split,
-        "kind": lesion or "healthy",
-        "contrast": contrast if lesion else "",
-        "lesion_voxels": voxels,
-        "lesion_ml": round(voxels * float(np.prod(FIELD_OF_VIEW / shape)) / 1000, 3),
-    }
+            image = nib.Nifti1Image(volumes[key], phantom_affine(shape))
+            image.header["descrip"] = settings
+            image.header.set_xyzt_units("mm")
+            with atomic(path) as temporary:
+                nib.save(image, temporary)
+    ml = round(np.count_nonzero(load_volume(paths["seg"]).dataobj) * float(np.prod(FIELD_OF_VIEW / shape)) / 1000, 3)
+    return dict(zip(COLUMNS, (name, split, lesion or "healthy", contrast if lesion else "", ml), strict=True))
 
 
-def _save(path: Path, volume: np.ndarray, settings: str) -> None:
-    """Write one volume; ``settings`` go into the header, where a later run reads them."""
-    image = nib.Nifti1Image(volume, phantom_affine(volume.shape))
-    image.header["descrip"] = settings
-    image.header.set_xyzt_units("mm")
-    with atomic(path) as temporary:
-        nib.save(image, temporary)
-
-
-def _is_written(paths: Sequence[Path], settings: str) -> bool:
-    """Whether all files of a subject are there, whole and of the same settings."""
-    try:
-        images = [nib.Nifti1Image.from_filename(path) for path in paths]
-        for image in images:
-            np.asarray(image.dataobj)  # fails where a file was cut short
-    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError):
-        return False
-    return all(image.header["descrip"].item().decode() == settings for image in images)
+def _settings_of(path: Path) -> str:
+    return nib.Nifti1Image.from_filename(path).header["descrip"].item().decode()
 
 
 def write_tables(
@@ -404,7 +333,6 @@ def write_tables(
 ) -> None:
     """Write a file of case names for each split, and the table ``NAME.csv`` of all cases."""
     for split in splits:
-        write_text(
-            output_dir / f"split_{split}.txt", "".join(f"{row['case']}\n" for row in rows if row["split"] == split)
-        )
+        names = [f"{row['case']}\n" for row in rows if row["split"] == split]
+        write_text(output_dir / f"split_{split}.txt", "".join(names))
     write_csv(output_dir / f"{name}.csv", columns, rows)
