@@ -9,7 +9,7 @@ from scipy import ndimage
 
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
     """The smallest box that holds all of a mask of any dimension, with a margin in voxels where there are so many."""
-    start, end = generate_spatial_bounding_box(mask[None], margin=margin)
+    start, end = generate_spatial_bounding_box(mask[None], margin=margin, allow_smaller=True)
     return tuple(map(slice, map(int, start), map(int, end)))
 
 
