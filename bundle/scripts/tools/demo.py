@@ -1,4 +1,8 @@
-"""The whole way on made brains: ``python bundle/scripts/tools/demo.py`` shows each command and the result."""
+"""A first segmentation that needs no scan of one's own: ``python bundle/scripts/tools/demo.py``.
+
+It paints a FLAIR head with lesions, segments it with the weights of the bundle by the command that any scan takes, and
+draws what was found. With ``--train`` it also trains, evaluates and segments on small phantoms, which takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +11,76 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import torch
+from monai.data import MetaTensor
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.errors import report_errors  # noqa: E402
-from scripts.common.outputs import atomic, check_output, check_writable  # noqa: E402
+from scripts.common.outputs import atomic, check_writable  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
+from scripts.data.label_maps import RandLabelToImaged  # noqa: E402
+from scripts.data.made_lesions import add_lesions  # noqa: E402
 from scripts.data.nifti import load_volume  # noqa: E402
-from scripts.data.scans import RESULTS  # noqa: E402
-from scripts.evaluation.pictures import LABEL_COLOR, PRED_COLOR, enlarge, gray, heat, outline, tile, to_display  # noqa: E402
-from scripts.tools.phantoms import make_phantoms  # noqa: E402
+from scripts.tools.phantoms import CENTER, label_map, make_phantoms  # noqa: E402
 
-SLICES = "[8,16]"
-SHOWN_CASE = "phantom_testing_000"
+CASE = "head"
+HEAD = {"x": (-76, 76), "y": (-95, 95), "z": (-83, 75)}  # mm around the brain's middle
+LESION_ML, LESIONS, LESION_CONTRAST = 25.0, 10, 4.0  # together; their number; deviations of white matter
+PLACES = ("periventricular", "periventricular", "anywhere")
+GRAY_LEVELS = 500  # of white matter
+SLICES = "[8,16]"  # of the phantoms
 
 
-def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> None:
+def make_scan(folder: Path, seed: int) -> list[Path]:
+    """Paint a FLAIR head with lesions, without its skull, and write ``head_flair.nii.gz`` and ``head_seg.nii.gz``."""
+    grid = [np.arange(start, end) + 0.5 for start, end in HEAD.values()]
+    affine = nib.affines.from_matvec(np.eye(3), CENTER + [axis[0] for axis in grid])
+    transform = RandLabelToImaged(  # a good scanner, and a good brain extraction
+        resolution_mm=(0.4, 0.8),
+        noise_fraction=(0.02, 0.05),
+        shading_fraction=0.03,
+        bias_fraction=0.1,
+        thick_probability=0,
+        defects_probability=0,
+    )
+    transform.set_random_state(seed)
+    drawn = MetaTensor(torch.from_numpy(label_map(seed, grid))[None], affine=affine)
+    painted = transform({"label_map": drawn, "case": CASE})
+    image, brain_mask, labels = (painted[key][0].numpy() for key in ("image", "brain_mask", "label_map"))
+    random = np.random.default_rng(seed)
+    made = add_lesions(image, brain_mask, random, LESION_ML, LESIONS, LESION_CONTRAST, PLACES, labels)
+    levels = np.where(brain_mask, np.maximum(np.round(made.image * GRAY_LEVELS), 1), 0).astype(np.int16)
+    files = []
+    for key, voxels in (("flair", levels), ("seg", made.label.astype(np.uint8))):
+        files.append(folder / f"{CASE}_{key}.nii.gz")
+        with atomic(files[-1]) as temporary:
+            nib.save(nib.Nifti1Image(voxels, painted["image"].affine.numpy()), temporary)
+    return files
+
+
+def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> float:
     """Print and run one command of the bundle.
 
     Args:
         run_id: What to run.
-        configs: A config and its overlays: names of the bundle's own, or files.
-        overrides: Ids and their values.
+        configs: A config and its override configs: names of the bundle's own, or files.
+        overrides: Options and their values.
+
+    Returns:
+        The seconds that it took.
 
     Raises:
         SystemExit: When the command fails, with its exit code.
@@ -44,84 +91,112 @@ def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> None:
         command += [f"--{name}", str(value)]
     shown = " ".join(f'"{part}"' if part.startswith("[") else part for part in command)
     print(f"\n$ python {shown}", flush=True)
+    start = time.perf_counter()
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     code = subprocess.run([sys.executable, *command], env=environment, check=False).returncode
     if code:
         raise SystemExit(code)
+    return time.perf_counter() - start
 
 
-def draw_volume(image_file: Path, label_file: Path, results: Path, case: str, picture: Path) -> None:
-    """Draw every third slice of a volume: image, anomaly map, and mask (red) on label (green)."""
-    image, label = (load_volume(path).get_fdata() for path in (image_file, label_file))
-    mask, anomaly_map = (load_volume(results / case / f"{case}_{name}.nii.gz").get_fdata() for name in RESULTS)
-    high, peak = np.percentile(image[image > 0], 99.5), float(anomaly_map.max())
-    rows = []
-    for k in range(1, image.shape[2], 3):
-        brain = gray(to_display(image[..., k]), 0, high)
-        outlined = outline(outline(brain, to_display(label[..., k]), LABEL_COLOR), to_display(mask[..., k]), PRED_COLOR)
-        panels = {"image": brain, "anomaly map": heat(to_display(anomaly_map[..., k]), peak), "mask on label": outlined}
-        rows.append([(f"{name}, slice {k}", enlarge(panel, 300)) for name, panel in panels.items()])
-    half = (len(rows) + 1) // 2
-    rows = [left + right for left, right in zip(rows[:half], [*rows[half:], []][:half], strict=True)]
+def peak_memory() -> str:
+    """The largest memory that a command of this process took, in words."""
+    if resource is None:
+        return "an unknown amount of memory"
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9:.1f} GB of memory"
+
+
+def draw(image_file: Path, label_file: Path, mask_file: Path, picture: Path) -> None:
+    """Draw three planes through the largest lesion: the scan, and the scan with label (green) and mask (red)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    image, label, mask = (np.asarray(load_volume(path).dataobj) for path in (image_file, label_file, mask_file))
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 8.4), facecolor="black", layout="tight")
+    for plane, axis in enumerate((2, 1, 0)):
+        index = int(np.moveaxis(label > 0, axis, 0).sum(axis=(1, 2)).argmax())
+        slices = [np.take(array, index, axis).T for array in (image, label, mask)]
+        for row in (0, 1):
+            panel = axes[row, plane]
+            panel.imshow(slices[0], cmap="gray", origin="lower", vmin=0, vmax=np.percentile(image[image > 0], 99.8))
+            panel.axis("off")
+        for voxels, color in zip(slices[1:], ("lime", "red"), strict=True):
+            if voxels.any():
+                axes[1, plane].contour(voxels > 0, [0.5], colors=color, linewidths=1)
+    figure.suptitle("Synthetic FLAIR; below: the true lesions (green) and the mask (red)", color="white")
     with atomic(picture) as temporary:
-        tile(rows, f"{case}: mask red, label green").save(temporary)
+        figure.savefig(temporary, dpi=80)
+    pyplot.close(figure)
+
+
+def segment(output: Path, seed: int) -> None:
+    """Paint a head, segment it, and say and draw how well that went."""
+    print("Painting a FLAIR head with lesions (some seconds)", flush=True)
+    image, label = make_scan(output, seed)
+    seconds = run_bundle("inference", "inference", image=image, output_dir=output / "masks")
+    mask = output / "masks" / CASE / f"{CASE}_anomaly_mask.nii.gz"
+    truth, found = (np.asarray(load_volume(path).dataobj) > 0 for path in (label, mask))
+    dice = 2 * np.count_nonzero(truth & found) / (np.count_nonzero(truth) + np.count_nonzero(found))
+    picture = output / f"{CASE}.png"
+    draw(image, label, mask, picture)
+    print(f"\nDice {dice:.2f}: {found.sum() / 1000:.1f} ml are marked, the lesions have {truth.sum() / 1000:.1f} ml.")
+    print(f"The command took {seconds:.0f} s and {peak_memory()}.")
+    print(f"Picture: {picture}\nMask:    {mask}")
+    view, inference = (os.path.relpath(BUNDLE / "configs" / f"{name}.json") for name in ("view", "inference"))
+    print("\nNext, look at it in a browser (needs pip install -r requirements-view.txt):")
+    print(f"$ python -m monai.bundle run view --config_file {view} --results_dir {output / 'masks'}")
+    print("or segment a scan of your own:")
+    print(f"$ python -m monai.bundle run inference --config_file {inference} --image SCAN.nii.gz --output_dir MASKS")
+
+
+def train(output: Path, seed: int, subjects: tuple[int, int, int], iterations: int | None) -> None:
+    """Make phantoms, train on the healthy ones, and evaluate on those with a lesion; a second run goes on."""
+    scans, slices, model, evaluation = (output / name for name in ("scans", "slices", "model.pt", "evaluation"))
+    print(f"\nPhantoms: brains in FLAIR, T1 and T2, in {scans}", flush=True)
+    make_phantoms(scans, *subjects, seed=seed, num_workers=os.cpu_count() or 1)
+    run_bundle("preprocess", "preprocess", dataset_dir=scans, output_dir=slices, slice_range=SLICES)
+    length = {} if iterations is None else {"iterations": iterations}
+    options = {"output_dir": output / "training", "seed": seed, "resume": True, **length}
+    run_bundle("training", "train", "demo", dataset_dir=slices, model_file=model, **options)
+    run_bundle("evaluate", "evaluate_slices", dataset_dir=slices, output_dir=evaluation, model_file=model)
+    print_results(evaluation / "cases.csv", scans / "phantoms.csv")
+    print(f"Table: {evaluation / 'cases.csv'}\nPictures: {evaluation / 'pictures'}\nModel: {model}")
 
 
 def print_results(cases_file: Path, phantoms_file: Path) -> None:
-    """Print mean Dice for each kind of lesion, of the method and of the baselines."""
+    """Print mean Dice for each kind of lesion, of the method and of thresholding."""
     with open(phantoms_file, newline="") as file:
         kinds = {row["case"]: row["kind"] for row in csv.DictReader(file)}
     with open(cases_file, newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = {"dice": "IterMask", "baseline_zscore_dice": "z-score", "baseline_smoothed_dice": "smoothed z-score"}
-    print(f"\n{'mean Dice':24}" + "".join(f"{title:>18}" for title in columns.values()))
-    groups = {
-        f"{kind} lesions": [row for row in rows if kinds[row["case"][:-4]] == kind]
-        for kind in sorted({*kinds.values()})
-    }
-    groups["not the brightest tissue"] = groups.get("dark lesions", []) + groups.get("texture lesions", [])
-    groups["all"] = rows
-    for title, members in groups.items():
-        if members:
-            means = [np.mean([float(row[column] or "nan") for row in members]) for column in columns]
-            print(f"{title:24}" + "".join(f"{mean:18.3f}" for mean in means))
-    print("\nThresholds come from healthy slices alone, the baselines' at the method's false-positive fraction.")
-    print(f"Dice at the label-free threshold: {np.mean([float(row['dice']) for row in rows]):.3f}")
+    columns = {"dice": "this model", "baseline_zscore_dice": "z-score", "baseline_smoothed_dice": "smoothed z-score"}
+    print(f"\n{'mean Dice':16}" + "".join(f"{title:>18}" for title in columns.values()))
+    for kind in (*sorted({*kinds.values()} - {"healthy"}), "all"):
+        members = [row for row in rows if kind in ("all", kinds[row["case"][:-4]])]
+        means = [np.mean([float(row[column] or "nan") for row in members]) for column in columns]
+        print(f"{kind + ' lesions':16}" + "".join(f"{mean:18.3f}" for mean in means))
+    print("\nAll thresholds were chosen on healthy slices, at the same fraction of false positives.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make phantoms, preprocess, train, evaluate, segment a volume and draw it; a second run goes on where it was."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Segment a synthetic head, or train on phantoms."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="demo", help="where everything goes (default: ./demo)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms and of the training")
-    parser.add_argument("--subjects", type=int, nargs=3, default=(96, 12, 24), help="to train on, validate and test")
+    parser.add_argument("--seed", type=int, default=0, help="of the head, of the phantoms and of the training")
+    parser.add_argument("--train", action="store_true", help="train on phantoms afterwards (minutes)")
+    parser.add_argument("--subjects", type=int, nargs=3, default=(96, 12, 24), help="phantoms to train, validate, test")
     parser.add_argument("--iterations", type=int, help="of the training (default: that of demo.json)")
     options = parser.parse_args(arguments)
-    try:
-        output = check_writable(options.output_dir)
-    except OSError as error:
-        raise SystemExit(f"error: {error}") from None
     report_errors()
-    picture = output / f"{SHOWN_CASE}.png"
-    check_output(picture)
-    scans, slices, model = output / "scans", output / "slices", output / "model.pt"
-    evaluation, segmentation = output / "evaluation", output / "segmentation"
-
-    print(f"Phantoms: brains in FLAIR, T1 and T2, in {scans}", flush=True)
-    training, validation, testing = options.subjects
-    make_phantoms(scans, training, validation, testing, seed=options.seed, num_workers=os.cpu_count() or 1)
-    run_bundle("preprocess", "preprocess", dataset_dir=scans, output_dir=slices, slice_range=SLICES)
-    length = {} if options.iterations is None else {"iterations": options.iterations}
-    settings = {"output_dir": output / "training", "seed": options.seed, "resume": True, **length}
-    run_bundle("training", "train", "demo", dataset_dir=slices, model_file=model, **settings)
-    run_bundle("evaluate", "evaluate_slices", dataset_dir=slices, output_dir=evaluation, model_file=model)
-    image = scans / SHOWN_CASE / f"{SHOWN_CASE}_flair.nii.gz"
-    run_bundle("inference", "inference", image=image, output_dir=segmentation, model_file=model)
-    draw_volume(image, scans / SHOWN_CASE / f"{SHOWN_CASE}_seg.nii.gz", segmentation, SHOWN_CASE, picture)
-
-    print_results(evaluation / "cases.csv", scans / "phantoms.csv")
-    print(f"Table: {evaluation / 'cases.csv'}\nPictures: {evaluation / 'pictures'}\nModel: {model}")
-    print(f"One volume: {segmentation / SHOWN_CASE} (NIfTI), drawn in {picture}")
+    output = check_writable(options.output_dir)
+    segment(output, options.seed)
+    if options.train:
+        train(output, options.seed, tuple(options.subjects), options.iterations)
+    else:
+        print("or train on phantoms, step by step, with this command and --train.")
 
 
 if __name__ == "__main__":
