@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import shutil
@@ -17,10 +16,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 from scripts.common.paths import config_files
 from scripts.data.nifti import ITK_SUFFIXES, NIFTI_SUFFIXES
-from scripts.method.default import ProbabilisticIterMask
+from scripts.method.itermask import IterMask
 from scripts.method.networks import ReconstructionUNet
-from scripts.method.published import IterMask
-from torch import nn
 
 # commands that tests start and compare would else take as many threads as are free just then
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -73,25 +70,6 @@ def model(small_network):
         return IterMask(small_network, radius=4, threshold=1.0).eval()
 
 
-class Constant(nn.Module):
-    """A network that predicts the same brain and no uncertainty, whatever it sees."""
-
-    def __init__(self, in_channels, out_channels, mean=0.5):
-        super().__init__()
-        self.values = [mean, 0.0][:out_channels]
-        self.seen = []
-
-    def forward(self, inputs):
-        self.seen.append(inputs)
-        return torch.stack([torch.full_like(inputs[:, 0], value) for value in self.values], dim=1)
-
-
-@pytest.fixture
-def constant():
-    """The default method around a constant network, without smoothing and mirrored scores."""
-    return ProbabilisticIterMask(Constant, sigma=0.0, mirror_weight=0.0, threshold=1.0).eval()
-
-
 SMALL_NETWORK = {
     "backbone#channels": 4,
     "backbone#channel_multipliers": [1, 2],
@@ -110,8 +88,11 @@ def run_bundle(name, overlay=None, run_id="run", **overrides):
 
     What sets the size of a network is for training alone: a model file says it everywhere else.
     """
+    text = "".join(Path(file).read_text() for file in files_of(name, overlay))
+    of_training = ("backbone#", "image_size", "canvas_size", "resample#")
     if name != "train":
-        overrides = {key: value for key, value in overrides.items() if not key.startswith("backbone#")}
+        overrides = {key: value for key, value in overrides.items() if not key.startswith(of_training)}
+    overrides = {key: value for key, value in overrides.items() if f'"{key.partition("#")[0]}"' in text}
     workflow = ConfigWorkflow(files_of(name, overlay), run_id=run_id, logging_file=False, **overrides)
     workflow.initialize()
     workflow.run()
@@ -133,32 +114,30 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def slices_dir(tmp_path_factory):
-    """What preprocessing writes, of made slices (24 x 20) of two modalities: 6 training, 3 validation, 2 testing."""
-    root = tmp_path_factory.mktemp("slices")
+def training_scans(tmp_path_factory):
+    """Scans of one axial slice (24 x 20, 4 mm) and two modalities: 6 for training, 3 for validation, 2 for testing."""
+    root = tmp_path_factory.mktemp("training_scans")
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[-1:1:24j, -1:1:20j]
-    content = {"modalities": ["flair", "t1"]}
     for split, number in (("training", 6), ("validation", 3), ("testing", 2)):
-        content[split] = []
-        for index in range(number):
-            brain = (rows**2 + columns**2 < random.uniform(0.6, 0.9))[None]
-            label = brain & (np.hypot(rows - 0.2, columns)[None] < (0.3 if split == "testing" else 0))
-            image = np.stack([np.sin(5 * rows + index), np.cos(4 * columns)]) + 3 * label
-            planes = {"image": np.where(brain, image, -3).astype(np.float32), "brain_mask": brain, "label": label}
-            entry = {"case": f"{split}{index}", "slice": index}
-            for key, plane in planes.items():
-                entry[key] = f"{split}_{index}_{key}.npy"
-                np.save(root / entry[key], plane if key == "image" else plane.astype(np.uint8))
-            content[split].append(entry)
-    (root / "datalist.json").write_text(json.dumps(content))
+        names = [f"{split}{index}" for index in range(number)]
+        (root / f"split_{split}.txt").write_text("\n".join(names))
+        for index, name in enumerate(names):
+            brain = rows**2 + columns**2 < random.uniform(0.6, 0.9)
+            label = brain & (np.hypot(rows - 0.2, columns) < (0.3 if split == "testing" else 0))
+            for modality, image in (("flair", np.sin(5 * rows + index)), ("t1", np.cos(4 * columns))):
+                voxels = np.where(brain, 500 + 200 * (image + 3 * label), 0).astype(np.int16)
+                write_nifti(root / name / f"{name}_{modality}.nii.gz", voxels[..., None], np.diag([4.0, 4, 4, 1]))
+            write_nifti(root / name / f"{name}_seg.nii.gz", label[..., None].astype(np.uint8), np.diag([4.0, 4, 4, 1]))
     return root
 
 
 @pytest.fixture(scope="session")
-def two_modality_slices(slices_dir):
-    """Overrides that make a config read `slices_dir` with a small network."""
-    return {"dataset_dir": str(slices_dir), "modalities": ["flair", "t1"], "image_size": 16, **SMALL_NETWORK}
+def two_modalities(training_scans, tmp_path_factory):
+    """Options that make a training read `training_scans` with a small network."""
+    options = {"dataset_dir": str(training_scans), "modalities": ["flair", "t1"], "slice_range": "$None"}
+    slices = {"planes": ["axial"], "cache_dir": str(tmp_path_factory.mktemp("slices")), "image_size": 16}
+    return {**options, **slices, "canvas_size": [16, 16], "resample#pixel_size": 6.0, **SMALL_NETWORK}
 
 
 def write_nifti(path, voxels, affine=None):

@@ -9,7 +9,7 @@ from monai.networks.nets import BasicUNet
 from scripts.common.model_file import load_model, save_model, take_weights
 from scripts.method.default import ProbabilisticIterMask
 from scripts.method.description import DESCRIPTION_BYTES, from_description, to_description
-from scripts.method.published import IterMask
+from scripts.method.itermask import IterMask
 
 DEFAULT = {"modalities": ["t1", "flair"], "image_size": 64, "sign": "both", "sigma": 1.0, "mirror_weight": 0.0}
 PUBLISHED = {"modalities": ["t2"], "image_size": 32, "radius": 4.0, "sigma": 0.5, "first_fraction": 0.4}

@@ -10,12 +10,13 @@ from monai.transforms import LoadImage
 from scripts.data.brain import brain_mask_of
 from scripts.data.transforms import (
     BrainMaskd,
+    ResampleSliced,
     ScaleBrainIntensity,
     ScaleBrainIntensityd,
     ScanReader,
-    StandardizeByScand,
+    SlicesOfScand,
+    StandardizeBraind,
     last_axis_first,
-    quantiles,
     scale_brain_intensity,
 )
 
@@ -41,15 +42,6 @@ def test_quantiles_of_the_brain_become_minus_3_and_3(scan, lower, upper):
         np.testing.assert_allclose(np.quantile(values, [lower, upper]), [-3, 3], atol=1e-5)
         assert upper == 1 or values.max() > 3.01
         assert lower == 0 or values.min() < -3.01
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 50, 1001])
-@pytest.mark.parametrize("kind", [np.float32, np.int16])
-def test_quantiles_are_bit_for_bit_those_of_numpy(number, kind):
-    values = (np.random.default_rng(number).normal(size=number) * 300).astype(kind)
-    before, fractions = values.copy(), [0.02, 0.9, 0.0, 1.0, 0.5, 1 / 3]
-    assert quantiles(values, fractions) == np.quantile(values.astype(np.float64), fractions).tolist()
-    assert (values == before).all()
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 7), (4, 7, 3), (4, 7, 3, 2)])
@@ -199,12 +191,103 @@ def test_compressed_file_whose_content_changed_is_named(tmp_path, at):
         LoadImage(reader=ScanReader())(str(path))
 
 
-def test_slice_is_standardized_by_its_scan_and_0_outside_the_brain(scan):
-    image, brain = scan[0][..., 3] + 5, scan[1][..., 3]
-    data = {"image": image, "brain_mask": brain, "median": [90.0, 200.0], "deviation": [10.0, 50.0]}
-    found = StandardizeByScand("image", "standard")(data)
-    expected = torch.stack([(image[0] - 90) / 10, (image[1] - 200) / 50])
-    torch.testing.assert_close(found["standard"], torch.where(brain, expected, torch.zeros(())))
-    assert found["image"] is image and "standard" not in data
-    with pytest.raises(ValueError, match="does not tell median and deviation of its scan"):
-        StandardizeByScand("image", "standard")({"image": image, "brain_mask": brain, "case": "a"})
+def test_scan_is_standardized_by_its_brain_and_0_outside(scan):
+    image, brain = MetaTensor(scan[0], affine=np.eye(4)), scan[1]
+    found = StandardizeBraind("image")({"image": image, "brain_mask": brain, "case": "a"})["image"]
+    inside = found[:, brain[0]]
+    assert float(inside.median(dim=1).values.abs().max()) < 1e-5 and not found[:, ~brain[0]].any()
+    assert float((1.4826 * inside.abs().median(dim=1).values - 1).abs().max()) < 1e-4
+    with pytest.raises(ValueError, match="a has one intensity in half of its brain"):
+        StandardizeBraind("image")({"image": torch.ones_like(image), "brain_mask": brain, "case": "a"})
+
+
+SHAPE, SPACING = (40, 36, 30), (2.0, 2.5, 3.0)
+
+
+def volume(lesion=()):
+    """A scan that is brain all over; voxels tell their place; lesions in the named axial slices."""
+    affine = np.diag([*SPACING, 1.0])
+    affine[:3, 3] = (-10, 5, 7)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij"))
+    label = torch.zeros(1, *SHAPE)
+    for k, voxels in lesion:
+        label[0, 0, :voxels, k] = 1
+    volumes = {"image": places.float(), "brain_mask": torch.ones(1, *SHAPE, dtype=torch.bool), "label": label}
+    return {"case": "a", "certain": False, **{key: MetaTensor(v, affine=affine) for key, v in volumes.items()}}
+
+
+@pytest.mark.parametrize(
+    ("plane", "axes", "field_of_view", "position"),
+    [
+        ("axial", (0, 1, 2), [80, 90], 7 + 4 * 3),
+        ("coronal", (0, 2, 1), [80, 90], 5 + 4 * 2.5),
+        ("sagittal", (2, 1, 0), [90, 90], -10 + 4 * 2),
+    ],
+)
+def test_slices_of_a_plane_and_where_they_lie(plane, axes, field_of_view, position):
+    slices = SlicesOfScand("image", selection="all", planes=[plane])(volume())
+    rows, columns, across = axes
+    assert len(slices) == SHAPE[across] and [part["slice"] for part in slices] == list(range(SHAPE[across]))
+    part = slices[4]
+    assert part["image"].shape == (3, SHAPE[rows], SHAPE[columns]) and (part["image"][across] == 4).all()
+    assert (part["image"][rows].diff(dim=0) == 1).all() and (part["image"][columns].diff(dim=1) == 1).all()
+    assert part["plane"] == plane and part["field_of_view"] == field_of_view and part["position"] == position
+    assert part["case"] == "a" and type(part["image"]) is torch.Tensor and part["brain_mask"].dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"selection": "healthy"}, [k for k in range(30) if k not in (3, 9)]),
+        ({"selection": "healthy", "slice_range": [2, 6]}, [2, 4, 5]),
+        ({"selection": "all", "slice_distance": 8.0}, list(range(0, 30, 3))),
+        ({"selection": "largest_lesion"}, [9]),
+        ({"selection": "largest_lesion", "slice_range": [0, 5]}, [3]),
+        ({"selection": "largest_lesion", "slice_range": [4, 9]}, []),
+    ],
+    ids=str,
+)
+def test_selection_range_and_distance_of_slices(options, expected):
+    found = SlicesOfScand("image", **options)(volume(lesion=[(3, 5), (9, 8)]))
+    assert [part["slice"] for part in found] == expected
+
+
+def test_slices_with_little_brain_and_planes_with_little_of_the_head_are_left_out():
+    scan = volume()
+    scan["brain_mask"][..., :10] = False
+    assert [part["slice"] for part in SlicesOfScand("image", "all")(scan)][0] == 10
+    slab = {key: value[..., :5] if hasattr(value, "ndim") else value for key, value in volume().items()}
+    found = SlicesOfScand("image", "all", planes=["axial", "coronal", "sagittal"])(slab)
+    assert [part["plane"] for part in found] == ["axial"] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"slice_range": [0, 31]}, "a has 30 slices, so `slice_range` .0, 31. leaves it"),
+        ({"label": torch.ones(1, 2, 3, 4)}, {}, "a has volumes of different shapes"),
+    ],
+)
+def test_scans_that_cannot_be_cut_are_named(change, options, message):
+    with pytest.raises(ValueError, match=message):
+        SlicesOfScand("image", **options)({**volume(), **change})
+
+
+@pytest.mark.parametrize("options", [{"selection": "some"}, {"planes": ["oblique"]}, {"planes": []}], ids=str)
+def test_unknown_options_of_slices_are_refused(options):
+    with pytest.raises(ValueError, match=f"`{[*options][0]}` must be"):
+        SlicesOfScand("image", **options)
+
+
+def test_resampled_slice_keeps_the_size_of_its_brain_in_the_middle_of_the_canvas():
+    brain = torch.zeros(1, 60, 50, dtype=torch.bool)
+    brain[:, 10:40, 5:45] = True
+    data = {"image": torch.full((2, 60, 50), 3.0), "brain_mask": brain, "field_of_view": [60, 100]}
+    found = ResampleSliced("image", size=[64, 96], pixel_size=1.25)(data)
+    mask = found["brain_mask"][0] > 0
+    assert found["image"].shape == (2, 64, 96)
+    height, width = (int(mask.any(dim=1 - axis).sum()) for axis in (0, 1))
+    assert abs(height - 30 / 1.25) <= 1 and abs(width - 80 / 1.25) <= 1
+    rows = mask.any(dim=1).nonzero()[:, 0]
+    assert abs(float(rows.float().mean()) - 31.5) <= 1
+    torch.testing.assert_close(found["image"], 3.0 * mask.expand(2, -1, -1))

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_bundle, write_nifti
-from scripts.data.slices import read_slices
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from scripts.data.transforms import BrainMaskd, ScaleBrainIntensityd, SlicesOfScand
 from scripts.evaluation.metrics import overlap, ssim_map
-from scripts.method import refinement
+from scripts.method import itermask
 from scripts.method.frequency import high_frequency
+from scripts.method.itermask import IterMask, hide
 from scripts.method.networks import ReconstructionUNet, convert_research_weights
-from scripts.method.published import IterMask
-from scripts.method.refinement import hide
 from scripts.training.calibration import exceeded_by, hidden_errors
 from torch import nn
 
@@ -80,7 +80,7 @@ def test_converter_refuses_other_weights():
 def convolutions(monkeypatch):
     """An `IterMask` whose networks are the recorded convolutions, with hidden pixels filled by 0."""
     reference = load("iterative_refinement")
-    monkeypatch.setattr(refinement, "pass_noise", lambda image, seed: torch.zeros_like(image[:1]))
+    monkeypatch.setattr(itermask, "iteration_noise", lambda image, seed: torch.zeros_like(image[:1]))
     model = IterMask(partial(nn.Conv2d, kernel_size=5, padding=2, bias=False))
     model.first_iteration.weight.data = reference["first_weight"]
     model.masked.weight.data = reference["refine_weight"]
@@ -100,50 +100,44 @@ def test_refinement(convolutions, batch_size):
     model, reference = convolutions
     model.threshold.fill_(float(reference["expected_threshold"]))
     with torch.no_grad():
-        mask, _, reconstruction, passes = model.refine(
+        mask, _, reconstruction, iterations = model.refine(
             reference["image"], reference["brain_mask"] > 0, batch_size=batch_size
         )
     assert torch.equal(mask, reference["expected_mask"] > 0)
     torch.testing.assert_close(reconstruction, reference["expected_reconstruction"], rtol=0, atol=1e-5)
     if batch_size == 32:
-        assert int(passes.max()) == 1 + int(reference["refine_calls"])
+        assert int(iterations.max()) == 1 + int(reference["refine_calls"])
 
 
 @pytest.fixture
-def preprocessed(tmp_path):
-    """Runs preprocess.json on the recorded volumes as the only scan of a split; gives the slices and their arrays."""
+def preprocessed():
+    """The recorded volumes, and what the transforms of train.json and paper.json make of them."""
     with np.load(REFERENCE / "preprocessing.npz") as file:
         reference = dict(file)
-    for name in ("flair", "t1", "seg"):
-        write_nifti(tmp_path / f"scans/one/one_{name}.nii.gz", reference[name])
 
-    def preprocess(split, **overrides):
-        splits = {f"split_{name}": "null" for name in ("training", "validation", "testing")} | {
-            f"split_{split}": ["one"]
-        }
-        options = {"dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path / "out"), "num_workers": 0}
-        run_bundle("preprocess", modalities=["flair", "t1"], **options, **splits, **overrides)
-        return [
-            {key: np.load(value) if str(value).endswith(".npy") else value for key, value in item.items()}
-            for item in read_slices(tmp_path / "out", split, ["flair", "t1"])
-        ]
+    def slices(selection, lower_over_volume):
+        volumes = {"image": np.stack([reference["flair"], reference["t1"]]), "label": reference["seg"][None]}
+        scan = {key: MetaTensor(torch.from_numpy(volume).float(), affine=np.eye(4)) for key, volume in volumes.items()}
+        scale = ScaleBrainIntensityd("image", lower_over_volume=lower_over_volume)
+        cut = SlicesOfScand("image", selection=selection, slice_range=[70, 90])
+        return Compose([BrainMaskd("image"), scale, cut])({"case": "one", **scan})
 
-    return reference, preprocess
+    return reference, slices
 
 
 @pytest.mark.parametrize("lower_over_volume", [True, False])
 def test_training_slices_are_the_healthy_ones(preprocessed, lower_over_volume):
-    reference, preprocess = preprocessed
-    slices = preprocess("training", lower_over_volume=lower_over_volume)
-    assert [item["slice"] for item in slices] == reference["train_slices"].tolist()
+    reference, slices = preprocessed
+    found = slices("healthy", lower_over_volume)
+    assert [part["slice"] for part in found] == reference["train_slices"].tolist()
     if lower_over_volume:
-        np.testing.assert_allclose(slices[0]["image"][0], reference["train_first_slice_flair"], atol=1e-5)
+        np.testing.assert_allclose(found[0]["image"][0], reference["train_first_slice_flair"], atol=1e-5)
 
 
 @pytest.mark.parametrize("lower_over_volume", [True, False])
 def test_testing_slice_is_the_one_with_the_largest_lesion(preprocessed, lower_over_volume):
-    reference, preprocess = preprocessed
-    (found,) = preprocess("testing", lower_over_volume=lower_over_volume)
+    reference, slices = preprocessed
+    (found,) = slices("largest_lesion", lower_over_volume)
     assert found["slice"] == reference["test_slice"]
     np.testing.assert_array_equal(found["label"][0], reference["test_seg"])
     np.testing.assert_array_equal(found["brain_mask"][0], reference["test_brain_mask"])

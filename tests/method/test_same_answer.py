@@ -115,20 +115,20 @@ def test_global_random_state_and_its_seed_do_not_matter(volume, network, alone):
     assert torch.equal(found[1], alone[1][:3]) and torch.equal(torch.get_rng_state(), state)
 
 
-def test_workers_that_load_slices_change_nothing(slices_dir, two_modality_slices, model_of_slices, tmp_path):
+def test_workers_that_load_slices_change_nothing(training_scans, two_modalities, model_of_slices, tmp_path):
     tables = []
     for workers in (0, 2):
         output = tmp_path / str(workers)
         options = {"num_workers": workers, "batch_size": 1, "model_file": model_of_slices, "pictures": False}
-        run_bundle("evaluate_slices", run_id="evaluate", output_dir=str(output), **options, **two_modality_slices)
+        run_bundle("evaluate_slices", run_id="evaluate", output_dir=str(output), **options, **two_modalities)
         tables.append([(output / name).read_bytes() for name in ("cases.csv", "curves.csv", "summary.json")])
     assert tables[0] == tables[1]
 
 
 @pytest.fixture
-def model_of_slices(tmp_path, two_modality_slices):
+def model_of_slices(tmp_path, two_modalities):
     """A small model of two modalities."""
-    options = {"iterations": 4, "validation_interval": 4, "batch_size": 2, **two_modality_slices}
+    options = {"iterations": 4, "validation_interval": 4, "batch_size": 2, **two_modalities}
     run_bundle("train", output_dir=str(tmp_path / "train"), model_file=str(tmp_path / "model.pt"), **options)
     return str(tmp_path / "model.pt")
 

@@ -116,7 +116,7 @@ def small_data(tmp_path):
 
 
 def test_command_measures_all_parts(small_data, tmp_path):
-    image, slices_dir = small_data
+    image, training_scans = small_data
     tables = tmp_path / "tables.md"
     command = [
         sys.executable,
@@ -131,7 +131,7 @@ def test_command_measures_all_parts(small_data, tmp_path):
         "--seconds",
         "1",
     ]
-    command += ["--image", image, "--slices", slices_dir, "--output_file", tables]
+    command += ["--image", image, "--slices", training_scans, "--output_file", tables]
     done = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     text = tables.read_text()

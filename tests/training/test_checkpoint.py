@@ -1,60 +1,41 @@
 """The state of a training on disk."""
 
-from functools import partial
-from types import SimpleNamespace
-
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from scripts.training.checkpoint import TrainingCheckpoint
-from scripts.training.handlers import (
-    AverageWeights,
-    average_weights,
-)
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Train one epoch for each given validation error, the average being the newest weights; gives the checkpoint."""
+    """Train so many epochs in all, each of which adds 1 to a weight; gives the checkpoint and the weight."""
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
 
-    def run(errors, resume=False, **settings):
+    def run(epochs, resume=True, **settings):
         network = nn.Linear(1, 1, bias=False)
         network.weight.data.zero_()
-        average = AveragedModel(network, multi_avg_fn=partial(average_weights, momentum=1.0))
-        state = SimpleNamespace(metrics={}, key_metric_name="error")
 
         def step(engine, batch):
             network.weight.data += 1
 
         trainer = Engine(step)
-        AverageWeights(average, network).attach(trainer)
-        trainer.add_event_handler(
-            Events.EPOCH_COMPLETED, lambda engine: state.metrics.update(error=errors[engine.state.epoch - 1])
-        )
         parts = {"network": network, "optimizer": torch.optim.SGD(network.parameters())}
-        checkpoint = TrainingCheckpoint(
-            tmp_path / "checkpoint.pt", parts, average, SimpleNamespace(state=state), settings, resume
-        )
+        checkpoint = TrainingCheckpoint(str(tmp_path / "checkpoint.pt"), parts, settings, resume)
         checkpoint.attach(trainer)
-        trainer.run([0], max_epochs=len(errors))
-        assert average.module.weight == network.weight == len(errors)
-        return checkpoint
+        trainer.run([0], max_epochs=epochs)
+        return checkpoint, float(network.weight)
 
     return run
 
 
-def test_best_weights_are_the_averaged_ones_of_the_lowest_validation_error(train):
-    best = train([3.0, 1.0, 2.0, 1.0])
-    assert best.best_metric == 1 and best.best_weights["weight"] == 2
-
-
-def test_resumed_training_still_knows_the_best_weights(train):
-    train([1.0, 2.0])
-    best = train([1.0, 2.0, 1.5], resume=True)
-    assert best.best_metric == 1 and best.best_weights["weight"] == 1
+def test_training_goes_on_where_it_ended_and_can_be_made_longer(train, capsys):
+    assert train(2)[1] == 2
+    checkpoint, weight = train(5)
+    assert weight == 5 and checkpoint.trained and "goes on from iteration 2" in capsys.readouterr().out
+    checkpoint, weight = train(5)
+    assert weight == 5 and not checkpoint.trained
+    assert train(3, resume=False)[1] == 3
 
 
 @pytest.mark.parametrize(
@@ -66,7 +47,7 @@ def test_resumed_training_still_knows_the_best_weights(train):
     ],
 )
 def test_training_does_not_go_on_with_other_settings(train, settings, message):
-    train([1.0], seed=0, batch_size=8)
+    train(1, seed=0, batch_size=8)
     with pytest.raises(ValueError, match=f"belongs to another training \\({message}\\)"):
-        train([1.0, 2.0], resume=True, **settings)
-    assert train([1.0, 2.0], resume=True, seed=0, batch_size=8).best_metric == 1
+        train(2, **settings)
+    assert train(2, seed=0, batch_size=8)[1] == 2

@@ -6,12 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
-from scripts.training.handlers import (
-    ClipGradients,
-    SeedIterations,
-    average_weights,
-    stop_on_non_finite_loss,
-)
+from scripts.training.handlers import FiniteLoss, SeedIterations, clip_gradients
 from torch import nn
 
 
@@ -48,9 +43,8 @@ def test_gradients_are_clipped_before_the_step(largest_norm, step):
         max_epochs=1,
         train_data_loader=[{"image": torch.ones(1, 1), "label": torch.zeros(1, 1)}],
         network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
+        optimizer=clip_gradients(torch.optim.SGD(network.parameters(), lr=1.0), largest_norm),
         loss_function=nn.MSELoss(),
-        train_handlers=[ClipGradients(network, largest_norm)],
         decollate=False,
     ).run()
     assert 4 - network.weight.item() == pytest.approx(step, rel=1e-4)
@@ -60,14 +54,6 @@ def test_gradients_are_clipped_before_the_step(largest_norm, step):
 def test_loss_that_is_no_finite_number_ends_the_training(loss):
     state = SimpleNamespace(output={"loss": torch.tensor(float(loss))}, iteration=7)
     with pytest.raises(RuntimeError, match=f"The loss became {loss} at iteration 7"):
-        stop_on_non_finite_loss(SimpleNamespace(state=state))
+        FiniteLoss()(SimpleNamespace(state=state))
     state.output["loss"] = torch.tensor(1e30)
-    stop_on_non_finite_loss(SimpleNamespace(state=state))
-
-
-def test_average_starts_fast_and_ends_at_its_momentum():
-    averaged, newest = [torch.zeros(1)], [torch.ones(1)]
-    average_weights(averaged, newest, torch.tensor(0), 0.01)
-    assert averaged[0] == 1
-    average_weights(averaged, [torch.zeros(1)], torch.tensor(10**6), 0.01)
-    assert float(averaged[0]) == pytest.approx(0.99)
+    FiniteLoss()(SimpleNamespace(state=state))

@@ -46,11 +46,11 @@ def test_configs_are_indented_by_four_and_say_what_they_are_for(path):
         *((name, overlay) for name in ("evaluate_slices", "evaluate", "inference") for overlay in (None, "basic_unet")),
     ],
 )
-def test_monai_finds_every_property(name, overlay, tmp_path, slices_dir, scans_dir):
+def test_monai_finds_every_property(name, overlay, tmp_path, training_scans, scans_dir):
     files = files_of(name, overlay)
     kind = "train" if name == "train" else "infer"
     options = {
-        "dataset_dir": str(scans_dir if name in ("evaluate", "inference") else slices_dir),
+        "dataset_dir": str(scans_dir if name in ("evaluate", "inference") else training_scans),
         "output_dir": str(tmp_path / "run"),
         "model_file": str(tmp_path / "model.pt"),
         "modalities": ["flair", "t1"],
@@ -183,7 +183,7 @@ def test_torchscript_export_gives_the_same_mask(tmp_path, model, small_network):
         assert torch.equal(exported(slices), model(slices)) and model(slices).any()
 
 
-def test_another_network_of_monai_trains_by_an_overlay(tmp_path, slices_dir):
+def test_another_network_of_monai_trains_by_an_overlay(tmp_path, training_scans):
     options = {
         "iterations": 2,
         "validation_interval": 2,
@@ -194,7 +194,7 @@ def test_another_network_of_monai_trains_by_an_overlay(tmp_path, slices_dir):
     workflow = run_bundle(
         "train",
         "basic_unet",
-        dataset_dir=str(slices_dir),
+        dataset_dir=str(training_scans),
         output_dir=str(tmp_path),
         model_file=str(tmp_path / "m.pt"),
         **options,
@@ -204,8 +204,8 @@ def test_another_network_of_monai_trains_by_an_overlay(tmp_path, slices_dir):
 
 
 @pytest.mark.parametrize("run_id", ["", "calibrate"])
-def test_request_for_the_whole_config_trains_and_calibrates_once(run_id, tmp_path, two_modality_slices, capsys):
-    options = {"iterations": 1, "validation_interval": 1, "batch_size": 2, **two_modality_slices}
+def test_request_for_the_whole_config_trains_and_calibrates_once(run_id, tmp_path, two_modalities, capsys):
+    options = {"iterations": 1, "validation_interval": 1, "batch_size": 2, **two_modalities}
     options |= {"output_dir": str(tmp_path), "model_file": str(tmp_path / "m.pt")}
     if run_id:
         run_bundle("train", **options)

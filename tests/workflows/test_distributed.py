@@ -99,21 +99,21 @@ def method(request):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, two_modality_slices, method):
+def alone(tmp_path_factory, two_modalities, method):
     """One process with batches of four slices."""
     folder = tmp_path_factory.mktemp("alone")
     overlay, options = method
-    run_bundle("train", overlay, "training", **training_options(folder, two_modality_slices, batch_size=4, **options))
+    run_bundle("train", overlay, "training", **training_options(folder, two_modalities, batch_size=4, **options))
     return folder
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory, two_modality_slices, method):
+def together(tmp_path_factory, two_modalities, method):
     """Two processes with batches of two slices, with a folder for each, and what they print."""
     folder = tmp_path_factory.mktemp("together")
     overlay, options = method
     configs = ["train", *([overlay] if overlay else []), "multi_gpu_train"]
-    options = training_options(folder, two_modality_slices, batch_size=2, **options)
+    options = training_options(folder, two_modalities, batch_size=2, **options)
     options["output_dir"] = f"$'{folder}/' + os.environ['RANK']"
     options["model_file"] = f"{options['output_dir']} + '/model.pt'"
     return folder, finish(start(2, folder, "training", configs, **options))
@@ -147,15 +147,15 @@ def group_of_one(monkeypatch):
     idist.sync()  # Ignite forgets the group
 
 
-def test_group_of_one_process_trains_bit_for_bit_as_without(tmp_path, two_modality_slices, group_of_one):
+def test_group_of_one_process_trains_bit_for_bit_as_without(tmp_path, two_modalities, group_of_one):
     options = {"batch_size": 2, "iterations": 3, "validation_interval": 3}
     for run, overlay in (("plain", None), ("group", "multi_gpu_train")):
-        run_bundle("train", overlay, **training_options(tmp_path / run, two_modality_slices, **options))
+        run_bundle("train", overlay, **training_options(tmp_path / run, two_modalities, **options))
     assert_same_models(tmp_path / "plain", tmp_path / "group", rtol=0, atol=0)
 
 
-def test_checkpoint_that_not_all_processes_see_is_refused(tmp_path, two_modality_slices):
-    options = training_options(tmp_path / "0", two_modality_slices, batch_size=4, iterations=2, validation_interval=2)
+def test_checkpoint_that_not_all_processes_see_is_refused(tmp_path, two_modalities):
+    options = training_options(tmp_path / "0", two_modalities, batch_size=4, iterations=2, validation_interval=2)
     run_bundle("train", run_id="training", **options)
     options |= {"batch_size": 2, "resume": True, "output_dir": f"$'{tmp_path}/' + os.environ['RANK']"}
     process = start(2, tmp_path, "training", ["train", "multi_gpu_train"], **options)
@@ -168,8 +168,8 @@ def test_checkpoint_that_not_all_processes_see_is_refused(tmp_path, two_modality
     ("name", "overlay"),
     [("train", "multi_gpu_train"), ("evaluate_slices", "multi_gpu_evaluate"), ("evaluate", "multi_gpu_evaluate")],
 )
-def test_monai_finds_every_property(name, overlay, slices_dir, scans_dir, model_file, tmp_path, group_of_one):
-    options = {"dataset_dir": str(scans_dir if name == "evaluate" else slices_dir), "modalities": ["flair", "t1"]}
+def test_monai_finds_every_property(name, overlay, training_scans, scans_dir, model_file, tmp_path, group_of_one):
+    options = {"dataset_dir": str(scans_dir if name == "evaluate" else training_scans), "modalities": ["flair", "t1"]}
     options |= {"output_dir": str(tmp_path), "model_file": model_file(["flair", "t1"]), **SMALL}
     files = files_of(name, overlay)
     kind = "train" if name == "train" else "infer"
@@ -194,11 +194,11 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 @needs_proc
-def test_signal_stops_all_processes_with_one_checkpoint_and_training_resumes(tmp_path, two_modality_slices):
+def test_signal_stops_all_processes_with_one_checkpoint_and_training_resumes(tmp_path, two_modalities):
     options = {"iterations": 60, "validation_interval": 15}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_bundle("train", run_id="training", **training_options(whole, two_modality_slices, batch_size=4, **options))
-    options = training_options(broken, two_modality_slices, batch_size=2, **options)
+    run_bundle("train", run_id="training", **training_options(whole, two_modalities, batch_size=4, **options))
+    options = training_options(broken, two_modalities, batch_size=2, **options)
     written = 0
     for resume, to_one_rank in ((False, False), (True, True)):
         process = start(2, broken, "training", ["train", "multi_gpu_train"], resume=resume, **options)
@@ -254,9 +254,9 @@ def contents(folder):
     ],
 )
 def test_any_number_of_processes_evaluates_to_the_same_files(
-    config, processes, batch_size, order, slices_dir, scans_dir, model_file, tmp_path, one_thread
+    config, processes, batch_size, order, training_scans, scans_dir, model_file, tmp_path, one_thread
 ):
-    options = {"dataset_dir": str(slices_dir), "modalities": ["flair", "t1"], "batch_size": batch_size, **SMALL}
+    options = {"dataset_dir": str(training_scans), "modalities": ["flair", "t1"], "batch_size": batch_size, **SMALL}
     options |= {"model_file": model_file(["flair", "t1"], threshold=0.1), "stop_shrink": 0.0, "max_passes": 8}
     if config == "evaluate":
         options |= {"dataset_dir": str(scans_dir), "split": order}
@@ -398,17 +398,21 @@ def test_first_process_makes_the_slices_and_the_others_wait(scans_dir, tmp_path)
 
 @pytest.mark.parametrize("step", ["training", "evaluate"])
 def test_second_run_into_a_folder_ends_all_its_processes_with_one_sentence(
-    step, slices_dir, volumes_dir, model_file, two_modality_slices, tmp_path, one_thread
+    step, training_scans, volumes_dir, model_file, two_modalities, tmp_path, one_thread
 ):
     """Another run, here this test, writes in the folder."""
     folder = tmp_path / "out"
     folder.mkdir()
     configs = [step]
     if step == "training":
-        configs, options = ["train", "multi_gpu_train"], training_options(folder, two_modality_slices)
+        configs, options = ["train", "multi_gpu_train"], training_options(folder, two_modalities)
     else:
         configs = ["evaluate_slices", "multi_gpu_evaluate"]
-        options = {"dataset_dir": str(slices_dir), "output_dir": str(folder), "model_file": model_file(["flair", "t1"])}
+        options = {
+            "dataset_dir": str(training_scans),
+            "output_dir": str(folder),
+            "model_file": model_file(["flair", "t1"]),
+        }
     with locked(folder / ("checkpoint.pt" if step == "training" else "summary.json")):
         process = start(2, tmp_path / "arguments", step, configs, **options)
         output, _ = process.communicate(timeout=60)

@@ -89,7 +89,7 @@ class Calibrate:
     """Thresholds of a model that has others."""
 
     command = ("calibrate", "train")
-    work = "scripts.method.refinement:Refinement.refine"
+    work = "scripts.method.itermask:Refinement.refine"
 
     def __init__(self, data):
         self.model = (data / "model.pt").read_bytes()
@@ -114,7 +114,7 @@ class Inference:
     """Masks of six volumes."""
 
     command = ("inference", "inference")
-    work = "scripts.method.refinement:Refinement.refine"
+    work = "scripts.method.itermask:Refinement.refine"
 
     def __init__(self, data):
         self.options = {"dataset_dir": data / "scans", "model_file": data / "model.pt", **SMALL}
@@ -145,7 +145,7 @@ class Evaluate:
     """Scores and pictures of two slices."""
 
     command = ("evaluate", "evaluate_slices")
-    work = "scripts.method.refinement:Refinement.refine"
+    work = "scripts.method.itermask:Refinement.refine"
 
     def __init__(self, data):
         self.options = {"dataset_dir": data / "slices", "model_file": data / "model.pt", **SMALL}
@@ -166,10 +166,10 @@ KILLED = ("preprocess", "training", "calibrate", "inference")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, slices_dir):
+def data(tmp_path_factory, training_scans):
     """Scans, slices and a trained model."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "slices").symlink_to(slices_dir)
+    (folder / "slices").symlink_to(training_scans)
     for number in range(6):
         make_scan(folder / "scans", f"case{number}", lesion={})
     (folder / "split.txt").write_text("\n".join(f"case{number}" for number in range(6)))

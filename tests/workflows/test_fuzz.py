@@ -604,7 +604,7 @@ TEXTS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def every_config(tmp_path_factory, slices_dir):
+def every_config(tmp_path_factory, training_scans):
     """For each config the overrides that make it run in a second, and its run id."""
     root = tmp_path_factory.mktemp("configs")
     for case in "ab":
@@ -614,7 +614,7 @@ def every_config(tmp_path_factory, slices_dir):
     (root / "scans" / "split_validation.txt").unlink()
     short = {"image_size": 16, **SMALL_NETWORK}
     scans = {"dataset_dir": str(root / "scans"), "modalities": ["flair"]}
-    slices = {"dataset_dir": str(slices_dir), "modalities": ["flair", "t1"]}
+    slices = {"dataset_dir": str(training_scans), "modalities": ["flair", "t1"]}
     one = save_small_model(root / "one.pt")
     length = {"iterations": 2, "validation_interval": 1, "batch_size": 2}
     run_bundle("train", output_dir=str(root / "run"), model_file=str(root / "two.pt"), **slices, **short, **length)

@@ -311,12 +311,12 @@ def test_code_in_a_plain_pickle_does_not_run(segmenter, tmp_path):
     assert "is not a file of network weights" in refusal and not (tmp_path / "ran").exists()
 
 
-def test_code_in_a_checkpoint_does_not_run(tmp_path, two_modality_slices):
+def test_code_in_a_checkpoint_does_not_run(tmp_path, two_modalities):
     (tmp_path / "run").mkdir()
     torch.save({"network": Payload(tmp_path / "ran")}, tmp_path / "run" / "checkpoint.pt")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     options = {"output_dir": str(tmp_path / "run"), "model_file": str(tmp_path / "model.pt"), "resume": True}
-    _, refusal = outcome(run_bundle, "train", iterations=1, **two_modality_slices, **options)
+    _, refusal = outcome(run_bundle, "train", iterations=1, **two_modalities, **options)
     assert "checkpoint.pt belongs to another training" in refusal
     assert not (tmp_path / "ran").exists() and not (tmp_path / "model.pt").exists()
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
@@ -596,7 +596,7 @@ def test_link_in_the_zip_of_a_bundle_is_not_followed(tmp_path):
 # Values of the command line
 
 
-def test_device_may_be_named(tmp_path, two_modality_slices):
+def test_device_may_be_named(tmp_path, two_modalities):
     options = {"output_dir": str(tmp_path), "model_file": str(tmp_path / "model.pt"), "iterations": 1, "device": "cpu"}
-    run_bundle("train", **two_modality_slices, **options)
+    run_bundle("train", **two_modalities, **options)
     assert (tmp_path / "model.pt").is_file()

@@ -121,9 +121,9 @@ def test_downloaded_bundle_has_the_files_of_the_model_zoo(downloaded):
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate_slices", "evaluate", "inference"])
-def test_monai_finds_every_property_of_the_downloaded_bundle(downloaded, name, scans_dir, slices_dir, tmp_path):
+def test_monai_finds_every_property_of_the_downloaded_bundle(downloaded, name, scans_dir, training_scans, tmp_path):
     root = downloaded / NAME
-    data = scans_dir if name in ("evaluate", "inference") else slices_dir
+    data = scans_dir if name in ("evaluate", "inference") else training_scans
     model_file = tmp_path / "model.pt"
     network = partial(ReconstructionUNet, channels=4, attention_levels=())
     torch.save(ProbabilisticIterMask(network, modalities=("flair", "t1"), threshold=1.0).state_dict(), model_file)

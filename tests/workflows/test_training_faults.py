@@ -28,16 +28,14 @@ def train(folder, slices, **options):
 
 
 @pytest.mark.parametrize("overlay", [None, "paper"])
-def test_normal_training_warns_of_nothing(tmp_path, two_modality_slices, caplog, overlay):
+def test_normal_training_warns_of_nothing(tmp_path, two_modalities, caplog, overlay):
     options = {"iterations": 80, "validation_interval": 8, "learning_rate": 0.01}
-    train(tmp_path, two_modality_slices, overlay=overlay, **options)
+    train(tmp_path, two_modalities, overlay=overlay, **options)
     assert warnings_of(caplog) == [] and (tmp_path / "model.pt").exists()
 
 
 @pytest.mark.parametrize("part", ["loss", "validation error"])
-def test_number_that_is_none_stops_and_leaves_the_last_good_checkpoint(
-    tmp_path, two_modality_slices, monkeypatch, part
-):
+def test_number_that_is_none_stops_and_leaves_the_last_good_checkpoint(tmp_path, two_modalities, monkeypatch, part):
     """The loss of the sixth iteration, or the error of the third validation, is no number."""
     loss, trained, validated = losses.masked_likelihood, [], []
 
@@ -49,14 +47,14 @@ def test_number_that_is_none_stops_and_leaves_the_last_good_checkpoint(
 
     monkeypatch.setattr(losses, "masked_likelihood", spoiled)
     with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
-        train(tmp_path, two_modality_slices)
+        train(tmp_path, two_modalities)
     message = innermost_message(error.value)
     assert message.startswith(f"The {part} became nan at iteration 6: ") and "go on with --resume True" in message
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert checkpoint["trainer"]["iteration"] == 4 and math.isfinite(checkpoint["best_metric"])
     assert not (tmp_path / "model.pt").exists()
     monkeypatch.undo()
-    train(tmp_path, two_modality_slices, resume=True)
+    train(tmp_path, two_modalities, resume=True)
     assert math.isfinite(torch.load(tmp_path / "model.pt", weights_only=True)["threshold"])
 
 
@@ -94,9 +92,7 @@ def test_validation_error_that_rises_for_long_is_told_once(caplog, errors, count
         assert told[0].startswith("The validation error was lowest, 2, ")
 
 
-def test_training_whose_validation_error_rises_keeps_its_best_weights(
-    tmp_path, two_modality_slices, monkeypatch, caplog
-):
+def test_training_whose_validation_error_rises_keeps_its_best_weights(tmp_path, two_modalities, monkeypatch, caplog):
     loss, calls = losses.masked_likelihood, []
 
     def rising(prediction, target):
@@ -104,7 +100,7 @@ def test_training_whose_validation_error_rises_keeps_its_best_weights(
         return loss(prediction, target) + (0 if torch.is_grad_enabled() else sum(calls) / 10)
 
     monkeypatch.setattr(losses, "masked_likelihood", rising)
-    train(tmp_path, two_modality_slices, iterations=14)
+    train(tmp_path, two_modalities, iterations=14)
     assert [text[:33] for text in warnings_of(caplog)] == ["The validation error was lowest, "]
     checkpoint, model = (torch.load(tmp_path / name, weights_only=True) for name in ("checkpoint.pt", "model.pt"))
     assert checkpoint["trainer"]["iteration"] == 14 and checkpoint["best_metric"] < 0.5
@@ -114,13 +110,13 @@ def test_training_whose_validation_error_rises_keeps_its_best_weights(
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(1, 1), (2, 0)])
-def test_batches_of_one_slice_are_told_once(tmp_path, two_modality_slices, caplog, batch_size, count):
-    train(tmp_path, two_modality_slices, batch_size=batch_size, iterations=4)
+def test_batches_of_one_slice_are_told_once(tmp_path, two_modalities, caplog, batch_size, count):
+    train(tmp_path, two_modalities, batch_size=batch_size, iterations=4)
     told = [text for text in warnings_of(caplog) if "batch normalization" in text]
     assert len(told) == count and all("set `batch_size` to 2 or more" in text for text in told)
 
 
-def test_last_batch_of_a_pass_over_the_slices_is_whole(tmp_path, two_modality_slices, monkeypatch):
+def test_last_batch_of_a_pass_over_the_slices_is_whole(tmp_path, two_modalities, monkeypatch):
     """Six slices in batches of four: the second batch takes two of the next pass."""
     sizes = []
     call = corruption.PrepareMaskedBatch.__call__
@@ -130,14 +126,14 @@ def test_last_batch_of_a_pass_over_the_slices_is_whole(tmp_path, two_modality_sl
         return call(self, batch, *arguments, **options)
 
     monkeypatch.setattr(corruption.PrepareMaskedBatch, "__call__", watched)
-    train(tmp_path, two_modality_slices, batch_size=4, iterations=5, validation_interval=5)
+    train(tmp_path, two_modalities, batch_size=4, iterations=5, validation_interval=5)
     assert [size for augmented, size in sizes if augmented] == [4] * 5
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, two_modality_slices):
+def trained(tmp_path_factory, two_modalities):
     folder = tmp_path_factory.mktemp("trained")
-    train(folder, two_modality_slices, iterations=120, validation_interval=40, batch_size=4, learning_rate=0.01)
+    train(folder, two_modalities, iterations=120, validation_interval=40, batch_size=4, learning_rate=0.01)
     return folder
 
 
@@ -146,27 +142,27 @@ def calibrate(trained, tmp_path, slices, **options):
     run_bundle("train", run_id="calibrate", model_file=str(tmp_path / "model.pt"), **(slices | options))
 
 
-def test_calibration_on_healthy_slices_warns_of_nothing(trained, tmp_path, two_modality_slices, caplog):
-    calibrate(trained, tmp_path, two_modality_slices)
+def test_calibration_on_healthy_slices_warns_of_nothing(trained, tmp_path, two_modalities, caplog):
+    calibrate(trained, tmp_path, two_modalities)
     assert warnings_of(caplog) == []
 
 
-def test_impossible_threshold_leaves_the_model_file(trained, tmp_path, two_modality_slices):
+def test_impossible_threshold_leaves_the_model_file(trained, tmp_path, two_modalities):
     """More than half of the brain is darker than expected, so the anomaly map of that fraction is 0."""
     with pytest.raises(Exception) as error:  # noqa: B017 - MONAI wraps it
-        calibrate(trained, tmp_path, two_modality_slices, exceed_fraction=0.9, first_fraction=0.95)
+        calibrate(trained, tmp_path, two_modalities, exceed_fraction=0.9, first_fraction=0.95)
     assert "are impossible (threshold 0, " in innermost_message(error.value)
     assert (tmp_path / "model.pt").read_bytes() == (trained / "model.pt").read_bytes()
 
 
-def test_calibration_on_slices_that_are_not_healthy_is_told(trained, tmp_path, two_modality_slices, slices_dir, caplog):
+def test_calibration_on_slices_that_are_not_healthy_is_told(trained, tmp_path, two_modalities, training_scans, caplog):
     """They have a large bright lesion in front."""
-    shutil.copytree(slices_dir, tmp_path / "slices")
+    shutil.copytree(training_scans, tmp_path / "slices")
     for path in (tmp_path / "slices").glob("validation_*_image.npy"):
         image = np.load(path)
         lesion = (image > -3) & (np.arange(image.shape[1])[:, None] > 16)
         np.save(path, np.where(lesion, image + 6, image).astype(np.float32))
-    calibrate(trained, tmp_path, two_modality_slices, dataset_dir=str(tmp_path / "slices"))
+    calibrate(trained, tmp_path, two_modalities, dataset_dir=str(tmp_path / "slices"))
     assert any("explains the validation slices badly" in text for text in warnings_of(caplog))
 
 
@@ -181,24 +177,24 @@ def sentence(folder, slices, **options):
 
 
 @pytest.fixture
-def finished(tmp_path, two_modality_slices):
+def finished(tmp_path, two_modalities):
     """A folder with a finished training of two iterations."""
-    train(tmp_path / "run", two_modality_slices, iterations=2)
+    train(tmp_path / "run", two_modalities, iterations=2)
     return tmp_path / "run"
 
 
-def test_folder_that_holds_a_training_is_not_trained_in_anew(finished, two_modality_slices):
-    message = sentence(finished, two_modality_slices, seed=1)
+def test_folder_that_holds_a_training_is_not_trained_in_anew(finished, two_modalities):
+    message = sentence(finished, two_modalities, seed=1)
     assert message.startswith(f"{finished}/checkpoint.pt holds a training already")
-    train(finished, two_modality_slices, iterations=2, resume=True)  # the same command again
+    train(finished, two_modalities, iterations=2, resume=True)  # the same command again
     (finished / "checkpoint.pt").unlink()
-    train(finished, two_modality_slices, iterations=2, seed=1)
+    train(finished, two_modalities, iterations=2, seed=1)
 
 
 @pytest.mark.parametrize("split", ["training", "validation"])
-def test_training_does_not_go_on_with_other_slices(finished, tmp_path, slices_dir, two_modality_slices, split):
-    moved = {**two_modality_slices, "dataset_dir": str(tmp_path / "moved")}
-    shutil.copytree(slices_dir, tmp_path / "moved")
+def test_training_does_not_go_on_with_other_slices(finished, tmp_path, training_scans, two_modalities, split):
+    moved = {**two_modalities, "dataset_dir": str(tmp_path / "moved")}
+    shutil.copytree(training_scans, tmp_path / "moved")
     train(finished, moved, iterations=4, resume=True)  # the same slices in another place
     image = next((tmp_path / "moved").glob(f"{split}_1_image.npy"))
     np.save(image, np.load(image) + 0.1)
@@ -208,19 +204,19 @@ def test_training_does_not_go_on_with_other_slices(finished, tmp_path, slices_di
     )
 
 
-def test_training_does_not_go_on_without_some_of_its_slices(finished, tmp_path, slices_dir, two_modality_slices):
-    shutil.copytree(slices_dir, tmp_path / "fewer")
-    content = json.loads((slices_dir / "datalist.json").read_text())
+def test_training_does_not_go_on_without_some_of_its_slices(finished, tmp_path, training_scans, two_modalities):
+    shutil.copytree(training_scans, tmp_path / "fewer")
+    content = json.loads((training_scans / "datalist.json").read_text())
     (tmp_path / "fewer" / "datalist.json").write_text(json.dumps({**content, "training": content["training"][:-1]}))
-    fewer = {**two_modality_slices, "dataset_dir": str(tmp_path / "fewer")}
+    fewer = {**two_modalities, "dataset_dir": str(tmp_path / "fewer")}
     assert "(the slices for training are others" in sentence(finished, fewer, iterations=4, resume=True)
 
 
-def test_training_without_a_model_file_leaves_the_weights_of_the_bundle(tmp_path, two_modality_slices):
+def test_training_without_a_model_file_leaves_the_weights_of_the_bundle(tmp_path, two_modalities):
     """Its model lies beside its checkpoint; `calibrate` and volumes.json take none that they were not given."""
     shipped = CONFIGS.parent / "models" / "model.pt"
     before = shipped.read_bytes()
-    options = {**two_modality_slices, "output_dir": str(tmp_path / "run"), "batch_size": 2}
+    options = {**two_modalities, "output_dir": str(tmp_path / "run"), "batch_size": 2}
     options |= {"iterations": 2, "validation_interval": 2}
     run_bundle("train", run_id="training", **options)
     run_bundle("train", run_id="training", **options | {"resume": True, "iterations": 4})
@@ -233,41 +229,41 @@ def test_training_without_a_model_file_leaves_the_weights_of_the_bundle(tmp_path
     assert shipped.read_bytes() == before
 
 
-def test_model_of_another_training_is_not_replaced(finished, tmp_path, two_modality_slices):
+def test_model_of_another_training_is_not_replaced(finished, tmp_path, two_modalities):
     for resume in (False, True):
         options = {"model_file": str(finished / "model.pt"), "resume": resume}
-        message = sentence(tmp_path / "other", two_modality_slices, **options)
+        message = sentence(tmp_path / "other", two_modalities, **options)
         assert message.startswith(f"{finished}/model.pt is in the way, and no earlier output of this command")
 
 
-def test_model_that_was_calibrated_since_is_not_replaced(finished, two_modality_slices):
+def test_model_that_was_calibrated_since_is_not_replaced(finished, two_modalities):
     run_bundle(
         "train",
         run_id="calibrate",
         model_file=str(finished / "model.pt"),
-        **{**two_modality_slices, "exceed_fraction": 0.01},
+        **{**two_modalities, "exceed_fraction": 0.01},
     )
-    message = sentence(finished, two_modality_slices, iterations=4, resume=True)
+    message = sentence(finished, two_modalities, iterations=4, resume=True)
     assert message.startswith(f"{finished}/model.pt was changed since it was written")
 
 
-def test_checkpoint_is_no_model_file(finished, two_modality_slices):
+def test_checkpoint_is_no_model_file(finished, two_modalities):
     checkpoint = str(finished / "checkpoint.pt")
-    message = sentence(finished, two_modality_slices, model_file=checkpoint, resume=True)
+    message = sentence(finished, two_modalities, model_file=checkpoint, resume=True)
     assert message.startswith(f"`model_file` is {checkpoint}, where this training writes something else")
     with pytest.raises(ValueError, match="checkpoint.pt is the checkpoint of a training and no model"):
         load_model(checkpoint)
 
 
-def test_finished_training_that_is_repeated_changes_nothing(finished, two_modality_slices):
+def test_finished_training_that_is_repeated_changes_nothing(finished, two_modalities):
     before = {path: path.read_bytes() for path in finished.rglob("*.pt")}
-    train(finished, two_modality_slices, iterations=2, resume=True)
+    train(finished, two_modalities, iterations=2, resume=True)
     assert before == {path: path.read_bytes() for path in finished.rglob("*.pt")} and len(before) == 2
 
 
-def test_checkpoint_from_elsewhere_is_gone_on_with(finished, tmp_path, two_modality_slices):
+def test_checkpoint_from_elsewhere_is_gone_on_with(finished, tmp_path, two_modalities):
     (tmp_path / "new").mkdir()
     shutil.copy(finished / "checkpoint.pt", tmp_path / "new")
     for iterations in (4, 8):
-        train(tmp_path / "new", two_modality_slices, iterations=iterations, resume=True)
+        train(tmp_path / "new", two_modalities, iterations=iterations, resume=True)
     assert torch.load(tmp_path / "new/checkpoint.pt", weights_only=True)["trainer"]["iteration"] == 8

@@ -19,7 +19,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import run as bundle_run
 
 from ..method.precision import PRECISIONS
-from ..method.threshold_rule import THRESHOLD_RULES
 from .errors import report_errors
 from .paths import is_of_home
 
@@ -218,7 +217,6 @@ RULES: dict[str, Rule] = {
     "ema_momentum": _positive(1),
     "weight_decay": _number(0, 100),
     "threshold_scale": _positive(1000),
-    "threshold_rule": _one_of(*THRESHOLD_RULES),
     "layout": _one_of("folders", "bids"),
     "label_values": Rule(
         "null, or a list of whole numbers above 0",

@@ -7,6 +7,7 @@ scanner and a brain extraction do to it. Here the means are those of a named con
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from scipy import ndimage
 
 from .morphology import box_of
+from .nifti import load_volume
 
 # FreeSurfer's labels, and those of the head outside the brain (from 500 on, as in the maps of SynthSeg).
 TISSUES = {
@@ -152,7 +154,8 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
     """Make a healthy volume from a label map: tissues of a drawn contrast, then the scanner, then brain extraction.
 
     Adds ``image`` (1, X, Y, Z), float32, and ``brain_mask`` (1, X, Y, Z), bool, RAS at 1 mm, cropped to the brain,
-    and replaces the label map by that of the same voxels. `randomize` draws a `Draw`; `made_volume` applies it.
+    and replaces the label map by that of the same voxels. `randomize` draws a `Draw`; `made_volume` applies it. Where
+    the data hold a ``seed``, it decides the draw.
 
     Args:
         keys: Key of the label map (1, X, Y, Z): FreeSurfer's labels, 500 and above outside the brain, 1 mm voxels in
@@ -179,6 +182,7 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         defects_probability: Of such errors.
         image_key: Where to put the volume.
         brain_mask_key: Where to put its brain mask.
+        allow_missing_keys: Leave data without a label map as they are.
 
     Raises:
         ValueError: When ``contrast`` is unknown, a probability is not in [0, 1], or a strength is negative or out of
@@ -211,8 +215,9 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         defects_probability: float = 0.5,
         image_key: str = "image",
         brain_mask_key: str = "brain_mask",
+        allow_missing_keys: bool = False,
     ):
-        MapTransform.__init__(self, keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob=1.0)
         if contrast not in CONTRASTS:
             raise ValueError(f"`contrast` must be one of {', '.join(CONTRASTS)}, got {contrast!r}.")
@@ -274,7 +279,11 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         """
         result = dict(data)
         key = self.first_key(result)
+        if not key:
+            return result
         labels, affine = oriented_labels(result[key], str(result.get("case", key)))
+        if "seed" in result:
+            self.set_random_state(int(result["seed"]))
         self.randomize()
         image, brain_mask, labels, start = made_volume(labels, self.draw, self.skull)
         affine = affine @ nib.affines.from_matvec(np.eye(3), start)
@@ -299,6 +308,13 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         size = 1 + self.R.uniform(-self.scale_fraction, self.scale_fraction, 3)
         flip = -1 if self.R.uniform() < self.flip_probability else 1
         return np.diag([flip, 1, 1]) @ rotation / size
+
+
+def make_head(label_map: str | os.PathLike, seed: int, transform: RandLabelToImaged) -> dict[Hashable, Any]:
+    """Make the volume of a label map file that this seed draws, see `RandLabelToImaged`."""
+    source = load_volume(label_map)
+    labels = torch.from_numpy(np.asarray(source.dataobj).astype(np.int16))[None]
+    return transform({"label_map": MetaTensor(labels, affine=source.affine), "seed": seed, "case": str(label_map)})
 
 
 def _probability(name: str, value: float) -> float:

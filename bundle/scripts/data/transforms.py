@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection, PathLike
-from monai.data import MetaTensor, NibabelReader, NumpyReader
+from monai.data import MetaTensor, NibabelReader
 from monai.transforms import MapTransform, Transform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple, ensure_tuple_rep
+from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple
 from torch import Tensor
 
 from ..common.checks import check_settings
-from ..method.volume import PIXEL_SIZE
+from ..method.volume import PIXEL_SIZE, PLANES, robust_scale
 from .brain import brain_mask_of, lesion_of
 from .nifti import content_size, load_volume, open_content
 from .quality import check_labels, check_scan
@@ -27,6 +27,8 @@ from .stripping import brain_mask_or_strip
 logger = logging.getLogger(__name__)
 
 LOWEST, HIGHEST = -3.0, 3.0
+SELECTIONS = ("healthy", "largest_lesion", "all")
+SHORTEST_SIDE = 60.0  # mm of a slice; a plane in which a scan shows less holds no slices
 LARGEST_SCALED = 1e9  # what the arithmetic of the method bears; a brain's own voxels are near -3 to 3
 MOST_TRAILING = 1 << 20  # bytes behind the voxels of a file
 
@@ -45,24 +47,6 @@ def check_fractions(lower_fraction: float, upper_fraction: float) -> None:
         raise ValueError(
             f"`lower_fraction` must be below `upper_fraction`, got {lower_fraction} and {upper_fraction}: swap them?"
         )
-
-
-def quantiles(values: np.ndarray, fractions: Sequence[float]) -> list[float]:
-    """Some quantiles of values (n,), as `numpy.quantile` finds them in float64, bit for bit, but without a copy to it.
-
-    Args:
-        values: At least one.
-        fractions: In [0, 1].
-    """
-    places = [fraction * (len(values) - 1) for fraction in fractions]
-    around = [(math.floor(place), min(math.floor(place) + 1, len(values) - 1)) for place in places]
-    ordered = np.partition(values, sorted({index for pair in around for index in pair}))
-    found = []
-    for place, pair in zip(places, around, strict=True):
-        low, high = (float(ordered[index]) for index in pair)
-        part = place - pair[0]
-        found.append(high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part)
-    return found
 
 
 def scale_brain_intensity(
@@ -93,9 +77,9 @@ def scale_brain_intensity(
     scaled = np.full(image.shape, LOWEST, dtype=np.float32)
     for channel, modality in enumerate(image.cpu().numpy()):  # NumPy takes and puts masked voxels 5 times faster
         voxels = modality[inside]
-        lower, upper = quantiles(voxels, [lower_fraction, upper_fraction])
+        lower, upper = np.quantile(voxels.astype(np.float64), [lower_fraction, upper_fraction])
         if lower_over_volume:
-            lower = quantiles(modality.ravel(), [lower_fraction])[0]
+            lower = np.quantile(modality.astype(np.float64), lower_fraction)
         if not upper > lower:
             raise ValueError(
                 f"has a brain of constant intensity in channel {channel} (quantiles {lower:g} and {upper:g}): exclude "
@@ -182,32 +166,6 @@ class ScanReader(NibabelReader):
         return super().get_data([type(image)(image.dataobj, images[0].affine, image.header) for image in images])
 
 
-class SliceReader(NumpyReader):
-    """Reads a slice that preprocessing wrote, and says what is wrong with it."""
-
-    def read(self, data: PathLike | Sequence[PathLike], **kwargs: object) -> list[str]:
-        """Give the files' names: what fails here makes MONAI try another reader, so `get_data` opens them."""
-        return list(map(str, ensure_tuple(data)))
-
-    def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict]:
-        """Read the arrays (C, H, W); never unpickles.
-
-        Raises:
-            ValueError: When a file is damaged, or holds what is no finite number.
-        """
-        planes = []
-        for path in img:
-            try:
-                planes.append(np.load(path, allow_pickle=False))
-            except Exception as error:
-                raise ValueError(
-                    f"{path} is damaged ({type(error).__name__}): run configs/preprocess.json again."
-                ) from None
-            if not np.isfinite(planes[-1].astype(np.float32)).all():
-                raise ValueError(f"{path} has NaN or infinite pixels: run configs/preprocess.json again.")
-        return super().get_data(planes)
-
-
 def resample_slice(
     image: Tensor, brain_mask: Tensor, spacing: Sequence[float], pixel_size: float, size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -221,7 +179,7 @@ def resample_slice(
         size: Height and width of the result in pixels; what lies beyond is cut off.
 
     Returns:
-        Slice (M, *size), `LOWEST` outside the brain, averaged over what its pixels cover of the brain, and brain mask
+        Slice (M, *size), 0 outside the brain, averaged over what its pixels cover of the brain, and brain mask
         (1, *size), float32.
     """
     brain = (brain_mask > 0).to(torch.float32)
@@ -229,10 +187,9 @@ def resample_slice(
     both = torch.cat([image * brain, brain])[None]
     both = F.interpolate(both, shape, mode="bilinear", antialias=True)[0]
     inside = both[-1] > 0.5
-    result = both.new_full((len(both), *size), LOWEST)
-    result[-1] = 0
+    result = both.new_zeros((len(both), *size))
     if inside.any():
-        values = torch.where(inside, both[:-1] / both[-1:].clamp(min=0.5), LOWEST)
+        values = torch.where(inside, both[:-1] / both[-1:].clamp(min=0.5), 0.0)
         both = torch.cat([values, inside[None].to(values.dtype)])
         spans = [inside.any(dim=1 - axis).nonzero()[:, 0] for axis in (0, 1)]
         starts = [int(span[0] + span[-1] + 1) // 2 - want // 2 for span, want in zip(spans, size, strict=True)]
@@ -248,13 +205,10 @@ class ResampleSliced(MapTransform):
 
     Args:
         keys: Slices (M, H, W).
-        size: Height and width in pixels.
+        size: Height and width of the canvas in pixels.
         pixel_size: mm.
         mask_key: Their brain mask (1, H, W), above 0 in the brain.
-        field_key: Their height and width in mm, as preprocessing notes it.
-
-    Raises:
-        ValueError: When a slice does not tell its height and width.
+        field_key: Their height and width in mm, as `SlicesOfScand` gives them.
     """
 
     backend = [TransformBackends.TORCH]
@@ -272,33 +226,71 @@ class ResampleSliced(MapTransform):
         self.pixel_size, self.size = float(pixel_size), tuple(size)
         self.mask_key, self.field_key = mask_key, field_key
 
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Give a copy of ``data`` with the slices and their brain mask."""
         result = dict(data)
-        if self.field_key not in result:
-            raise ValueError(
-                f"{_named(result, result[self.mask_key])} does not tell its height and width in mm: run "
-                "configs/preprocess.json again."
-            )
-        brain_mask = convert_to_tensor(result[self.mask_key], dtype=torch.float32, track_meta=False)
+        brain_mask = result[self.mask_key].float()
         spacing = [mm / n for mm, n in zip(result[self.field_key], brain_mask.shape[1:], strict=True)]
         for key in self.key_iterator(result):
-            image = convert_to_tensor(result[key], dtype=torch.float32, track_meta=False)
-            result[key], mask = resample_slice(image, brain_mask, spacing, self.pixel_size, self.size)
+            result[key], mask = resample_slice(result[key], brain_mask, spacing, self.pixel_size, self.size)
             result[self.mask_key] = mask
         return result
 
 
-class StandardizeByScand(MapTransform):
-    """Add each slice in robust deviations from the median of its scan's brain, 0 outside the brain.
+class StandardizeBraind(MapTransform):
+    """Give scans in robust deviations from the median of their brain, 0 outside the brain.
 
     Args:
-        keys: Slices (M, H, W).
-        names: Where they go, one for each key.
-        mask_key: Their brain mask (1, H, W), above 0 in the brain.
+        keys: Scans (M, X, Y, Z).
+        mask_key: Their brain mask (1, X, Y, Z), bool.
 
     Raises:
-        ValueError: When a slice does not tell median and deviation of its scan.
+        ValueError: When half of a brain or more has one intensity, with the scan's name.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, keys: KeysCollection, mask_key: str = "brain_mask", allow_missing_keys: bool = False):
+        super().__init__(keys, allow_missing_keys)
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Give a copy of ``data`` with the standardized scans."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            plain, brain = (torch.as_tensor(each).as_subclass(Tensor) for each in (image, result[self.mask_key]))
+            try:
+                median, deviation = robust_scale(plain.float(), brain[0] > 0)
+            except ValueError as error:
+                raise ValueError(f"{_named(result, image)} {error}") from None
+            standard = (plain.float() - median) / deviation * brain
+            result[key] = convert_to_dst_type(standard, image, dtype=torch.float32)[0]
+        return result
+
+
+class SlicesOfScand(MapTransform):
+    """Cut a scan into slices: gives a list of dictionaries, one for each slice that is chosen.
+
+    Axial slices are (x, y), coronal ones (x, z) and sagittal ones (z, y). A plane in which the scan shows less than
+    `SHORTEST_SIDE` along one of its axes is left out, so that a scan of a few axial slices gives axial slices alone.
+    Beside the keys, brain mask and lesion mask, a slice has the scan's ``case`` and ``certain``, its ``plane``,
+    ``slice`` (its number), ``position`` (mm along the axis across it) and ``field_of_view`` (height and width in mm).
+
+    Args:
+        keys: Volumes (C, X, Y, Z) of one grid in RAS order.
+        selection: "healthy" takes slices without lesion, "largest_lesion" of each plane the one slice with the most
+            lesion voxels, "all" every slice. A scan without lesion mask counts as one without lesion.
+        planes: "axial", "coronal", "sagittal".
+        slice_range: First slice of a plane and the one after the last; None: all.
+        slice_distance: Slices are at least so many millimeters apart; 0: every slice.
+        smallest_brain_fraction: Slices of which the brain covers less than this part are left out.
+        mask_key: The brain mask (1, X, Y, Z), bool.
+        label_key: The lesion mask (1, X, Y, Z), whole numbers, if there is one.
+
+    Raises:
+        ValueError: When an option is none of those above; in a call, when the range leaves the scan or the lesion mask
+            is none, with the scan's name.
     """
 
     backend = [TransformBackends.TORCH]
@@ -306,26 +298,77 @@ class StandardizeByScand(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        names: KeysCollection,
+        selection: str = "healthy",
+        planes: Sequence[str] = ("axial",),
+        slice_range: Sequence[int] | None = None,
+        slice_distance: float = 0.0,
+        smallest_brain_fraction: float = 0.02,
         mask_key: str = "brain_mask",
+        label_key: str = "label",
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
-        self.names = ensure_tuple_rep(names, len(self.keys))
-        self.mask_key = mask_key
+        if selection not in SELECTIONS:
+            raise ValueError(f"`selection` must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+        if not planes or not {*planes} <= PLANES.keys():
+            raise ValueError(f"`planes` must be some of {', '.join(PLANES)}, got {list(planes)}.")
+        self.selection, self.planes, self.slice_distance = selection, list(planes), float(slice_distance)
+        self.slice_range = None if slice_range is None else [int(k) for k in slice_range]
+        self.smallest_brain_fraction = smallest_brain_fraction
+        self.mask_key, self.label_key = mask_key, label_key
 
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """Give a copy of ``data`` with the standardized slices."""
-        result = dict(data)
-        if not {"median", "deviation"} <= result.keys():
+    def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
+        """Give the slices, plane by plane in the order of their numbers; plain tensors (C, H, W)."""
+        name = _named(data, data[self.first_key(dict(data))])
+        affine = np.asarray(data[self.mask_key].affine, dtype=float)
+        volumes = {key: torch.as_tensor(data[key]).as_subclass(Tensor) for key in self.key_iterator(dict(data))}
+        volumes[self.mask_key] = torch.as_tensor(data[self.mask_key]).as_subclass(Tensor) > 0
+        if self.label_key in data:
+            volumes[self.label_key] = lesion_of(data[self.label_key], name).to(torch.uint8)
+        if len({volume.shape[1:] for volume in volumes.values()}) > 1:
+            shapes = ", ".join(f"{key} {list(volume.shape[1:])}" for key, volume in volumes.items())
+            raise ValueError(f"{name} has volumes of different shapes ({shapes}): resample them to one grid.")
+        rest: dict[Hashable, Any] = {key: data[key] for key in ("case", "certain") if key in data}
+        return [{**rest, **part} for plane in self.planes for part in self._plane(volumes, affine, plane, name)]
+
+    def _plane(
+        self, volumes: Mapping[Hashable, Tensor], affine: np.ndarray, plane: str, name: str
+    ) -> list[dict[Hashable, Any]]:
+        """The chosen slices of one plane."""
+        across, (rows, columns) = PLANES[plane]
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        shape = volumes[self.mask_key].shape[1:]
+        field_of_view = [round(float(shape[axis] * spacing[axis]), 3) for axis in (rows, columns)]
+        if min(field_of_view) < SHORTEST_SIDE:
+            return []
+        turned = {key: volume.permute(0, 1 + rows, 1 + columns, 1 + across) for key, volume in volumes.items()}
+        where: dict[Hashable, Any] = {"plane": plane, "field_of_view": field_of_view}
+        label = turned.get(self.label_key)
+        return [
+            {key: volume[..., k].contiguous() for key, volume in turned.items()}
+            | {**where, "slice": k, "position": float(affine[across, across] * k + affine[across, 3])}
+            for k in self._chosen(turned[self.mask_key][0], None if label is None else label[0], spacing[across], name)
+        ]
+
+    def _chosen(self, brain_mask: Tensor, label: Tensor | None, thickness: float, name: str) -> list[int]:
+        """The numbers of the chosen slices along the last axis."""
+        number = brain_mask.shape[2]
+        first, end = self.slice_range or (0, number)
+        if end > number:
             raise ValueError(
-                f"{_named(result, result[self.mask_key])} does not tell median and deviation of its scan: run "
-                "configs/preprocess.json again."
+                f"{name} has {number} slices, so `slice_range` {self.slice_range} leaves it: choose a range within "
+                f"[0, {number}], or null for all slices."
             )
-        median, deviation = (torch.tensor(result[key])[:, None, None] for key in ("median", "deviation"))
-        for key, name in self.key_iterator(result, self.names):
-            result[name] = (result[key] - median) / deviation * (result[self.mask_key] > 0)
-        return result
+        step = max(1, math.ceil(self.slice_distance / thickness - 1e-6))
+        covered = brain_mask.float().mean(dim=(0, 1)) >= self.smallest_brain_fraction
+        lesion = torch.zeros(number) if label is None else label.sum(dim=(0, 1))
+        slices = [k for k in range(first, end, step) if covered[k]]
+        if self.selection == "healthy":
+            return [k for k in slices if lesion[k] == 0]
+        if self.selection == "largest_lesion":
+            largest = max(slices, key=lambda k: float(lesion[k]), default=None)
+            return [] if largest is None or lesion[largest] == 0 else [largest]
+        return slices
 
 
 class BrainMaskd(MapTransform):
@@ -358,7 +401,8 @@ class BrainMaskd(MapTransform):
         finders = {"auto": brain_mask_or_strip, "background": brain_mask_of}
         if extraction not in finders:
             raise ValueError(f"`brain_extraction` must be auto or background, got {extraction!r}.")
-        self.find, self.modalities, self.mask_key = finders[extraction], modalities, mask_key
+        self.extraction, self.modalities, self.mask_key = extraction, modalities, mask_key
+        self.find = finders[extraction]
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Any]:
         """Give a copy of ``data`` with the brain mask and the warnings."""

@@ -12,7 +12,7 @@ import torch
 
 from ..common.outputs import atomic
 from ..inference.inferer import IterMaskInferer
-from ..method.refinement import Refinement
+from ..method.model import Model
 from .pictures import LABEL_COLOR, PRED_COLOR, brain_box, enlarge, gray, outline, tile, to_display
 from .samples import Sample, sample_name
 from .summaries import SIZE_CLASSES, in_class
@@ -46,7 +46,7 @@ def draw_iterations(
     scans: Sequence[Mapping],
     transform: Callable[[Any], Any],
     inferer: IterMaskInferer,
-    network: Refinement,
+    network: Model,
     output_dir: str,
 ) -> None:
     """Segment a typical case of the table again, and draw the mask of each iteration where its lesion is largest.
@@ -62,10 +62,10 @@ def draw_iterations(
     inferer.progress = False
 
     def after(count: int) -> Sample:
-        inferer.options = {**inferer.options, "max_passes": count}
+        inferer.settings = {**inferer.settings, "max_iterations": count}
         return Sample.from_item({**item, "pred": inferer(inputs, network)[0]}, inferer.outputs)
 
-    result = after(inferer.options["max_passes"])
+    result = after(inferer.settings["max_iterations"])
     index = int(result.label.flatten(1).sum(dim=1).argmax())
     planes = {key: getattr(result, key)[index, 0].numpy() for key in ("image", "brain_mask", "label", "pred_mask")}
     box = brain_box(planes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from ..common.outputs import atomic, check_outputs, check_writable
 from ..common.share import by_the_first
-from ..method.refinement import Refinement
+from ..method.model import Model
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3
+SLICE_SIZE = 128  # pixels, of a network that sees slices of any size
 
 
 @torch.no_grad()
-def network_inputs(model: Refinement) -> dict[str, Tensor]:
-    """What each network of a model sees when one slice of noise is refined; that for volumes sees the same channels.
+def network_inputs(model: Model) -> dict[str, Tensor]:
+    """What each network of a model sees of one slice of noise.
 
     Args:
         model: Calibrated networks.
@@ -30,28 +31,27 @@ def network_inputs(model: Refinement) -> dict[str, Tensor]:
         Input (1, C, H, W) by the name of the network.
     """
     seen: dict[str, Tensor] = {}
-
-    def remember(name: str) -> Callable[[nn.Module, tuple], None]:
-        def hook(network: nn.Module, inputs: tuple) -> None:
-            seen.setdefault(name, inputs[0].detach().clone())
-
-        return hook
-
-    handles = [getattr(model, name).register_forward_pre_hook(remember(name)) for name in model.networks]
-    device = model.threshold.device
-    shape = (1, model.modalities, model.image_size, model.image_size)
-    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    handles = [
+        getattr(model, name).register_forward_pre_hook(lambda network, inputs, name=name: _remember(seen, name, inputs))
+        for name in model.networks
+    ]
+    size = getattr(model, "image_size", SLICE_SIZE)
+    image = torch.randn((1, model.modalities, size, size), generator=torch.Generator().manual_seed(0))
     try:
-        model.refine(image.to(device), torch.ones_like(image[:, :1], dtype=torch.bool).to(device), max_passes=1)
+        model(torch.cat([image, torch.ones_like(image[:, :1])], dim=1).to(next(model.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()
-    return {name: seen[name] if name in seen else seen["masked"] for name in model.networks}
+    return seen
+
+
+def _remember(seen: dict[str, Tensor], name: str, inputs: tuple) -> None:
+    seen.setdefault(name, inputs[0].detach().clone())
 
 
 @by_the_first
-def export_networks(model: Refinement, output_dir: str) -> list[Path]:
-    """Write each network of a model as ONNX; batches of any size, slices of its ``image_size``.
+def export_networks(model: Model, output_dir: str) -> list[Path]:
+    """Write each network of a model as ONNX; batches of any size, slices of its own size.
 
     The refinement around the networks branches on its data, which ONNX cannot express: TorchScript (MONAI's
     `ckpt_export`) holds the whole method.

@@ -1,10 +1,9 @@
 """The numbers of segmented scans, and two tables of them at the end of a run.
 
 ``volumes.csv`` has a row for each scan that is finished: ``case``; ``marked_voxels`` and ``marked_ml``; ``lesions``,
-the number of connected areas (3-D, 26 neighbors); ``brain_ml``; ``outside_fraction``, the part of the axial slices
-with brain that lie far from those of training, in [0, 1], empty where these are unknown; ``seconds`` that the run
-took for it, while it read the scan after it; ``warnings``, how many its record holds; ``threshold_rule`` and
-``threshold_scale``; ``model``, the first 12 characters of the SHA-256 of the model file.
+the number of connected areas (3-D, 26 neighbors); ``brain_ml``; ``seconds`` that the run
+took for it, while it read the scan after it; ``warnings``, how many its record holds; ``threshold_scale``; ``model``,
+the first 12 characters of the SHA-256 of the model file.
 
 ``lesions.csv`` has a row for each connected area: ``case``; ``lesion``, its number, the largest being 1; ``ml``;
 ``x_mm``, ``y_mm`` and ``z_mm``, its center in the coordinates of the scan's own affine (to the right, to the front,
@@ -18,18 +17,16 @@ The numbers are those of the mask as it was written: one that a person corrects 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from nibabel.affines import apply_affine
 from skimage.measure import label, regionprops_table
 
 from ..common.outputs import write_csv
 from ..data.nifti import voxel_ml
-from .inferer import outside_planes
 
 VOLUMES, LESIONS = "volumes.csv", "lesions.csv"
 VOLUME_COLUMNS = (
@@ -38,10 +35,8 @@ VOLUME_COLUMNS = (
     "marked_ml",
     "lesions",
     "brain_ml",
-    "outside_fraction",
     "seconds",
     "warnings",
-    "threshold_rule",
     "threshold_scale",
     "model",
 )
@@ -82,7 +77,6 @@ def measure_volume(
     affine: np.ndarray,
     brain_mask: np.ndarray,
     brain_affine: np.ndarray,
-    planes: Sequence[float],
 ) -> Numbers:
     """Measure one segmented volume.
 
@@ -92,20 +86,16 @@ def measure_volume(
         affine: Of the scan, from voxels to mm (4, 4).
         brain_mask: Brain voxels in RAS order (X, Y, Z), bool.
         brain_affine: Of the brain mask (4, 4).
-        planes: Lowest and highest position of the training slices in mm; inf and -inf: unknown.
 
     Returns:
         The columns of ``volumes.csv`` that a volume gives, but in ``lesions`` what `measure_lesions` gives.
     """
-    with_brain = torch.from_numpy(brain_mask.any(axis=(0, 1)))
-    outside = outside_planes(with_brain, torch.from_numpy(brain_affine), torch.tensor(planes))
     number = int(np.count_nonzero(mask))
     return {
         "marked_voxels": number,
         "marked_ml": number * voxel_ml(affine),
         "lesions": measure_lesions(mask, anomaly_map, affine),
         "brain_ml": int(np.count_nonzero(brain_mask)) * voxel_ml(brain_affine),
-        "outside_fraction": None if outside is None else float(outside.float().mean()),
     }
 
 
@@ -113,7 +103,7 @@ def volume_row(record: Mapping[str, Any]) -> Numbers:
     """The row of a scan in ``volumes.csv``, of its record."""
     numbers = record["numbers"]
     own = {
-        **{name: record.get(name) for name in ("threshold_rule", "threshold_scale")},
+        "threshold_scale": record.get("threshold_scale"),
         "case": record["case"],
         "lesions": len(numbers["lesions"]),
         "warnings": len(record["warnings"]),

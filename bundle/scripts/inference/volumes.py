@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ import numpy as np
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.engines import SupervisedEvaluator
 
 from ..common.case_runner import CaseRunner, raise_failed
@@ -25,8 +23,6 @@ from ..common.paths import PRODUCT
 from ..common.share import first_checks, join_group, share
 from ..data.quality import check_marked
 from ..data.scans import FOUND_BRAIN, RESULTS, Scan
-from ..method.refinement import Refinement
-from .inferer import is_for_volumes
 from .results import DESCRIPTION, IGNORED, ResultFiles
 from .tables import LESIONS, VOLUMES, is_measured, measure_volume, write_tables
 from .writer import write_brain_mask
@@ -154,14 +150,13 @@ class Volumes:
 
     def _finish(self, engine: SupervisedEvaluator) -> None:
         state: Any = engine.state
-        network: Any = engine.network
         (item,), (output,) = state.batch, state.output
         case = item["case"]
         results = self._results(case)
         if FOUND_BRAIN in results:
             write_brain_mask(results[FOUND_BRAIN], item["brain_mask"], item["image"].meta["filename_or_obj"])
         self.files.describe(case, [path for path, *_ in self.records[case]["inputs"]])
-        numbers = _numbers(output["pred_mask"], output["pred_anomaly_map"], item["brain_mask"], network)
+        numbers = _numbers(output["pred_mask"], output["pred_anomaly_map"], item["brain_mask"])
         if sentence := check_marked(numbers["marked_ml"], numbers["brain_ml"]):
             logger.warning(f"{case} {sentence}")
         outcome = {
@@ -199,13 +194,11 @@ class Volumes:
         raise_failed(self.runner.failed, self.number)
 
 
-def _numbers(mask: MetaTensor, anomaly_map: MetaTensor, brain_mask: MetaTensor, network: Refinement) -> dict[str, Any]:
+def _numbers(mask: MetaTensor, anomaly_map: MetaTensor, brain_mask: MetaTensor) -> dict[str, Any]:
     """What `measure_volume` finds in a volume's results (1, H, W, D) and its brain mask."""
     arrays = [image.as_tensor()[0].cpu().numpy() for image in (mask, anomaly_map, brain_mask)]
     affines = [np.asarray(image.affine.cpu(), dtype=np.float64) for image in (mask, brain_mask)]
-    whole = is_for_volumes(network, brain_mask.as_tensor()[0] > 0, affine_to_spacing(brain_mask.affine))
-    planes = [math.inf, -math.inf] if whole else network.planes.tolist()  # whole volumes are known at all levels
-    return measure_volume(arrays[0] > 0, arrays[1], affines[0], arrays[2] > 0, affines[1], planes)
+    return measure_volume(arrays[0] > 0, arrays[1], affines[0], arrays[2] > 0, affines[1])
 
 
 def _files(subject: Scan) -> list[str]:

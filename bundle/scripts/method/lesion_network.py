@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: TorchScript cannot read annotations of buffers as text.
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -72,6 +73,7 @@ class LesionNetwork(Model):
         ValueError: When ``polarity`` is neither.
     """
 
+    title = "lesion network"
     networks = ["network"]
     thresholds = ("low_threshold", "high_threshold", "slice_low_threshold", "slice_high_threshold")
     low_threshold: Tensor
@@ -146,6 +148,11 @@ class LesionNetwork(Model):
     def slice_mask(self, score: Tensor) -> Tensor:
         """Mark areas of slices above the lower threshold that reach the higher one: (N, 1, H, W), bool."""
         return hysteresis(score, float(self.slice_low_threshold), float(self.slice_high_threshold))
+
+    def map_threshold(self, threshold_scale: float = 1.0) -> float:
+        """Give the lowest probability that is marked in a volume; ``threshold_scale`` is a factor on its odds."""
+        odds = math.exp(float(self.low_threshold)) * threshold_scale
+        return odds / (1 + odds)
 
     def threshold_values(self) -> list[Tensor]:
         """Give the buffers that calibration sets."""

@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,11 @@ class Model(nn.Module):
         modalities: Names of the M modalities, in the order of the channels.
     """
 
+    title = ""  # what tables and pictures call the method
+    reconstructs = True  # whether it gives a healthy image
     networks: list[str] = []  # names of the attributes that hold them
     thresholds: Sequence[str] = ()
+    scaling: Any = None  # how the training scans were scaled, see `scale_brain_intensity`; None: not at all
     description: Tensor
 
     def __init__(self, modalities: Sequence[str]):
@@ -40,6 +44,10 @@ class Model(nn.Module):
         sizes = {name: getattr(getattr(self, name), "size", None) for name in self.networks}
         common = {"format": FORMAT, "method": type(self).__name__, "modalities": self.modality_names}
         self.description.copy_(to_description({**common, "network": sizes[self.networks[0]], **settings}))
+
+    def map_threshold(self, threshold_scale: float = 1.0) -> float:
+        """Give the threshold of the anomaly map of a volume."""
+        raise NotImplementedError
 
     def threshold_values(self) -> list[Tensor]:
         """Give the buffers that calibration sets."""

@@ -24,9 +24,9 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.outputs import atomic, check_outputs, check_writable  # noqa: E402
-from scripts.data.label_maps import CONTRASTS, RandLabelToImaged  # noqa: E402
+from scripts.data.dataset import split_maps, volume_seed  # noqa: E402
+from scripts.data.label_maps import CONTRASTS, RandLabelToImaged, make_head  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
-from scripts.data.made_slices import make_head, split_maps, volume_seed  # noqa: E402
 from scripts.tools.phantoms import write_tables  # noqa: E402
 
 GRAY_LEVELS = 500  # of white matter

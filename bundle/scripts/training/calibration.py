@@ -1,28 +1,28 @@
-"""The threshold of the refinement, measured on healthy slices, and the file that carries it with the weights."""
+"""The end of a training: the threshold, measured on healthy slices, and the file that carries it with the weights."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import statistics
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..common.model_file import keep_lesions, save_model, take_weights
-from ..common.outputs import check_output, check_writable, file_digest, locked
-from ..common.share import by_the_first
-from ..data.slices import common_field_of_view, covered_planes
-from ..method.default import ProbabilisticIterMask
-from ..method.published import IterMask
-from ..method.refinement import Refinement, pass_noise
-from .checkpoint import TrainingCheckpoint, check_not_shipped
+from ..common.model_file import save_model
+from ..common.outputs import check_output, check_writable, file_digest
+from ..common.paths import bundle_root
+from ..data.dataset import SliceDataset
+from ..method.itermask import IterMask, iteration_noise
+from ..method.model import Model
+from .checkpoint import TrainingCheckpoint
 
 logger = logging.getLogger(__name__)
-LONGEST_TAIL = 1.25  # times that of an exponential distribution
 UNEXPLAINED_ERROR = 9.0  # largest squared error of gray in the middle, the brain being scaled to [-3, 3]
 
 
@@ -42,7 +42,7 @@ def exceeded_by(values: Tensor, fraction: float) -> float:
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` must be in (0, 1), got {fraction}; did you pass a percentage?")
     if values.numel() == 0:
-        raise ValueError("No healthy pixel to calibrate `threshold` on: check the validation slices.")
+        raise ValueError("No healthy pixel to calibrate `threshold` on: check the validation scans.")
     rank = int((1 - fraction) * (values.numel() - 1) + 1e-9)
     return float(values.flatten().kthvalue(rank + 1).values)
 
@@ -58,21 +58,21 @@ def hidden_errors(
         image: Slices (N, M, H, W).
         brain_mask: Brain pixels (N, 1, H, W), bool.
         spatial_mask: Pixels to hide (N, 1, H, W), bool; those outside the brain are not hidden.
-        noise: What fills them, (1 or N, M, H, W); default: the noise of the refinement's first pass.
+        noise: What fills them, (1 or N, M, H, W); default: the noise of a seed of its own.
 
     Returns:
         One error for each hidden pixel.
     """
     hidden = spatial_mask & brain_mask
-    noise = pass_noise(image, 0) if noise is None else noise
-    return model.masked_pass(image, hidden, brain_mask, noise)[0][hidden]
+    noise = iteration_noise(image, 0) if noise is None else noise
+    return model.masked_reconstruction(image, hidden, brain_mask, noise)[0][hidden]
 
 
 def calibrate(
     model: IterMask,
     batches: Iterable[dict[str, Tensor]],
     spatial_masks: Callable[[Tensor, torch.Generator], Tensor],
-    exceed_fraction: float = 0.2,
+    false_positive_rate: float = 0.2,
     seed: int = 0,
 ) -> float:
     """Set a model's threshold to the error that a fraction of hidden healthy pixels exceed (Liang et al. 2024, 2.3).
@@ -81,11 +81,15 @@ def calibrate(
         model: Trained networks; its ``threshold`` is set.
         batches: Healthy slices under ``image`` and ``brain_mask``, never used for training.
         spatial_masks: Draws what is hidden, as in training: a function of `masks`.
-        exceed_fraction: Part of the hidden healthy pixels above the threshold, in (0, 1); the published value is 0.2.
+        false_positive_rate: Part of the hidden healthy pixels above the threshold, in (0, 1); the published value is
+            0.2.
         seed: Seed of the masks.
 
     Returns:
         The threshold.
+
+    Raises:
+        RuntimeError: When the threshold is not above 0.
     """
     model.eval()
     device = model.threshold.device
@@ -94,234 +98,135 @@ def calibrate(
     for batch in batches:
         image, brain_mask = batch["image"].to(device), batch["brain_mask"].to(device) > 0
         errors.append(hidden_errors(model, image, brain_mask, spatial_masks(brain_mask, generator)).cpu())
-    threshold = exceeded_by(torch.cat(errors) if errors else torch.empty(0), exceed_fraction)
+    threshold = exceeded_by(torch.cat(errors) if errors else torch.empty(0), false_positive_rate)
+    if not (math.isfinite(threshold) and threshold > 0):
+        raise RuntimeError(
+            f"The validation slices give the impossible threshold {threshold:.4g}, expected one above 0: check that "
+            "they show brains and that the training's loss fell; the model file is as it was."
+        )
+    if threshold > UNEXPLAINED_ERROR:
+        logger.warning(
+            f"The model explains the validation slices badly (threshold {threshold:.4g}): are they healthy, and of the "
+            "modality that it was trained on? If so, train longer; do not trust its masks."
+        )
     model.threshold.fill_(threshold)
     return threshold
 
 
-@torch.no_grad()
-def calibrate_scores(
-    model: ProbabilisticIterMask,
-    batches: Iterable[dict[str, Tensor]],
-    first_fraction: float = 0.1,
-    exceed_fraction: float = 0.02,
-    certain_fraction: float = 0.005,
-    seed: int = 0,
-) -> float:
-    """Set the deviation and thresholds of a `ProbabilisticIterMask` from what healthy slices score.
+def check_training(model_file: str, checkpoint: TrainingCheckpoint, dataset: SliceDataset) -> None:
+    """Refuse outputs of a training that cannot be written or would replace others, before any long work starts.
 
     Args:
-        model: A trained network; its buffers are set.
-        batches: Healthy slices under ``image`` and ``brain_mask``, never used for training.
-        first_fraction: Part of the healthy brain, in (0, 1), that the first mask hides.
-        exceed_fraction: Part of the healthy brain above the lower threshold of the anomaly map.
-        certain_fraction: Part of the healthy brain above its upper threshold, which an area must reach somewhere.
-        seed: Seed of the noise that fills hidden pixels.
-
-    Returns:
-        The lower threshold.
+        model_file: Where the model will go.
+        checkpoint: Of the training.
+        dataset: Whether MONAI Label has listed its scans, whose server trains the same model again and again.
 
     Raises:
-        ValueError: When the fractions are out of order.
+        OSError: When a folder cannot be made or written to, or the model file is read-only.
+        ValueError: When one of them is there and is no file of this product, or that of another training.
+        RuntimeError: When another run writes in the folder of the checkpoint.
     """
-    if not certain_fraction <= exceed_fraction <= first_fraction:
+    if idist.get_rank() > 0:
+        return
+    for path in (checkpoint.path, Path(model_file)):
+        check_writable(path.absolute().parent)
+    if dataset.listed:
+        checkpoint.resume = False
+        return
+    if checkpoint.path.exists() and not checkpoint.resume:
         raise ValueError(
-            "Expected certain_fraction <= exceed_fraction <= first_fraction, got "
-            f"{certain_fraction}, {exceed_fraction}, {first_fraction}."
+            f"{checkpoint.path} holds a training already: leave out `resume` to go on with it, or set another "
+            "`output_dir`."
         )
-    model.eval()
-    device = model.threshold.device
-    slices = [(batch["image"].to(device), batch["brain_mask"].to(device) > 0) for batch in batches]
-    model.deviation.fill_(1)
-    first = [model.first_pass(model.prepare(image, brain)[0], brain)[0][brain] for image, brain in slices]
-    scores = torch.cat(first) if first else torch.empty(0)
-    model.deviation.fill_(scores.std() if scores.any() else 1)
-    model.first_threshold.fill_(exceeded_by(scores.cpu() / float(model.deviation), first_fraction))
-    model.threshold.zero_(), model.certain_threshold.zero_()
-    final = torch.cat([model.refine(image, brain, seed=seed)[1][brain].cpu() for image, brain in slices])
-    model.threshold.fill_(exceeded_by(final, exceed_fraction))
-    model.certain_threshold.fill_(exceeded_by(final, certain_fraction))
-    warn_of_heavy_tail(final, float(model.threshold), float(model.certain_threshold), exceed_fraction, certain_fraction)
-    return float(model.threshold)
+    check_output(checkpoint.path)
+    check_not_shipped(model_file)
+    check_output(model_file, checkpoint.path.absolute().parent)
 
 
-def warn_of_heavy_tail(scores: Tensor, low: float, high: float, low_fraction: float, high_fraction: float) -> None:
-    """Log when the highest scores of healthy slices lie apart from the rest, as those of lesions do.
-
-    Args:
-        scores: All scores, flattened.
-        low: What ``low_fraction`` of them exceed.
-        high: What ``high_fraction`` of them exceed.
-        low_fraction: In (0, 0.5).
-        high_fraction: In (0, ``low_fraction``].
-    """
-    middle = float(scores.flatten().median())
-    exponential = math.log(0.5 / high_fraction) / math.log(0.5 / low_fraction)  # of a Laplace distribution
-    if high - middle > LONGEST_TAIL * exponential * (low - middle):
-        logger.warning(
-            f"The validation slices score above {low:.3g} in {low_fraction:.1%} of the brain and above {high:.3g} in "
-            f"{high_fraction:.1%}: the highest scores lie apart from the rest, as those of lesions do. Look at the "
-            "validation slices, leave out those that are not healthy, and run `calibrate`."
-        )
-
-
-def check_thresholds(model: Refinement) -> None:
-    """Refuse thresholds that no trained model has on healthy slices, and warn of unlikely ones.
+def check_not_shipped(model_file: str) -> None:
+    """Refuse to write over the model that came with the bundle, by whatever link.
 
     Raises:
-        RuntimeError: When one is not above 0, or the upper below the lower.
+        ValueError: When it is that model.
     """
-    values = {name: float(value) for name, value in model.named_buffers() if name in (*model.thresholds, "deviation")}
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    possible = all(math.isfinite(value) and value > 0 for value in values.values())
-    if not possible or values.get("certain_threshold", values["threshold"]) < values["threshold"]:
-        raise RuntimeError(
-            f"The thresholds that the validation slices give are impossible ({shown}): expected all above 0, and the "
-            "upper one not below the lower; check that the validation slices hold brain as preprocess.json makes it "
-            "and that the training's loss fell; the model file is as it was."
-        )
-    unexplained = values["deviation"] if "deviation" in values else values["threshold"] / UNEXPLAINED_ERROR
-    if unexplained > 1:
-        logger.warning(
-            f"The model explains the validation slices badly ({shown}): are they healthy, of the same modality and "
-            "scaled as those it was trained on? If so, train longer; do not trust its masks."
-        )
+    shipped = os.path.join(bundle_root(), "models", "model.pt")
+    if os.path.exists(model_file) and os.path.exists(shipped) and os.path.samefile(model_file, shipped):
+        raise ValueError(f"{model_file} is the model of the bundle: set `model_file` or `output_file` to another one.")
 
 
-@by_the_first
-def recalibrate(
-    model: Refinement,
+def finish_training(
+    model: Model,
+    weights: nn.Module,
+    checkpoint: TrainingCheckpoint,
     model_file: str,
-    calibration: Callable[..., float],
-    batches: Iterable[dict[str, Tensor]],
-    output_file: str | None = None,
-) -> float:
-    """Measure the threshold of a model file anew, for example on healthy slices of another scanner.
+    dataset: SliceDataset,
+    calibration: Callable[..., float] | None = None,
+    batches: Iterable[dict[str, Tensor]] = (),
+) -> None:
+    """Take the trained weights, calibrate where the method asks for it, and write the model file.
+
+    A training that was complete already leaves its model file as it is. Of several processes the first does all this.
 
     Args:
-        model: As the config describes it; the file must agree. Gets the file's weights and the new threshold.
-        model_file: The weights.
-        calibration: `calibrate` or `calibrate_scores` with its options.
-        batches: Healthy slices.
-        output_file: Where the weights with the new threshold go; default: ``model_file``.
+        model: The model that was trained.
+        weights: Its trained networks, averaged over the last iterations where the method does that.
+        checkpoint: Knows whether the training was interrupted.
+        model_file: Where the model goes. Where MONAI Label has listed the scans, it goes to the weights of the bundle,
+            which its server reads.
+        dataset: The training slices; an `IterMask` keeps their size and levels.
+        calibration: `calibrate` with its options, or None.
+        batches: Healthy slices for it.
+
+    Raises:
+        SystemExit: When the training was interrupted.
+    """
+    checkpoint.stop_interrupted()
+    place = os.path.join(bundle_root(), "models", "model.pt") if dataset.listed else model_file
+    if idist.get_rank() > 0:
+        return
+    if not checkpoint.trained and Path(place).is_file():
+        print(f"The training is complete already. Model: {place}")
+        return
+    model.load_state_dict(weights.state_dict(), strict=False)
+    if isinstance(model, IterMask):
+        note_slices(model, dataset)
+    if calibration is not None:
+        print(f"Threshold {calibration(model, batches):.6g}")
+    replaces = file_digest(place) if dataset.listed and Path(place).is_file() else None
+    save_model(model, place, checkpoint.path.absolute().parent, replaces)
+    print(f"Model: {place}")
+
+
+def note_slices(model: IterMask, dataset: SliceDataset) -> None:
+    """Keep in a model the height and width in mm (median) and the levels of the slices that it was trained on."""
+    slices: list[dict[str, Any]] = [part for scan in dataset.scans for part in scan]
+    sizes = zip(*(part["field_of_view"] for part in slices), strict=True)
+    model.field_of_view.copy_(torch.tensor([statistics.median(size) for size in sizes]))
+    if all(part["plane"] == "axial" for part in slices):
+        positions = [part["position"] for part in slices]
+        model.planes.copy_(torch.tensor([min(positions), max(positions)]))
+
+
+def recalibrate(
+    model: Model, model_file: str, output_file: str, calibration: Callable[..., float], batches: Iterable[Any]
+) -> float:
+    """Measure the threshold of a model anew, for example on healthy scans of another scanner.
+
+    Args:
+        model: As `load_model` gives it; gets the new threshold.
+        model_file: Where it is from.
+        output_file: Where the model with the new threshold goes.
+        calibration: `calibrate` with its options.
+        batches: Healthy slices, or scans.
 
     Returns:
         The new threshold.
     """
-    place = output_file or model_file
-    check_not_shipped(place)
-    check_writable(Path(place).absolute().parent)
-    with locked(place):
-        replaces = file_digest(place) if Path(place).is_file() and place == model_file else None
-        check_output(place, replaces=replaces)
-        model = take_weights(model, model_file)
-        before = float(model.threshold)
-        threshold = calibration(model, batches)
-        check_thresholds(model)
-        save_model(model, place, replaces=replaces)
-    print(f"Threshold {before:.6g} -> {threshold:.6g}, written to {place}")
+    check_not_shipped(output_file)
+    check_writable(Path(output_file).absolute().parent)
+    check_output(output_file)
+    before = float(model.threshold_values()[0])
+    threshold = calibration(model, batches)
+    save_model(model, output_file)
+    print(f"Threshold {before:.6g} of {model_file} -> {threshold:.6g}, written to {output_file}")
     return threshold
-
-
-def finish_training(
-    model: IterMask,
-    checkpoint: TrainingCheckpoint,
-    trained: Sequence[str],
-    model_file: str,
-    calibration: Callable[..., float],
-    batches: Iterable[dict[str, Tensor]],
-    slices: Sequence[Mapping[str, Any]] = (),
-    anew: bool = False,
-) -> None:
-    """Take the best averaged weights, calibrate, and write the model file.
-
-    Where only one of the two networks was trained, the other comes from ``model_file``; as long as there is none,
-    the model has no threshold and cannot be used. Of several processes the first does all this.
-
-    Args:
-        model: The networks that were trained.
-        checkpoint: Holds the best weights.
-        trained: Which networks were trained.
-        model_file: Where the model goes.
-        calibration: `calibrate` or `calibrate_scores` with its options.
-        batches: Healthy slices for it.
-        slices: Those of the training, as `read_slices` lists them; their size and levels are kept in the model.
-        anew: As in `check_training`.
-
-    Raises:
-        SystemExit: When the training was interrupted.
-    """
-    stop_interrupted(checkpoint)
-    if idist.get_rank() > 0:
-        return
-    if checkpoint.is_finished(model_file):
-        print(f"{model_file} is this training's already; run `calibrate` for other thresholds.")
-        return
-    complete = set(trained) == set(model.networks)
-    replaces = file_digest(model_file) if Path(model_file).is_file() and (anew or not complete) else None
-    if not complete and Path(model_file).exists():
-        take_weights(model, model_file)
-        complete = True
-    model.load_state_dict(checkpoint.best_weights, strict=False)
-    model.field_of_view.copy_(torch.tensor(common_field_of_view(slices)))
-    model.planes.copy_(torch.tensor(covered_planes(slices)))
-    if complete:
-        threshold = calibration(model, batches)
-        check_thresholds(model)
-        print(f"Best validation error {checkpoint.best_metric:.6g}, threshold {threshold:.6g}")
-    else:
-        other = next(name for name in model.networks if name not in trained)
-        model.threshold.fill_(float("nan"))
-        print(f"Only {trained[0]} is trained: train {other} with the same `model_file` to get a threshold.")
-    save_trained(keep_lesions(model, model_file), checkpoint, model_file, replaces)
-
-
-def save_trained(
-    model: Refinement, checkpoint: TrainingCheckpoint, model_file: str, replaces: str | None = None
-) -> None:
-    """Write the model file, note beside the checkpoint that it is this training's, and say where it is.
-
-    Args:
-        model: Trained.
-        checkpoint: Of the training.
-        model_file: Where the model goes.
-        replaces: Digest of another's model file that it replaces, as the user asked for.
-    """
-    save_model(model, model_file, checkpoint.path.absolute().parent, replaces)
-    print(f"Model: {model_file}")
-
-
-def stop_interrupted(checkpoint: TrainingCheckpoint) -> None:
-    """End the program where a signal ended the training.
-
-    Raises:
-        SystemExit: Saying how to go on.
-    """
-    if checkpoint.interrupted is not None:
-        message = (
-            f"{checkpoint.interrupted.name}: training stopped, saved {checkpoint.path}; "
-            "run the same command with --resume True to go on."
-        )
-        raise SystemExit(message if idist.get_rank() == 0 else 1)
-
-
-def finish_lesions(model: ProbabilisticIterMask, checkpoint: TrainingCheckpoint, model_file: str) -> None:
-    """Write a model with the last averaged weights of its network for whole volumes; all else is as it was.
-
-    Not the weights of the lowest validation error: while the learning rate is high, this error favors weights that
-    mark much, and healthy volumes with it.
-
-    Args:
-        model: The model in training.
-        checkpoint: Holds the averaged weights.
-        model_file: Where the model goes.
-
-    Raises:
-        SystemExit: When the training was interrupted.
-    """
-    stop_interrupted(checkpoint)
-    if idist.get_rank() > 0:
-        return
-    model.load_state_dict(checkpoint.ema.module.state_dict(), strict=False)
-    replaces = file_digest(model_file) if Path(model_file).is_file() else None  # from which it was made
-    save_trained(model, checkpoint, model_file, replaces)

@@ -1,65 +1,10 @@
-"""Spatial masks: which pixels of the brain are hidden, in training and at the start of the refinement."""
+"""Spatial masks: which pixels of the brain are hidden in training."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def random_blobs(brain_mask: Tensor, generator: torch.Generator, whole_brain_fraction: float = 0.1) -> Tensor:
-    """Draw smooth random masks of every size, from nothing to the whole brain.
-
-    Each slice takes a Gaussian random field with a random scale (grids of 4 to 32 knots) and hides the pixels where
-    it is highest, a fraction of the brain that is uniform in (0, 1]. Unlike the published sampler this covers what
-    the refinement meets: it starts from most of the brain hidden and ends with little.
-
-    Args:
-        brain_mask: Brain pixels (N, 1, H, W), bool.
-        generator: Source of randomness, on the device of ``brain_mask``.
-        whole_brain_fraction: Probability in [0, 1] of hiding the whole brain.
-
-    Returns:
-        Hidden pixels (N, 1, H, W), bool, inside the brain.
-    """
-    number, device = len(brain_mask), brain_mask.device
-    grids = (4, 8, 16, 32)
-    knots = [torch.randn(number, 1, size, size, generator=generator, device=device) for size in grids]
-    chosen = torch.randint(len(grids), (number,), generator=generator, device=device)
-    field = torch.zeros(brain_mask.shape, device=device)
-    for index, random in enumerate(knots):
-        taken = chosen == index
-        field[taken] = F.interpolate(random[taken], size=brain_mask.shape[-2:], mode="bicubic")
-    # As high as at a random brain pixel, whose rank is uniform: no need to sort the pixels.
-    order = torch.rand(brain_mask.shape, generator=generator, device=device).masked_fill(~brain_mask, -1)
-    cut = field.flatten(1).gather(1, order.flatten(1).argmax(dim=1, keepdim=True))[:, :, None, None]
-    whole = torch.rand(number, generator=generator, device=device) < whole_brain_fraction
-    return brain_mask & ((field >= cut) | whole[:, None, None, None])
-
-
-def coarse_noise(shape: torch.Size, generator: torch.Generator, grids: tuple[int, ...] = (8, 12, 16, 24)) -> Tensor:
-    """Draw smooth noise that hides low frequencies: standard normal knots of a random coarse grid, bilinear between.
-
-    Args:
-        shape: Slices (N, M, H, W).
-        generator: Source of randomness; the noise is on its device.
-        grids: Knots along each side, drawn for each slice.
-
-    Returns:
-        Noise (N, M, H, W), its grid shifted at random.
-    """
-    number, channels, height, width = shape
-    device = generator.device
-    chosen = torch.randint(len(grids), (number,), generator=generator, device=device)
-    noise = torch.zeros(shape, device=device)
-    for index, knots in enumerate(grids):
-        taken = chosen == index
-        random = torch.randn(number, channels, knots, knots, generator=generator, device=device)[taken]
-        margin = (height // knots, width // knots)
-        top, left = (int(torch.randint(m + 1, (1,), generator=generator, device=device)) for m in margin)
-        field = F.interpolate(random, (height + margin[0], width + margin[1]), mode="bilinear")
-        noise[taken] = field[..., top : top + height, left : left + width]
-    return noise
 
 
 def _bump(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -11,20 +11,31 @@ from torch.utils.data import Sampler
 class SliceStream(Sampler[int]):
     """An endless stream of shuffled slices that can be entered at any iteration.
 
-    Every slice comes once before any comes again. With several ranks each takes its share of one common stream.
+    Every slice comes once before any comes again, or, with weights, slices are drawn with replacement. With several
+    ranks each takes its part of one common stream.
 
     Args:
         number: Slices of the data set.
         batch_size: Slices of one iteration on one rank.
         seed: Seed of the order.
+        weights: How often each slice is drawn beside the others; None: all alike.
         rank: This process.
         world_size: Number of processes.
     """
 
-    def __init__(self, number: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        number: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: Sequence[float] | None = None,
+    ):
         self.number = number
         self.batch_size = batch_size
         self.seed = seed
+        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
         self.rank = rank
         self.world_size = world_size
         self.iteration = 0
@@ -39,6 +50,9 @@ class SliceStream(Sampler[int]):
             if position // self.number != shuffled_pass:
                 shuffled_pass = position // self.number
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + shuffled_pass)
-                order = torch.randperm(self.number, generator=generator).tolist()
+                if self.weights is None:
+                    order = torch.randperm(self.number, generator=generator).tolist()
+                else:
+                    order = torch.multinomial(self.weights, self.number, True, generator=generator).tolist()
             yield order[position % self.number]
             position += self.world_size

@@ -3,8 +3,7 @@ from functools import partial
 import pytest
 import torch
 from monai.networks.nets import BasicUNet
-from scripts.method.published import IterMask
-from scripts.method.refinement import hide, pass_noise
+from scripts.method.itermask import IterMask, hide, iteration_noise
 from torch import nn
 
 
@@ -31,7 +30,7 @@ def test_perfect_reconstruction_leaves_nothing_hidden(model, image, brain_mask):
 
 
 def test_masks_shrink_inside_the_brain(model, image, brain_mask):
-    masks = [refined(model, image, brain_mask, max_passes=passes)[0] for passes in range(1, 6)]
+    masks = [refined(model, image, brain_mask, max_iterations=number)[0] for number in range(1, 6)]
     assert masks[0].any()
     for larger, smaller in zip([brain_mask, *masks], masks, strict=False):
         assert not (smaller & ~larger).any()
@@ -39,8 +38,8 @@ def test_masks_shrink_inside_the_brain(model, image, brain_mask):
 
 def test_first_mask_hides_the_asked_fraction_of_the_brain(model, image, brain_mask):
     model.threshold.fill_(0)
-    model.first_fraction = 0.25
-    mask = refined(model, image, brain_mask, max_passes=1)[0]
+    model.initial_fraction = 0.25
+    mask = refined(model, image, brain_mask, max_iterations=1)[0]
     fraction = mask[:3].flatten(1).sum(1) / brain_mask[:3].flatten(1).sum(1)
     torch.testing.assert_close(fraction, torch.full((3,), 0.25), rtol=0, atol=0.02)
 
@@ -60,7 +59,7 @@ def test_batch_size_does_not_matter(model, image, brain_mask, batch_size):
     assert torch.equal(whole[0], parts[0]) and torch.equal(whole[3], parts[3])
 
 
-def test_every_network_pass_is_counted(model, image, brain_mask):
+def test_every_iteration_is_counted(model, image, brain_mask):
     seen = {"first_iteration": 0, "masked": 0}
     for name in seen:
 
@@ -68,10 +67,10 @@ def test_every_network_pass_is_counted(model, image, brain_mask):
             seen[name] += len(output)
 
         getattr(model, name).register_forward_hook(count)
-    passes = refined(model, image, brain_mask)[3]
-    assert int(passes.sum()) == sum(seen.values())
+    iterations = refined(model, image, brain_mask)[3]
+    assert int(iterations.sum()) == sum(seen.values())
     assert seen["first_iteration"] == 3  # the slice without brain is not looked at
-    assert int(passes[3]) == 0
+    assert int(iterations[3]) == 0
 
 
 def test_same_input_gives_the_same_mask_and_leaves_the_global_random_state_alone(model, image, brain_mask):
@@ -83,11 +82,11 @@ def test_same_input_gives_the_same_mask_and_leaves_the_global_random_state_alone
 
 def test_seed_changes_what_fills_the_hidden_pixels(model, image, brain_mask):
     assert not torch.equal(refined(model, image, brain_mask, seed=0)[2], refined(model, image, brain_mask, seed=9)[2])
-    assert not torch.equal(pass_noise(image, 0), pass_noise(image, 1))
+    assert not torch.equal(iteration_noise(image, 0), iteration_noise(image, 1))
 
 
 def test_higher_threshold_scale_marks_less(model, image, brain_mask):
-    sizes = [int(refined(model, image, brain_mask, threshold_scale=s, max_passes=1)[0].sum()) for s in (0.1, 1, 10)]
+    sizes = [int(refined(model, image, brain_mask, threshold_scale=s, max_iterations=1)[0].sum()) for s in (0.1, 1, 10)]
     assert sizes[0] > sizes[1] > sizes[2]
 
 
@@ -97,9 +96,9 @@ def test_missing_threshold_is_an_error(model, image, brain_mask):
         refined(model, image, brain_mask)
 
 
-def test_first_fraction_as_percentage_is_an_error(small_network):
+def test_initial_fraction_as_percentage_is_an_error(small_network):
     with pytest.raises(ValueError, match="did you pass a percentage"):
-        IterMask(small_network, first_fraction=60)
+        IterMask(small_network, initial_fraction=60)
 
 
 def test_forward_gives_the_refined_mask(model, image, brain_mask):
