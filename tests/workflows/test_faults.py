@@ -408,19 +408,6 @@ def test_events_that_cannot_be_written_are_one_sentence(reference, tmp_path, mou
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_folder_that_becomes_read_only_is_one_sentence(reference, tmp_path, mount, name):
-    step, expected, *_ = reference(name)
-    mount("-t", "tmpfs", "tmpfs")
-    options = step.prepare(tmp_path)
-    fault = (step.work, 2, ["mount", "-o", "remount,ro", str(tmp_path / "out")])
-    message = last_error(*Command(*step.command, tmp_path, fault=fault, **options).wait()[:2])
-    assert "Cannot write" in message and "Read-only file system" in message
-    assert is_whole(name, step, tmp_path / "out", expected)
-    mount("-o", "remount,rw")
-    finish(step, tmp_path, options, expected)
-
-
-@pytest.mark.parametrize("name", STEPS)
 def test_output_folder_that_is_read_only_is_told_before_any_work(reference, tmp_path, mount, name):
     step, expected, *_ = reference(name)
     mount("-t", "tmpfs", "tmpfs")
@@ -460,8 +447,7 @@ def test_second_of_two_runs_into_one_folder_is_refused_and_the_first_ends_well(r
         time.sleep(0.02)
     code, output, _ = Command(*step.command, tmp_path / "second", **options).wait()
     (tmp_path / "go").touch()
-    place = f"{tmp_path}/out/model.pt" if name == "calibrate" else f"in {tmp_path}/out"
-    assert last_error(code, output).startswith(f"error: Another run is writing {place}: wait until it ends, or set")
+    assert f"Another run is writing {tmp_path}/out/" in last_error(code, output)  # of inference one scan alone
     code, output, _ = first.wait()
     assert code == 0, output
     assert step.results(tmp_path / "out") == expected and not temporary_files(tmp_path)
