@@ -1,15 +1,16 @@
-"""The zip of a release."""
+"""The zip of a release, and the folder of its Hugging Face repository."""
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import CONFIGS
-from scripts.tools.release import NAME, main, make_release
+from scripts.tools.release import NAME, main, make_hugging_face, make_release
 
 BUNDLE = CONFIGS.parent
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
@@ -50,3 +51,18 @@ def test_release_without_weights_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="needs models/model.pt"):
         make_release(tmp_path / "bundle", tmp_path / "dist")
     assert not list(tmp_path.glob("dist/*"))
+
+
+def test_folder_for_hugging_face_has_what_the_zoo_lists_and_all_its_links_lead_somewhere(tmp_path):
+    url = "https://huggingface.co/someone/brain"
+    folder = make_hugging_face(BUNDLE, tmp_path, url)
+    assert json.loads((folder / "metadata.json").read_text()) == {**METADATA, "huggingface_url": url}
+    assert (folder / "LICENSE").is_file() and (folder / "README.md").read_text().startswith("---\nlicense: mit\n")
+    links = 0
+    for page in (folder / "README.md", *folder.glob("docs/*.md")):
+        for target in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            links += 1
+    assert links > 10 and not (folder / "scripts" / "tools").exists()
+    with pytest.raises(ValueError, match="--huggingface_url must be https://huggingface.co/OWNER/NAME, got hf.co"):
+        make_hugging_face(BUNDLE, tmp_path, "hf.co")

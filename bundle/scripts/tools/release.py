@@ -1,10 +1,16 @@
-"""The zip that `python -m monai.bundle download` takes: ``python bundle/scripts/tools/release.py`` makes it."""
+"""What a release is made of: ``python bundle/scripts/tools/release.py`` makes the zip for `monai.bundle download`.
+
+With ``--huggingface_url`` it also makes the folder of a Hugging Face repository. The Model Zoo lists README.md, LICENSE
+and metadata.json of its root.
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
+import posixpath
+import re
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -24,6 +30,28 @@ REQUIRED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/
 OLDEST_DATE = (1980, 1, 1, 0, 0, 0)
 
 
+FRONT_MATTER = """---
+license: mit
+library_name: monai
+tags: [monai, medical, mri, brain, image-segmentation, anomaly-detection]
+pipeline_tag: image-segmentation
+---
+
+"""
+
+
+def files_of(bundle: Path) -> list[Path]:
+    """The files of a bundle that are released, in the order of their names.
+
+    Raises:
+        FileNotFoundError: When the bundle lacks a file that the Model Zoo asks for.
+    """
+    for name in REQUIRED:
+        if not (bundle / name).is_file():
+            raise FileNotFoundError(f"A release needs {name}, but {bundle} has none: restore it, or train the model.")
+    return sorted(path for pattern in CONTENT for path in bundle.glob(pattern) if path.is_file())
+
+
 def make_release(bundle: Path, output_dir: Path) -> Path:
     """Pack a bundle under its release name, so that the same files always give the same bytes.
 
@@ -40,11 +68,8 @@ def make_release(bundle: Path, output_dir: Path) -> Path:
         ValueError: When a file of that name is there that no release wrote.
         FileNotFoundError: When the bundle lacks a file that the Model Zoo asks for.
     """
-    for name in REQUIRED:
-        if not (bundle / name).is_file():
-            raise FileNotFoundError(f"A release needs {name}, but {bundle} has none: restore it, or train the model.")
+    files = files_of(bundle)
     version = json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
-    files = sorted(path for pattern in CONTENT for path in bundle.glob(pattern) if path.is_file())
     release = output_dir / f"{NAME}_v{version}.zip"
     with atomic(release) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for path in files:
@@ -54,14 +79,57 @@ def make_release(bundle: Path, output_dir: Path) -> Path:
     return release
 
 
+def moved_links(text: str, folder: str) -> str:
+    """A page of a folder with its relative links as they are from the folder above."""
+
+    def moved(link: re.Match) -> str:
+        path, sign, part = link[1].partition("#")
+        return f"]({posixpath.normpath(posixpath.join(folder, path))}{sign}{part})" if path else link[0]
+
+    return re.sub(r"\]\((?![a-z]+:)([^)\s]+)\)", moved, text)
+
+
+def make_hugging_face(bundle: Path, output_dir: Path, url: str) -> Path:
+    """Write the folder of a Hugging Face repository: the bundle, and the model card, license and metadata at its root.
+
+    Args:
+        bundle: Folder of the bundle.
+        output_dir: Where ``NAME_hugging_face`` goes; a file that a release wrote is replaced.
+        url: Of the repository, for ``metadata.json``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: When ``url`` is none of Hugging Face, or a file is in the way that no release wrote.
+        FileNotFoundError: When the bundle lacks a file that the Model Zoo asks for.
+    """
+    if not re.fullmatch(r"https://huggingface\.co/[\w.-]+/[\w.-]+", url):
+        raise ValueError(f"--huggingface_url must be https://huggingface.co/OWNER/NAME, got {url}.")
+    folder = output_dir / f"{NAME}_hugging_face"
+    content = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in files_of(bundle)}
+    card = moved_links(content["docs/README.md"].decode(), "docs")
+    metadata = {**json.loads(content["configs/metadata.json"]), "huggingface_url": url}
+    content["README.md"] = (FRONT_MATTER + card).encode()
+    content["metadata.json"] = (json.dumps(metadata, indent=4) + "\n").encode()
+    for name, data in content.items():
+        with atomic(folder / name, output_dir) as temporary:
+            temporary.write_bytes(data)
+    return folder
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the release and print its SHA-256."""
+    """Make the release, and print its SHA-256."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default="dist", help="where the zip goes (default: ./dist)")
+    parser.add_argument("--huggingface_url", help="write the folder of this repository too")
     options = parser.parse_args(arguments)
     report_errors()
-    release = make_release(BUNDLE, check_writable(options.output_dir))
+    output_dir = check_writable(options.output_dir)
+    release = make_release(BUNDLE, output_dir)
     print(f"{hashlib.sha256(release.read_bytes()).hexdigest()}  {release}")
+    if options.huggingface_url:
+        print(f"Folder of the repository: {make_hugging_face(BUNDLE, output_dir, options.huggingface_url)}")
 
 
 if __name__ == "__main__":
