@@ -1,8 +1,11 @@
 """The state of a training on disk."""
 
+import os
+
 import pytest
 import torch
 from ignite.engine import Engine
+from scripts.common.outputs import RECORD
 from scripts.training.checkpoint import TrainingCheckpoint
 from torch import nn
 
@@ -24,7 +27,7 @@ def train(tmp_path, monkeypatch):
         checkpoint = TrainingCheckpoint(str(tmp_path / "checkpoint.pt"), parts, settings, resume)
         checkpoint.attach(trainer)
         trainer.run([0], max_epochs=epochs)
-        return checkpoint, float(network.weight)
+        return checkpoint, float(network.weight.detach())
 
     return run
 
@@ -51,3 +54,23 @@ def test_training_does_not_go_on_with_other_settings(train, settings, message):
     with pytest.raises(ValueError, match=f"belongs to another training \\({message}\\)"):
         train(2, **settings)
     assert train(2, seed=0, batch_size=8)[1] == 2
+
+
+def test_checkpoint_from_elsewhere_is_gone_on_with(train, tmp_path):
+    train(2)
+    (tmp_path / RECORD).unlink()  # as where it alone was copied
+    for epochs in (4, 6):
+        checkpoint, weight = train(epochs)
+        assert weight == epochs
+        checkpoint.check_place()
+    with pytest.raises(ValueError, match="checkpoint.pt is in the way, and no earlier output of this command"):
+        train(8, resume=False)
+
+
+def test_model_file_is_made_again_where_the_training_has_gone_on_since(train, tmp_path):
+    model = tmp_path / "model.pt"
+    assert not train(2)[0].has_made(model)
+    model.touch()
+    assert not train(3)[0].has_made(model) and not train(3)[0].has_made(model)  # killed before the model was written
+    os.utime(model, ns=((tmp_path / "checkpoint.pt").stat().st_mtime_ns,) * 2)
+    assert train(3)[0].has_made(model)

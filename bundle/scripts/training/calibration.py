@@ -138,7 +138,7 @@ def check_training(model_file: str, checkpoint: TrainingCheckpoint, dataset: Sli
             f"{checkpoint.path} holds a training already: leave out `resume` to go on with it, or set another "
             "`output_dir`."
         )
-    check_output(checkpoint.path)
+    checkpoint.check_place()
     check_not_shipped(model_file)
     check_output(model_file, checkpoint.path.absolute().parent)
 
@@ -184,7 +184,7 @@ def finish_training(
     place = os.path.join(bundle_root(), "models", "model.pt") if dataset.listed else model_file
     if idist.get_rank() > 0:
         return
-    if not checkpoint.trained and Path(place).is_file():
+    if checkpoint.has_made(place):
         print(f"The training is complete already. Model: {place}")
         return
     model.load_state_dict(weights.state_dict(), strict=False)

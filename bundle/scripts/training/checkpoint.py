@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from ..common.outputs import locked, read_tensors, save_tensors
+from ..common.outputs import check_output, file_digest, is_unchanged, locked, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class TrainingCheckpoint:
         self.interrupted: signal.Signals | None = None
         self.trained = False
         self.replaced: dict[int, Any] = {}
+        self.replaces: str | None = None  # digest of a checkpoint from elsewhere, with which the training goes on
         self.lock = ExitStack()
 
     def attach(self, engine: Engine) -> None:
@@ -82,6 +84,7 @@ class TrainingCheckpoint:
                 f"The checkpoint {self.path} belongs to another training ({str(error).partition(chr(10))[0][:200]}): "
                 "set another `output_dir`, or the options and scans that it was made with."
             ) from None
+        self.replaces = None if is_unchanged(self.path) else file_digest(self.path)
         print(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
 
     def _check_settings(self, before: Mapping[str, Any]) -> None:
@@ -130,8 +133,23 @@ class TrainingCheckpoint:
     def _save(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
             content = {name: target.state_dict() for name, target in self.save_dict.items()}
-            save_tensors(self.path, {**content, "settings": self.settings, "trainer": engine.state_dict()})
+            content |= {"settings": self.settings, "trainer": engine.state_dict()}
+            save_tensors(self.path, content, replaces=self.replaces)
+            self.replaces = self.replaces and file_digest(self.path)
             logger.info(f"Saved {self.path} at iteration {engine.state.iteration}.")
+
+    def check_place(self) -> None:
+        """Refuse what is in the place of the checkpoint, unless it is one with which the training goes on.
+
+        Raises:
+            ValueError: See `check_output`.
+        """
+        check_output(self.path, replaces=file_digest(self.path) if self.resume and self.path.is_file() else None)
+
+    def has_made(self, model_file: str) -> bool:
+        """Whether there was nothing left to train, and a model file is there that is no older than the checkpoint."""
+        there = not self.trained and os.path.isfile(model_file) and self.path.is_file()
+        return there and os.stat(model_file).st_mtime_ns >= self.path.stat().st_mtime_ns
 
     def stop_interrupted(self) -> None:
         """End the program where a signal ended the training.
