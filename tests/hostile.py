@@ -1,25 +1,24 @@
-"""What the tests of lying and attacking input share: a time limit, what a user may be told, and a small model."""
+"""What the tests of lying and attacking input share: a time limit, what a user may be told, and one way to read."""
 
 from __future__ import annotations
 
 import re
 import signal
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
 from conftest import CONFIGS
-from monai.bundle import ConfigWorkflow
-from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, LoadImaged, Orientationd
 from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
+from scripts.data.nifti import load_volume
 from scripts.data.scans import find_scans
-from scripts.inference.volumes import Volumes
-from scripts.method.default import ProbabilisticIterMask
+from scripts.data.transforms import BrainMaskd, ScaleBrainIntensityd, ScanReader
+from scripts.method.itermask import IterMask
 from scripts.method.networks import ReconstructionUNet
 
 SCRIPTS = str(CONFIGS.parent / "scripts")
@@ -90,8 +89,7 @@ def save_small_model(path):
     )
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = ProbabilisticIterMask(network, image_size=16, threshold=0.1)
-    model.field_of_view.copy_(torch.tensor([14.0, 16.0]))
+        model = IterMask(network, image_size=16, threshold=0.1)
     save_model(model, path)
     return path
 
@@ -103,62 +101,32 @@ def brain(shape=(12, 14, 5), dtype=np.int16):
     return np.where(inside, np.random.default_rng(0).integers(100, 900, shape), 0).astype(dtype)
 
 
-class Segmenter:
-    """`inference.json` with its parts made once: what it does with one file, many times over."""
+@cache
+def preparation():
+    """What inference.json does with a scan before a network sees it, but for the brain's standardization."""
+    steps = [
+        LoadImaged(["image", "brain_mask"], ScanReader, ensure_channel_first=True, allow_missing_keys=True),
+        Orientationd(["image", "brain_mask"], "RAS", labels=None, allow_missing_keys=True),
+        BrainMaskd("image", "auto"),
+        ScaleBrainIntensityd("image"),
+    ]
+    return Compose(steps)
 
-    def __init__(self, folder):
-        self.output = Path(folder) / "out"
-        model_file = save_small_model(Path(folder) / "model.pt")
-        example = Path(folder) / "example.nii"
-        nib.save(nib.Nifti1Image(brain(), np.eye(4)), example)
-        options = {"image_size": 16, "image": str(example), "output_dir": str(self.output)}
-        workflow = ConfigWorkflow(
-            str(CONFIGS / "inference.json"), logging_file=False, model_file=str(model_file), **options
-        )
-        workflow.initialize()
-        get = workflow.parser.get_parsed_content
-        self.model_file = model_file
-        self.preprocessing, self.postprocessing = get("preprocessing"), get("postprocessing")
-        self.network, self.inferer = get("network"), get("inferer")
-        self.inferer.progress = False
 
-    def __call__(self, image, brain_mask=None):
-        """Segment one file; gives the mask and the anomaly map as they were written, and removes them."""
-        subjects = find_scans("", ["flair"], image=str(image), brain_mask=brain_mask)
-        volumes = Volumes(subjects, str(self.output), str(self.model_file), {})
-        evaluator = SupervisedEvaluator(
-            device=torch.device("cpu"),
-            val_data_loader=DataLoader(Dataset(volumes.pending, self.preprocessing), batch_size=1),
-            network=self.network,
-            inferer=self.inferer,
-            postprocessing=self.postprocessing,
-            val_handlers=[volumes],
-        )
-        evaluator.logger.disabled = True
-        volumes.run(evaluator)
-        case = subjects[0]["case"]
-        written = [nib.load(self.output / case / f"{case}_{name}.nii.gz") for name in ("anomaly_mask", "anomaly_map")]
-        found = [(np.asanyarray(image.dataobj), image.affine) for image in written]
-        for path in files_below(self.output):
-            path.unlink()
-        return found
+def prepare(image):
+    """Find and read a scan as inference does; gives what holds for any: finite voxels in the file's own space."""
+    (scan,) = find_scans("", ["flair"], image=str(image))
+    found = preparation()(scan)
+    inverse = Orientationd("image", nib.aff2axcodes(load_volume(image).affine), labels=None)(found)["image"]
+    source = load_volume(image)
+    assert inverse.shape[1:] == source.shape[:3] and torch.isfinite(inverse).all()
+    np.testing.assert_allclose(inverse.affine, source.affine, rtol=1e-3, atol=1e-3)
+    brain_mask = found["brain_mask"].as_tensor()
+    assert brain_mask.any() and (found["image"].as_tensor()[~brain_mask] == -3).all()
+    return inverse.as_tensor()[0].numpy()
 
-    def check(self, image):
-        """Segment a file: the two outputs lie in its space and hold what they should, or there is a sentence and none.
 
-        Returns:
-            The mask, or the sentence.
-        """
-        found, refusal = outcome(self, image)
-        if refusal is not None:
-            assert not files_below(self.output), files_below(self.output)
-            return refusal
-        source = nib.load(image)
-        voxels = np.asanyarray(source.dataobj).reshape(source.shape[:3])
-        for array, affine in found:
-            assert array.shape == voxels.shape and np.isfinite(array).all()
-            np.testing.assert_allclose(affine, source.affine, rtol=1e-3, atol=1e-3)
-        (mask, _), (anomaly_map, _) = found
-        assert set(np.unique(mask)) <= {0, 1} and (anomaly_map >= 0).all()
-        assert not mask[voxels <= 0].any() and not anomaly_map[voxels <= 0].any()
-        return mask
+def check(image):
+    """The scaled voxels of a file, or the sentence that says why there are none."""
+    found, refusal = outcome(prepare, image)
+    return found if refusal is None else refusal

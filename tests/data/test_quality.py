@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import needs_data
 from monai.data import MetaTensor
-from scripts.data.quality import check_clipping, check_marked
+from scripts.data.quality import check_levels, check_marked
 from scripts.data.transforms import BrainMaskd, LesionLabeld
 
 DATA = os.environ.get("ITERMASK_DATA")
@@ -100,11 +100,12 @@ def test_clipped_scan(quantile, clipped, factor):
     assert ["one is clipped: " in line and "above is lost" in line for line in lines] == [True] * clipped
 
 
-@pytest.mark.parametrize("levels", [3, 8, 20])
-def test_few_levels_are_no_clipping(levels):
+@pytest.mark.parametrize(("levels", "line"), [(3, "has 3 intensities in its brain"), (15, "map of labels"), (20, None)])
+def test_few_levels_are_a_map_of_labels_and_no_clipping(levels, line):
     parts = np.random.default_rng(2).normal(0, 1, 20000)
     edges = np.quantile(parts, np.linspace(0, 1, levels + 1)[1:-1])
-    assert check_clipping(np.digitize(parts, edges)) is None
+    sentence = check_levels(np.digitize(parts, edges))
+    assert sentence is None if line is None else line in sentence
 
 
 @pytest.mark.parametrize(("codes", "warns"), [((0, 0), True), ((1, 0), False), ((0, 1), False), (None, False)])

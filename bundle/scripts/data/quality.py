@@ -24,7 +24,7 @@ WHOLE_EXTENT = 60.0  # mm along each axis; a scan that shows less of the head al
 WHOLE_VOXELS = 10_000  # of a brain; with as many, a scan that is short along two axes is no slab, but too small
 BRAIN_ML, POSSIBLE_ML = (200.0, 2500.0), (20.0, 20_000.0)  # outside them a brain is doubtful, and none
 MOST_CLIPPED = 0.02  # part of a brain; display windows clip 1 %
-LEAST_LEVELS = 16  # intensities of a brain; with fewer, many voxels share each
+LEAST_LEVELS = 16  # intensities of a brain
 LEAST_PEAK = 2.0  # times as many voxels as the level below
 LEAST_WRAPPED = 10  # voxels
 BRIGHT_AROUND = 0.35  # part of the voxels around the darkest that are of the brightest quarter; else 0.2 or fewer
@@ -59,7 +59,7 @@ def check_scan(
     for modality, value, name in zip(voxels, backgrounds, [*modalities] or [""] * len(voxels), strict=True):
         check_wrapped(modality, mask)
         inside = modality[mask]
-        found.append(check_clipping(inside if value is None else inside[inside != value]))
+        found.append(check_levels(inside if value is None else inside[inside != value]))
         if name.lower().startswith(DARK_FLUID):
             found.append(check_fluid(inside, name))
     return [sentence for sentence in found if sentence]
@@ -126,16 +126,17 @@ def check_holes(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray) -> str
     return None
 
 
-def check_clipping(intensities: np.ndarray) -> str | None:
-    """Tells a brain of which many voxels share the highest intensity, and far fewer the one below.
+def check_levels(intensities: np.ndarray) -> str | None:
+    """Tells a brain of very few intensities, and one of which far more voxels share the highest than the one below.
 
     Args:
         intensities: Of the brain's voxels (n,).
     """
-    if not len(intensities) or (part := np.mean(intensities == intensities.max())) <= MOST_CLIPPED:
-        return None
     levels, voxels = np.unique(intensities, return_counts=True)
-    if len(levels) >= LEAST_LEVELS and voxels[-1] > LEAST_PEAK * voxels[-2]:
+    if len(levels) < LEAST_LEVELS:
+        return f"has {len(levels)} intensities in its brain, as a map of labels has; give the scan."
+    part = voxels[-1] / voxels.sum()
+    if part > MOST_CLIPPED and voxels[-1] > LEAST_PEAK * voxels[-2]:
         return (
             f"is clipped: {part:.1%} of the brain has its highest intensity, expected at most {MOST_CLIPPED:.0%}; what "
             "lies above is lost, export the scan again without clipping."

@@ -90,8 +90,8 @@ def find_scans(
         scans = _resolve(places, modalities, {"label": label, "brain_mask": brain_mask}, split is not None, left_out)
         if not scans:
             _raise_nothing_found(root, modalities, left_out)
-    scans = without(scans, exclude, source, left_out)
     _check_names([scan["case"] for scan in scans], source)
+    scans = without(scans, exclude, source, left_out)
     if image is None:
         _tell(f"{source}: {len(scans)} scan{'s' * (len(scans) != 1)} found", left_out)
     if label and unlabeled_are_healthy is not None:

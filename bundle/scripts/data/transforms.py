@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -23,8 +22,6 @@ from .brain import brain_mask_of, lesion_of
 from .nifti import content_size, load_volume, open_content
 from .quality import check_labels, check_scan
 from .stripping import brain_mask_or_strip
-
-logger = logging.getLogger(__name__)
 
 LOWEST, HIGHEST = -3.0, 3.0
 SELECTIONS = ("healthy", "largest_lesion", "all")
@@ -420,8 +417,6 @@ class BrainMaskd(MapTransform):
             result["warnings"] = [*result["warnings"], *(f"{name} {sentence}" for sentence in found)]
             if isinstance(image, MetaTensor):
                 image.meta |= {"warnings": result["warnings"], **({"case": result["case"]} if "case" in result else {})}
-            for sentence in result["warnings"]:
-                logger.warning(sentence)
         return result
 
 
