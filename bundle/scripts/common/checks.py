@@ -26,6 +26,14 @@ LONGEST_NAME = 200  # bytes of a case's name: endings of files come on top, and 
 LONGEST_PATH = 3000  # bytes
 OPTIONS_OF_MONAI = {*inspect.signature(bundle_run).parameters, *inspect.signature(ConfigWorkflow).parameters}
 OPTIONS_OF_MONAI -= {"override"}  # that of all others
+RENAMED = {
+    "max_passes": "max_iterations",
+    "stop_shrink": "tolerance",
+    "sign": "polarity",
+    "first_fraction": "initial_fraction",
+    "exceed_fraction": "false_positive_rate",
+    "crop_size": "canvas_size",
+}
 
 
 def _options_and_words(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -80,7 +88,8 @@ def _check_option(name: str, value: object, config: ConfigParser) -> None:
     parent = name.rpartition("#")[0]
     component = config[parent] if parent and parent in config else None
     if name not in config and not (isinstance(component, dict) and "_target_" in component):
-        close = difflib.get_close_matches(name, [key for key in config.get() if not key.startswith("_")], n=1)
+        known = [key for key in config.get() if not key.startswith("_")]
+        close = difflib.get_close_matches(RENAMED.get(name, name), known, n=1)
         hint = f"did you mean --{close[0]}?" if close else "see the options at the top of the config file."
         raise ValueError(f"The config has no option --{name}: {hint}")
     if name in config.get("_unused_", "").split(", "):
@@ -173,20 +182,17 @@ CASES = Rule(
 )
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("bundle_root", "output_dir", "model_file", "results_dir", "label_maps_dir"), PATH),
-    **dict.fromkeys(("brain_mask", "healthy_dir"), _or_null(PATH)),
+    **dict.fromkeys(("output_dir", "model_file", "results_dir"), PATH),
+    **dict.fromkeys(("brain_mask", "label_maps_dir"), _or_null(PATH)),
     **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _or_null(CASES)),
-    **dict.fromkeys(("allow_outside", "resume", "fast", "save_brain_mask", "pictures", "native_grid"), SWITCH),
-    **dict.fromkeys(("unlabeled_are_healthy", "certainly_healthy"), SWITCH),
-    **dict.fromkeys(("stop_shrink", "tolerance", "noise_fraction", "lesion_fraction", "cache_rate"), PART),
-    **dict.fromkeys(("upper_fraction", "lower_fraction", "mirror_weight"), _or_null(PART)),
-    **dict.fromkeys(("first_fraction", "exceed_fraction", "certain_fraction"), OPEN_PART),
+    **dict.fromkeys(("allow_outside", "resume", "save_brain_mask", "pictures", "unlabeled_are_healthy"), SWITCH),
+    **dict.fromkeys(("tolerance", "lesion_fraction", "upper_fraction", "lower_fraction"), PART),
     **dict.fromkeys(("initial_fraction", "false_positive_rate"), OPEN_PART),
-    **dict.fromkeys(("iterations", "validation_interval", "max_passes", "max_iterations"), _whole(1, 10**9)),
+    **dict.fromkeys(("iterations", "validation_interval", "max_iterations"), _whole(1, 10**9)),
     **dict.fromkeys(("warmup_iterations", "least_pixels"), _whole(0, 10**9)),
     **dict.fromkeys(("learning_rate", "largest_gradient_norm", "doubt"), _positive()),
-    **dict.fromkeys(("volumes_per_head", "validation_heads"), _whole(1, 1000)),
-    "dataset_dir": FOLDERS,
+    **dict.fromkeys(("volumes_per_head", "validation_heads", "testing_heads"), _whole(0, 1000)),
+    "dataset_dir": _or_null(FOLDERS),
     "image": _or_null(FILES),
     "case": _or_null(Rule("a name without slashes", is_name)),
     "label": Rule(
@@ -194,21 +200,20 @@ RULES: dict[str, Rule] = {
         lambda value: isinstance(value, str) and value.count("/") < 2 and all(map(is_name, value.split("/"))),
     ),
     "modalities": _or_null(NAMES),
-    "trained_networks": NAMES,
     "slice_range": Rule(
         "[first, after the last] of whole numbers with 0 <= first < after the last, or null",
         lambda value: value is None or (_is_pair(value, _whole(0, 2**31 - 1).fits) and value[0] < value[1]),
     ),
     "batch_size": _whole(1, 4096),
-    "lower_over_volume": _or_null(SWITCH),
-    "image_size": _or_null(_whole(1, 2048)),
-    "slice_step": _whole(1, 10**6),
+    "lower_over_volume": SWITCH,
+    "image_size": _whole(1, 2048),
+    "slice_distance": _number(0, 1000),
     "contrast": _one_of("flair", "t1", "t2", "any"),
     "planes": Rule(
         "a list of axial, coronal, sagittal",
         lambda value: _is_list(value, lambda name: name in ("axial", "coronal", "sagittal")),
     ),
-    "crop_size": Rule(
+    "canvas_size": Rule(
         "[height, width] of whole numbers from 1 to 2048", lambda value: _is_pair(value, _whole(1, 2048).fits)
     ),
     "num_workers": _or_null(_whole(0, 256)),
@@ -225,18 +230,9 @@ RULES: dict[str, Rule] = {
     "brain_extraction": _one_of("auto", "background"),
     "precision": _one_of(*PRECISIONS),
     "ssim_data_range": _positive(1e6),
-    "sigma": _or_null(_number(0, 100)),
+    "sigma": _number(0, 100),
     "radius": _number(0, 10_000),
-    "slice_selection": Rule(
-        "{split: which slices}, such as {'training': 'healthy'}",
-        lambda value: isinstance(value, Mapping) and all(isinstance(text, str) for text in [*value, *value.values()]),
-    ),
-    "noise_range": Rule(
-        "[lowest, highest] of numbers from 0 to 100",
-        lambda value: _is_pair(value, _number(0, 100).fits) and value[0] <= value[1],
-    ),
-    "sign": _or_null(_one_of("bright", "both")),
-    "polarity": _or_null(_one_of("hyperintense", "both")),
+    "polarity": _one_of("hyperintense", "both"),
     "device": Rule("one that PyTorch can use here, such as cpu or cuda:0", _is_device),
     "subsets": Rule(
         "{name: file with a case name a line}",
@@ -248,15 +244,13 @@ RULES: dict[str, Rule] = {
     ),
 }
 
-ORDERED = ("certain_fraction", "exceed_fraction", "first_fraction")
-
 
 def _hint(rule: Rule, value: object) -> str:
     if rule.words.startswith((PART.words, OPEN_PART.words)) and _is_number(value) and 1 < value <= 100:
         return "; did you pass a percentage?"
     if any(isinstance(part, str) and is_of_home(part) for part in (value if isinstance(value, list) else [value])):
         return "; write $HOME in place of ~, which the shell leaves as it is in quotes and after =."
-    if rule in (PATH, FOLDERS, RULES["brain_mask"], RULES["label"]) and _is_number(value):
+    if rule in (PATH, RULES["dataset_dir"], RULES["brain_mask"], RULES["label"]) and _is_number(value):
         return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."
     return "."
 
@@ -275,8 +269,3 @@ def check_settings(**settings: Any) -> None:
         if not rule.fits(value):
             shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
             raise ValueError(f"`{name}` must be {rule.words}, got {shown}{_hint(rule, value)}")
-    in_order = [settings[name] for name in ORDERED if name in settings]
-    if in_order != sorted(in_order):
-        raise ValueError(
-            f"Expected {' <= '.join(ORDERED)}, got {', '.join(map(str, in_order))}: set them in this order."
-        )

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ..common.case_runner import CaseRunner, raise_failed
 from ..common.outputs import atomic, check_outputs, check_writable, locked
-from ..common.share import first_checks
 from .baselines import Baseline
 from .iterations import ITERATIONS_FILE
 from .metrics import counts_above, lesion_scores, overlap_from_counts
@@ -88,7 +87,8 @@ class Evaluation:
         self.members = read_subsets(self.subsets)
         self.folder = Path(self.output_dir)
         self.lock = ExitStack()
-        first_checks(self._check_folder)
+        if idist.get_rank() == 0:
+            self._check_folder()
         self.failures = CaseRunner()
         self.scores = {f"baseline_{name}_": baseline for name, baseline in self.baselines.items()}
         self.cases: list[CaseScores] = []

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..common.outputs import check_output, write_text
-from ..common.share import by_the_first
 from ..data.lists import inside
 from .iterations import ITERATIONS_FILE
 from .summaries import SUMMARY_COLUMNS, healthy_words, score_name
@@ -240,7 +239,6 @@ reconstruction if the model makes one, anomaly map, and mask (red) against label
 """
 
 
-@by_the_first
 def write_report(output_dir: str) -> Path:
     """Write ``report.html`` from what an evaluation left in ``output_dir``.
 

@@ -12,7 +12,6 @@ from monai.networks import convert_to_onnx
 from torch import Tensor, nn
 
 from ..common.outputs import atomic, check_outputs, check_writable
-from ..common.share import by_the_first
 from ..method.model import Model
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -49,7 +48,6 @@ def _remember(seen: dict[str, Tensor], name: str, inputs: tuple) -> None:
     seen.setdefault(name, inputs[0].detach().clone())
 
 
-@by_the_first
 def export_networks(model: Model, output_dir: str) -> list[Path]:
     """Write each network of a model as ONNX; batches of any size, slices of its own size.
 

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from ..common.case_runner import raise_failed
 from ..common.outputs import check_output, read_json, write_text
 from ..common.paths import PRODUCT
-from ..common.share import by_the_first
 from ..data.morphology import box_of
 from ..data.nifti import load_volume, voxel_ml
 from ..data.scans import RESULTS
@@ -247,7 +246,6 @@ not for diagnosis.</p>
     return page.replace("</body>", f"<script>{SCRIPT}</script></body>", 1)
 
 
-@by_the_first
 def write_views(results_dir: str, case: str | None = None) -> list[Path]:
     """Write a page beside the results of each scan, ``CASE_anomaly_view.html``.
 

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 
 from ..common.case_runner import CaseRunner, raise_failed
+from ..common.distributed import is_first, partition, wait_for_others
 from ..common.outputs import check_outputs, check_writable, file_digest, locked, read_json, write_json
 from ..common.paths import PRODUCT
-from ..common.share import first_checks, join_group, share
 from ..data.quality import check_marked
 from ..data.scans import FOUND_BRAIN, RESULTS, Scan
 from .results import DESCRIPTION, IGNORED, ResultFiles
@@ -75,10 +74,10 @@ class Volumes:
         self.files = ResultFiles(output_dir, layout)
         self.files.check_apart(subject["case"] for subject in subjects)
         self.settings = {MODEL: file_digest(model_file) if os.path.isfile(model_file) else None, **settings}
-        mine = share(subjects, rank, world_size)
+        mine = partition(subjects, rank, world_size)
         if world_size > 1:
             print(f"Process {rank + 1} of {world_size}: {len(mine)} of {len(subjects)} scans.")
-        first_checks(self._check_folder)
+        self._check_folder()
         self.number, self.runner, self.lock = len(mine), CaseRunner(), ExitStack()
         usable = self.runner.usable(mine)
         self.records = {subject["case"]: self._record(subject) for subject in usable}
@@ -184,7 +183,7 @@ class Volumes:
             print(f"Finished scans are done anew, with {', '.join(changed)}.")
         if self.pending:
             with self.lock:
-                self.runner.run(evaluator, show=int(os.environ.get("RANK", "0")) == 0)
+                self.runner.run(evaluator, show=is_first())
         self._write_tables()
         if len(self.runner.failed) < self.number:
             first, *others = self._results("sub-CASE" if self.files.is_bids else "<case>").values()
@@ -203,9 +202,3 @@ def _numbers(mask: MetaTensor, anomaly_map: MetaTensor, brain_mask: MetaTensor) 
 
 def _files(subject: Scan) -> list[str]:
     return [*subject["image"], *([subject["brain_mask"]] if "brain_mask" in subject else [])]
-
-
-def wait_for_others() -> None:
-    """Wait under torchrun until every process is done: it ends all of them when one fails."""
-    if join_group():
-        dist.barrier()
