@@ -6,99 +6,86 @@ from functools import partial
 import pytest
 import torch
 from monai.networks.nets import BasicUNet
-from scripts.common.model_file import load_model, save_model, take_weights
-from scripts.method.default import ProbabilisticIterMask
+from scripts.common.model_file import load_model, save_model
 from scripts.method.description import DESCRIPTION_BYTES, from_description, to_description
 from scripts.method.itermask import IterMask
+from scripts.method.lesion_network import LesionNetwork
 
-DEFAULT = {"modalities": ["t1", "flair"], "image_size": 64, "sign": "both", "sigma": 1.0, "mirror_weight": 0.0}
-PUBLISHED = {"modalities": ["t2"], "image_size": 32, "radius": 4.0, "sigma": 0.5, "first_fraction": 0.4}
+SCALING = {"upper_fraction": 0.98, "lower_fraction": 0.01, "lower_over_volume": True}
+SETTINGS = {
+    IterMask: {"modalities": ["t2"], "image_size": 32, "radius": 4.0, "initial_fraction": 0.4, "scaling": SCALING},
+    LesionNetwork: {"modalities": ["t1", "flair"], "polarity": "both", "mirror_weight": 0.1},
+}
 
 
 def trained(method, network, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = method(network, threshold=0.8, **settings).eval()
+        model = method(network, **settings).eval()
+    for threshold in model.threshold_values():
+        threshold.fill_(0.8)
     return model
 
 
-@pytest.mark.parametrize(("method", "settings"), [(ProbabilisticIterMask, DEFAULT), (IterMask, PUBLISHED)])
-def test_loaded_model_is_the_saved_one_without_any_setting(tmp_path, small_network, method, settings):
-    scaling = {"upper_fraction": 0.98, "lower_fraction": 0.01, "lower_over_volume": True}
-    model = trained(method, small_network, scaling=scaling, **settings)
+@pytest.mark.parametrize("method", SETTINGS, ids=lambda method: method.__name__)
+def test_loaded_model_is_the_saved_one_without_any_setting(tmp_path, small_network, method):
+    model = trained(method, small_network, **SETTINGS[method])
     save_model(model, str(tmp_path / "model.pt"))
-    loaded = load_model(str(tmp_path / "model.pt"))
+    loaded = load_model(str(tmp_path / "model.pt"), **{**SETTINGS[method], "radius": SETTINGS[method].get("radius")})
     assert type(loaded) is method and not loaded.training
     assert from_description(loaded.description) == from_description(model.description)
-    assert loaded.modality_names == settings["modalities"] and loaded.scaling == scaling
+    assert loaded.modality_names == SETTINGS[method]["modalities"]
+    assert loaded.scaling == (SCALING if method is IterMask else None)
     image = torch.randn(1, model.modalities + 1, 32, 32, generator=torch.Generator().manual_seed(1))
     image[:, -1] = 1
-    assert torch.equal(loaded(image), model(image)) and torch.equal(loaded.threshold, model.threshold)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), model(image))
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"modalities": ["flair", "t1"]}, r"`modalities` is \['flair', 't1'\], but the model in .* \['t1', 'flair'\]"),
-        ({"sign": "bright"}, "`sign` is 'bright', but the model in .* was trained with 'both'"),
-        ({"image_size": 128}, "`image_size` is 128, but the model in .* was trained with 64"),
-        ({"lower_over_volume": True}, "`lower_over_volume` is True, but the model in .* was trained with False"),
+        ({"polarity": "hyperintense"}, "`polarity` is 'hyperintense', but the model in .* was trained with 'both'"),
         ({"radius": 15.0}, "`radius` is 15.0, but the model in .* was trained with None"),
     ],
 )
 def test_setting_that_contradicts_the_file_is_named(tmp_path, small_network, given, message):
-    save_model(trained(ProbabilisticIterMask, small_network, **DEFAULT), str(tmp_path / "model.pt"))
+    save_model(trained(LesionNetwork, small_network, **SETTINGS[LesionNetwork]), str(tmp_path / "model.pt"))
     with pytest.raises(ValueError, match=message):
         load_model(str(tmp_path / "model.pt"), **given)
-    assert load_model(str(tmp_path / "model.pt"), **DEFAULT, radius=None).sigma == 1.0
 
 
-def test_file_without_description_says_what_is_assumed(tmp_path, small_network, caplog):
-    model = trained(ProbabilisticIterMask, partial(small_network, channels=16))
-    old = {name: value for name, value in model.state_dict().items() if name not in ("description", "deviation")}
-    torch.save({**old, "deviations": torch.tensor([3.0, 2.0])}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="holds the weights of another network"):
-        load_model(str(tmp_path / "model.pt"))
-    loaded = load_model(str(tmp_path / "model.pt"), partial(small_network, channels=16), sign="both")
-    assert loaded.deviation == 3 and loaded.both_signs and loaded.modality_names == ["flair"]
-    assert "does not say how it was made; assumed: ProbabilisticIterMask, modalities ['flair']" in caplog.text
-    assert "run `calibrate`" in caplog.text
+@pytest.mark.parametrize("method", SETTINGS, ids=lambda method: method.__name__)
+def test_model_that_lacks_any_threshold_is_refused_except_for_calibration(tmp_path, small_network, method):
+    model, path = trained(method, small_network), str(tmp_path / "model.pt")
+    for name in model.thresholds:
+        before = float(getattr(model, name))
+        getattr(model, name).fill_(float("nan"))
+        save_model(model, path)
+        with pytest.raises(RuntimeError, match="lacks a threshold"):
+            load_model(path)
+        with pytest.raises(RuntimeError, match="lacks a threshold"):
+            load_model(path, calibrated=False)(torch.ones(1, 2, 16, 16))
+        getattr(model, name).fill_(before)
 
 
-@pytest.mark.parametrize("name", ["threshold", "certain_threshold", "first_threshold"])
-def test_model_that_lacks_any_threshold_is_refused(tmp_path, small_network, name):
-    model = trained(ProbabilisticIterMask, small_network)
-    getattr(model, name).fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="lacks a threshold"):
-        model(torch.ones(1, 2, 16, 16))
-    save_model(model, str(tmp_path / "model.pt"))
-    with pytest.raises((RuntimeError, ValueError), match="threshold"):
-        load_model(str(tmp_path / "model.pt"))
-
-
-def test_network_of_another_kind_needs_its_overlay(tmp_path):
+def test_network_of_another_kind_needs_its_override_config(tmp_path):
     network = partial(BasicUNet, spatial_dims=2, features=(4, 4, 4, 4, 4, 4))
-    save_model(trained(ProbabilisticIterMask, network), str(tmp_path / "model.pt"))
+    save_model(trained(IterMask, network), str(tmp_path / "model.pt"))
     with pytest.raises(ValueError, match="no ReconstructionUNet"):
         load_model(str(tmp_path / "model.pt"))
     assert load_model(str(tmp_path / "model.pt"), network).threshold == pytest.approx(0.8)
 
 
-def test_weights_go_into_a_model_of_the_same_settings_alone(tmp_path, small_network):
-    save_model(trained(ProbabilisticIterMask, small_network, **DEFAULT), str(tmp_path / "model.pt"))
-    model = ProbabilisticIterMask(small_network, **DEFAULT)
-    assert take_weights(model, str(tmp_path / "model.pt")).threshold == pytest.approx(0.8)
-    with pytest.raises(ValueError, match="`image_size` is 32, but the model in .* was trained with 64"):
-        take_weights(ProbabilisticIterMask(small_network, **{**DEFAULT, "image_size": 32}), str(tmp_path / "model.pt"))
-
-
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        (torch.zeros(DESCRIPTION_BYTES, dtype=torch.uint8), "damaged description"),
+        (torch.zeros(DESCRIPTION_BYTES, dtype=torch.uint8), "does not say how it was made"),
         (to_description({"format": 99, "method": "IterMask"}), "format 99, which this version does not know"),
         (to_description({"format": 1, "method": "os.system"}), "method 'os.system'"),
         (to_description({"format": 1, "method": "IterMask", "network": {"channels": 10**9}}), "impossible network"),
+        (to_description({"format": 1, "method": "IterMask", "network": {}, "passes": 3}), "cannot be used"),
     ],
 )
 def test_damaged_or_foreign_description_is_refused(tmp_path, small_network, description, message):
@@ -108,32 +95,34 @@ def test_damaged_or_foreign_description_is_refused(tmp_path, small_network, desc
         load_model(str(tmp_path / "model.pt"))
 
 
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run configs/train.json to make them, or set `model_file`"):
-        load_model(tmp_path / "none.pt")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "run configs/train.json to make them, or set `model_file`"),
+        ("hello", "is not a file of network weights"),
+        ({"threshold": os.system}, "is not a file of network weights"),
+        ({"trainer": {}, "network": {}}, "is no model"),
+        (BasicUNet(spatial_dims=2).state_dict(), "does not say how it was made"),
+    ],
+    ids=["missing", "text", "pickle", "checkpoint", "weights"],
+)
+def test_what_is_no_model_is_refused(tmp_path, content, message):
+    path = tmp_path / "model.pt"
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_model(str(path))
 
 
-def test_text_is_no_model(tmp_path):
-    (tmp_path / "model.pt").write_text("hello")
-    with pytest.raises(ValueError, match="is not a file of network weights"):
-        load_model(tmp_path / "model.pt")
-
-
-def test_pickled_object_is_not_executed(tmp_path):
-    torch.save({"threshold": os.system}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="is not a file of network weights"):
-        load_model(tmp_path / "model.pt")
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    torch.save(BasicUNet(spatial_dims=2).state_dict(), tmp_path / "model.pt")
+def test_weights_that_are_no_numbers_or_another_network_s_are_refused(tmp_path, small_network):
+    model, path = trained(IterMask, small_network), tmp_path / "model.pt"
+    weights = model.state_dict()
+    name = next(name for name in weights if name.startswith("masked."))
+    torch.save({**weights, name: torch.full_like(weights[name], float("nan"))}, path)
+    with pytest.raises(ValueError, match="numbers that no training leaves"):
+        load_model(str(path))
+    torch.save({key: value for key, value in weights.items() if key != name}, path)
     with pytest.raises(ValueError, match="holds the weights of another network"):
-        load_model(tmp_path / "model.pt")
-
-
-def test_model_without_threshold_can_be_loaded_for_calibration(model, tmp_path):
-    model.threshold.fill_(float("nan"))
-    save_model(model, tmp_path / "model.pt")
-    with pytest.raises(RuntimeError, match="lacks a threshold"):
-        load_model(tmp_path / "model.pt")
-    load_model(tmp_path / "model.pt", calibrated=False)
+        load_model(str(path))

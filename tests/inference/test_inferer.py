@@ -2,14 +2,14 @@
 
 import math
 import re
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from scripts.inference.inferer import IterMaskInferer, warn_of_planes, warn_of_spacing
-from scripts.method.default import ProbabilisticIterMask
+from scripts.inference.inferer import IterMaskInferer, warn_of_planes
+from scripts.method.itermask import IterMask
+from scripts.method.lesion_network import LesionNetwork
 from scripts.tools.phantoms import phantom
 
 
@@ -19,7 +19,7 @@ class TestInferer:
         """Random parameters, and a threshold that part of the brain exceeds."""
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            return ProbabilisticIterMask(partial(small_network, patch_size=2), image_size=16, threshold=0.08).eval()
+            return IterMask(small_network, image_size=16, radius=2, threshold=0.3).eval()
 
     @pytest.fixture
     def scan(self):
@@ -33,7 +33,7 @@ class TestInferer:
         torch.testing.assert_close(whole[0].movedim(-1, 0), slices, rtol=0, atol=1e-5)
 
     def test_outputs_come_in_the_asked_order(self, network, scan):
-        names = ("passes", "reconstruction", "anomaly_map", "mask")
+        names = ("iterations", "reconstruction", "anomaly_map", "mask")
         found = IterMaskInferer(outputs=names)(scan, network)
         assert found.shape == (1, 4, 40, 48, 7)
         for channel, name in enumerate(names):
@@ -42,30 +42,23 @@ class TestInferer:
 
     def test_empty_slices_are_skipped(self, network, scan):
         scan[..., 2] = 0
-        found = IterMaskInferer(outputs=("mask", "passes"))(scan, network)
+        found = IterMaskInferer(outputs=("mask", "iterations"))(scan, network)
         assert not found[..., 2].any() and (found[:, 1, :, :, 3] > 0).all()
 
     def test_options_reach_the_refinement(self, network, scan):
         sizes = [float(IterMaskInferer(threshold_scale=s)(scan, network).sum()) for s in (0.5, 1, 2)]
         assert sizes[0] > sizes[1] > sizes[2]
-        passes = [float(IterMaskInferer(["passes"], max_passes=n, stop_shrink=0)(scan, network).max()) for n in (1, 3)]
-        assert passes[0] < passes[1]
-
-    def test_rule_for_whole_volumes_says_that_slices_have_none(self, network, scan, caplog):
-        scan = MetaTensor(scan, affine=np.eye(4))
-        expected = IterMaskInferer()(scan, network)
-        assert "threshold_rule" not in caplog.text
-        assert torch.equal(IterMaskInferer(threshold_rule="slope")(scan, network), expected)
-        assert caplog.text.count("`threshold_rule` slope is for whole volumes") == 1
+        counts = [
+            float(IterMaskInferer(["iterations"], max_iterations=n, tolerance=0)(scan, network).max()) for n in (1, 3)
+        ]
+        assert counts[0] < counts[1]
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"threshold_rule": "knee"}, "`threshold_rule` must be one of prior, slope, got 'knee'"),
             ({"outputs": ["masks"]}, "`outputs` must be some of mask, anomaly_map"),
-            ({"stop_shrink": 10}, "did you pass a percentage"),
-            ({"max_passes": 0}, "`max_passes` must be a whole number from 1"),
-            ({"batch_size": 0}, "`batch_size` must be a whole number from 1"),
+            ({"tolerance": 10}, "did you pass a percentage"),
+            ({"max_iterations": 0}, "`max_iterations` must be a whole number from 1"),
             ({"threshold_scale": 0}, "`threshold_scale` must be a number above 0"),
         ],
     )
@@ -109,6 +102,9 @@ def test_small_areas_are_dropped_on_request():
     class Marks(torch.nn.Module):
         modalities, image_size = 1, 16
 
+        def map_threshold(self, threshold_scale):
+            return threshold_scale
+
         def refine(self, image, brain_mask, **options):
             mask = torch.zeros_like(brain_mask)
             mask[..., 2:5, 2:5] = mask[..., 10, 10] = mask[..., 11, 11] = True
@@ -122,22 +118,6 @@ def test_small_areas_are_dropped_on_request():
     assert sizes == {0: [11, 11], 2: [11, 11], 3: [9, 9], 9: [9, 9], 10: [0, 0]}
 
 
-@pytest.mark.parametrize(
-    ("spacing", "field_of_view", "told"),
-    [
-        ((1, 1, 1), (157, 189), False),
-        ((0.5, 0.5, 3), (157, 189), False),
-        ((2, 2, 2), (157, 189), True),
-        ((1, 1, 5), (157, 189), True),
-        ((2, 2, 2), (0, 0), False),
-        ((1, 1, 5), (0, 0), True),
-    ],
-)
-def test_voxels_coarser_than_the_network_s_pixels_are_told(spacing, field_of_view, told, caplog):
-    warn_of_spacing(torch.tensor(spacing).float(), torch.tensor(field_of_view).float(), 128, "scan.nii.gz")
-    assert ("scan.nii.gz: voxels of" in caplog.text and "do not trust the mask" in caplog.text) is told
-
-
 class Sees(torch.nn.Module):
     """Stands for the method: remembers what it sees, and marks all of the brain."""
 
@@ -149,6 +129,9 @@ class Sees(torch.nn.Module):
         super().__init__()
         self.image_size = image_size
         self.seen = {}
+
+    def map_threshold(self, threshold_scale):
+        return threshold_scale
 
     def refine(self, image, brain_mask, **options):
         self.seen.update(image=image, brain_mask=brain_mask)
@@ -188,3 +171,29 @@ def test_room_around_a_scan_is_filled_with_its_background(background):
     assert torch.equal(network.seen["brain_mask"].sum((1, 2, 3)), torch.tensor([100] * 3))
     assert (network.seen["image"][~network.seen["brain_mask"]] == background).all()
     assert network.seen["image"][network.seen["brain_mask"]].unique(return_counts=True)[1].tolist() == [1, 299]
+
+
+@pytest.fixture
+def lesion_network(small_network):
+    """A lesion network of random weights, whose thresholds part of the brain exceeds."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LesionNetwork(small_network).eval()
+    for threshold in model.threshold_values():
+        threshold.fill_(-3.0)
+    return model
+
+
+def test_lesion_network_sees_volumes_as_a_whole_and_slices_as_volumes_of_one_slice(lesion_network):
+    arrays = phantom(5, shape=(40, 48, 40), lesion="bright")
+    volume = torch.from_numpy(np.stack([arrays["flair"].astype(np.float32), arrays["mask"]]))[None]
+    infer = IterMaskInferer(outputs=("mask", "anomaly_map", "reconstruction", "iterations"))
+    found = infer(MetaTensor(volume, affine=torch.diag(torch.tensor([3.0, 3, 3, 1]))), lesion_network)
+    brain = volume[0, 1] > 0
+    assert found.shape == (1, 4, 40, 48, 40) and not found[0, :2, ~brain].any()
+    assert 0 <= found[0, 1].min() and found[0, 1].max() <= 1 and torch.isfinite(found).all()
+    slices = infer(volume[..., 20], lesion_network)
+    alone = infer(
+        MetaTensor(volume[..., 20:21], affine=torch.diag(torch.tensor([1.25, 1.25, 1.25, 1]))), lesion_network
+    )
+    torch.testing.assert_close(slices, alone.as_tensor()[..., 0], rtol=0, atol=1e-5)
