@@ -78,12 +78,12 @@ def test_bad_scan_is_named_and_the_others_are_kept(scans, tmp_path):
     write_nifti(scans / "c" / "c_flair.nii.gz", np.zeros((14, 18, 12), np.int16), np.diag([6.0, 6, 6, 1]))
     with pytest.raises(RuntimeError, match=r"1 of 4 cases failed, c .*c has no voxel that differs"):
         computed(scans, str(tmp_path / "cache"))
-    assert sorted(path.name[0] for path in (tmp_path / "cache").iterdir()) == ["a", "b", "d"]
+    assert sorted(path.name[0] for path in (tmp_path / "cache").glob("*.pt")) == ["a", "b", "d"]
 
 
 def test_file_that_was_changed_is_no_cache(scans, tmp_path):
     computed(scans, str(tmp_path / "cache"))
-    next((tmp_path / "cache").iterdir()).write_bytes(b"no slices")
+    next((tmp_path / "cache").glob("*.pt")).write_bytes(b"no slices")
     with pytest.raises(ValueError, match="is damaged .* delete it"):
         computed(scans, str(tmp_path / "cache"))
 

@@ -145,8 +145,8 @@ def test_modality_of_one_intensity_is_named(scan):
 @pytest.mark.parametrize(
     ("lower", "upper", "message"),
     [
-        (0.02, 90, r"`upper_fraction` must be in \[0, 1\], or null, got 90; did you pass a percentage"),
-        (2, 0.9, r"`lower_fraction` must be in \[0, 1\], or null, got 2; did you pass a percentage"),
+        (0.02, 90, r"`upper_fraction` must be in \[0, 1\], got 90; did you pass a percentage"),
+        (2, 0.9, r"`lower_fraction` must be in \[0, 1\], got 2; did you pass a percentage"),
         (-0.1, 0.9, "`lower_fraction` must be in"),
         (0.02, float("nan"), "`upper_fraction` must be in"),
         (0.02, "most", "`upper_fraction` must be in"),

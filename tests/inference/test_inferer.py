@@ -46,7 +46,7 @@ class TestInferer:
         assert not found[..., 2].any() and (found[:, 1, :, :, 3] > 0).all()
 
     def test_options_reach_the_refinement(self, network, scan):
-        sizes = [float(IterMaskInferer(threshold_scale=s)(scan, network).sum()) for s in (0.5, 1, 2)]
+        sizes = [float(IterMaskInferer(threshold_scale=s)(scan, network).sum()) for s in (1, 100, 10_000)]
         assert sizes[0] > sizes[1] > sizes[2]
         counts = [
             float(IterMaskInferer(["iterations"], max_iterations=n, tolerance=0)(scan, network).max()) for n in (1, 3)
