@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from scripts.common.model_file import save_model
 from scripts.common.paths import config_files
 from scripts.data.nifti import ITK_SUFFIXES, NIFTI_SUFFIXES
 from scripts.method.itermask import IterMask
+from scripts.method.lesion_network import LesionNetwork
 from scripts.method.networks import ReconstructionUNet
 
 # commands that tests start and compare would else take as many threads as are free just then
@@ -68,6 +70,21 @@ def model(small_network):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return IterMask(small_network, radius=4, threshold=1.0).eval()
+
+
+def save_small_model(path, modalities=("flair",)):
+    """Write a lesion network of random weights that marks a half of a phantom's brain, and give its path."""
+    network = partial(ReconstructionUNet, channels=4, channel_multipliers=(1, 2), residual_blocks=1, patch_size=2)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = LesionNetwork(partial(network, attention_levels=()), modalities)
+        last = model.network.head[-1]
+        last.weight.copy_(100 * (last.weight - last.weight.mean(dim=(1, 2, 3), keepdim=True)))
+        last.bias.zero_()
+    for threshold in model.threshold_values():
+        threshold.fill_(0.5)
+    save_model(model, path)
+    return path
 
 
 SMALL_NETWORK = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -14,12 +14,9 @@ import torch
 from conftest import CONFIGS
 from monai.transforms import Compose, LoadImaged, Orientationd
 from scripts.common.errors import innermost_message
-from scripts.common.model_file import save_model
 from scripts.data.nifti import load_volume
 from scripts.data.scans import find_scans
 from scripts.data.transforms import BrainMaskd, ScaleBrainIntensityd, ScanReader
-from scripts.method.itermask import IterMask
-from scripts.method.networks import ReconstructionUNet
 
 SCRIPTS = str(CONFIGS.parent / "scripts")
 SECONDS = 60  # no input may take longer
@@ -75,23 +72,6 @@ def outcome(call, *arguments, **options):
 def files_below(folder):
     """The files in a folder and below, hidden ones too."""
     return sorted(path for path in Path(folder).rglob("*") if not path.is_dir())
-
-
-def save_small_model(path):
-    """Write the weights of a small network, with thresholds that part of the brain exceeds."""
-    network = partial(
-        ReconstructionUNet,
-        channels=4,
-        channel_multipliers=(1, 2),
-        residual_blocks=1,
-        attention_levels=(1,),
-        patch_size=2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = IterMask(network, image_size=16, threshold=0.1)
-    save_model(model, path)
-    return path
 
 
 def brain(shape=(12, 14, 5), dtype=np.int16):

@@ -3,17 +3,13 @@
 import csv
 import hashlib
 import json
-import math
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import make_scan, run_bundle
-from hostile import save_small_model
+from conftest import make_scan, run_bundle, save_small_model
 from scripts.common.errors import innermost_message
 from scripts.inference.tables import LESION_COLUMNS, VOLUME_COLUMNS, measure_volume, volume_row, write_tables
-
-UNKNOWN = (math.inf, -math.inf)
 
 
 def oblique(spacing, degrees=25.0):
@@ -46,8 +42,8 @@ def two_areas():
     return mask, anomaly_map
 
 
-def measured(mask, anomaly_map, affine, brain_mask=None, planes=UNKNOWN):
-    return measure_volume(mask, anomaly_map, affine, ~mask if brain_mask is None else brain_mask, affine, planes)
+def measured(mask, anomaly_map, affine):
+    return measure_volume(mask, anomaly_map, affine, ~mask, affine)
 
 
 def test_areas_of_known_size_and_place_in_an_oblique_grid(two_areas):
@@ -84,16 +80,6 @@ def test_empty_mask_has_no_lesion():
     assert numbers["marked_voxels"] == numbers["marked_ml"] == 0 and numbers["lesions"] == []
 
 
-@pytest.mark.parametrize(("planes", "expected"), [(UNKNOWN, None), ((0, 30), 0), ((20, 40), 0.4), ((60, 70), 1)])
-def test_part_of_the_slices_far_from_those_of_training(planes, expected):
-    brain_mask = np.zeros((4, 4, 8), bool)
-    brain_mask[1:3, 1:3, 1:6] = True  # at 0, 6, 12, 18 and 24 mm
-    affine = np.diag([1.0, 1, 6, 1])
-    affine[2, 3] = -6
-    numbers = measured(np.zeros_like(brain_mask), np.zeros(brain_mask.shape), affine, brain_mask, planes)
-    assert numbers["outside_fraction"] == (None if expected is None else pytest.approx(expected))
-
-
 @pytest.fixture(scope="module")
 def scans_and_model(tmp_path_factory):
     """Three scans in an oblique grid, the last of them no NIfTI file, and a model that marks part of the others."""
@@ -106,10 +92,8 @@ def scans_and_model(tmp_path_factory):
 
 def infer(scans_and_model, output_dir, **options):
     dataset_dir, model_file = scans_and_model
-    options = {"max_passes": 1, "image_size": 16, "exclude": ["c"], **options}
-    run_bundle(
-        "inference", dataset_dir=str(dataset_dir), model_file=str(model_file), output_dir=str(output_dir), **options
-    )
+    options = {"dataset_dir": str(dataset_dir), "model_file": str(model_file), "exclude": ["c"], **options}
+    run_bundle("inference", output_dir=str(output_dir), **options)
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +156,9 @@ def test_processes_make_the_tables_of_one(segmented, scans_and_model, tmp_path):
 
 def test_runs_of_one_scan_each_leave_the_tables_of_all_but_those_that_failed(segmented, scans_and_model, tmp_path):
     for case in "bca":
+        one = {"image": str(scans_and_model[0] / case / f"{case}_flair.nii.gz"), "exclude": None}
         try:
-            infer(scans_and_model, tmp_path, image=str(scans_and_model[0] / case / f"{case}_flair.nii.gz"))
+            infer(scans_and_model, tmp_path, **one)
         except RuntimeError as error:
             assert case == "c" and "c_flair.nii.gz is not a NIfTI file" in innermost_message(error)
     assert without_seconds(tmp_path) == without_seconds(segmented)
@@ -199,11 +184,8 @@ def test_table_of_no_volume_is_not_made_but_an_earlier_one_becomes_empty(segment
     assert tables(tmp_path) == {"volumes.csv": [], "lesions.csv": []}
 
 
-def test_row_tells_how_the_threshold_was_chosen_and_how_often_the_run_warned():
-    record = {
-        "case": "one",
-        "numbers": measured(np.zeros((3, 4, 5), bool), np.zeros((3, 4, 5)), np.eye(4)) | {"seconds": 1.5},
-    }
-    record |= {"threshold_rule": "slope", "threshold_scale": 1.2, "warnings": ["a", "b"], "model_sha256": "0" * 64}
-    row = volume_row(record)
-    assert (row["threshold_rule"], row["threshold_scale"], row["warnings"]) == ("slope", "1.2", 2)
+def test_row_tells_the_threshold_and_how_often_the_run_warned():
+    numbers = measured(np.zeros((3, 4, 5), bool), np.zeros((3, 4, 5)), np.eye(4)) | {"seconds": 1.5}
+    record = {"case": "one", "numbers": numbers, "warnings": ["a", "b"], "model_sha256": "0" * 64}
+    row = volume_row(record | {"threshold_scale": 1.2})
+    assert (row["threshold_scale"], row["warnings"], row["model"]) == ("1.2", 2, "0" * 12)

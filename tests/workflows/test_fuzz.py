@@ -16,9 +16,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import make_scan, write_nifti
+from conftest import make_scan, save_small_model, write_nifti
 from evaluation.test_report import write_evaluation
-from hostile import brain, check, outcome, save_small_model
+from hostile import brain, check, outcome
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scripts.common.model_file import load_model

@@ -15,9 +15,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import make_scan
+from conftest import make_scan, save_small_model
 from evaluation.test_report import write_evaluation
-from hostile import brain, check, outcome, save_small_model
+from hostile import brain, check, outcome
 from scripts.common.model_file import load_model
 from scripts.data.scans import find_scans
 from scripts.evaluation.report import write_report
