@@ -265,6 +265,24 @@ def segment_volume(
     Raises:
         ValueError: When the brain mask is no brain's.
     """
+    grid, brain, prediction = see_volume(model, image, brain_mask, spacing, batch_size)
+    score, low, high = decide(model, prediction[-1], brain, grid.voxel_size, threshold_scale)
+    box = (slice(None), *grid.box)
+    shown = brain_mask[box]
+    result = VolumeResult(torch.zeros_like(brain_mask), torch.zeros_like(image[:1]), image.clone())
+    result.mask[box] = mark(grid, score, low, high) & shown
+    result.probability[box] = torch.sigmoid(grid.restore(score[None]) + UNLIKELY) * shown
+    result.reconstruction[box] = torch.where(shown, grid.restore(prediction[:-1]), image[box])
+    return result
+
+
+def see_volume(
+    model: LesionNetwork, image: Tensor, brain_mask: Tensor, spacing: Sequence[float], batch_size: int = 32
+) -> tuple[Grid, Tensor, Tensor]:
+    """Show a volume to the network: give the grid, its brain (X', Y', Z'), and the prediction (M + 1, X', Y', Z').
+
+    The healthy volume is in the scale of the input; arguments and errors are those of `segment_volume`.
+    """
     inside = brain_mask[0]
     planes = shown_planes(inside, spacing)
     grid = Grid(inside, spacing, model.pixel_size, None if len(planes) > 1 else PLANES[planes[0]][0])
@@ -275,17 +293,13 @@ def segment_volume(
     small = grid.resample(image * brain_mask) / share.clamp(min=0.05) * brain
     median, deviation = robust_scale(small, brain)
     prediction = predict(model, (small - median) / deviation, brain, planes, batch_size)
-    score, low, high = decide(model, prediction[-1], brain, grid.voxel_size, threshold_scale)
+    return grid, brain, torch.cat([prediction[:-1] * deviation + median, prediction[-1:]])
+
+
+def mark(grid: Grid, score: Tensor, low: float, high: float) -> Tensor:
+    """Bring the mask of scores of the grid back to the box of the brain, (1, X, Y, Z), bool."""
     kept = torch.nn.functional.max_pool3d(hysteresis(score, low, high)[None].float(), 3, 1, 1)
-    restored = grid.restore(torch.cat([score[None], kept, prediction[:-1] * deviation + median]))
-    score, kept, healthy = restored[:1], restored[1:2], restored[2:]
-    box = (slice(None), *grid.box)
-    shown = brain_mask[box]
-    result = VolumeResult(torch.zeros_like(brain_mask), torch.zeros_like(image[:1]), image.clone())
-    result.mask[box] = shown & (kept > 0.5) & (score > low)
-    result.probability[box] = torch.sigmoid(score + UNLIKELY) * shown
-    result.reconstruction[box] = torch.where(shown, healthy, image[box])
-    return result
+    return (grid.restore(kept) > 0.5) & (grid.restore(score[None]) > low)
 
 
 def decide(
