@@ -15,7 +15,6 @@ import torch
 from conftest import CONFIGS, files_of, run_bundle
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 from monai.networks.nets import BasicUNet
-from scripts.common.checks import RULES
 from scripts.common.errors import innermost_message
 from scripts.common.model_file import save_model
 from scripts.method.default import ProbabilisticIterMask
@@ -229,33 +228,6 @@ def test_overlay_without_its_base_says_what_is_missing(name):
 
 def test_configs_stay_short():
     assert sum(len((CONFIGS / f"{name}.json").read_text().splitlines()) for name in MAIN) < 1100
-
-
-def table_of_ids():
-    """The rows of docs/configs.md: of each id the letters of its configs, and its default in each."""
-    table = (CONFIGS.parent / "docs" / "configs.md").read_text().partition("## Ids")[2]
-    for name, default, letters, meaning in re.findall(
-        r"^\| `(\w+)` \| (.*?) \| ([ptiesvwm ]+) \| (.*) \|$", table, re.MULTILINE
-    ):
-        defaults = re.findall(r"(`.*?`|\(worked out\))([ ptiesvwm]*)", default)
-        yield name, {letter: value for value, found in defaults for letter in (found or letters).split()}, meaning
-
-
-@pytest.mark.parametrize("name", [*MAIN, "volumes", "view", "label_maps"])
-def test_table_of_ids_has_all_that_may_be_set_with_its_default(name):
-    content = json.loads((CONFIGS / f"{name}.json").read_text())
-    letters = {"preprocess": "p", "train": "t", "inference": "i", "evaluate": "e", "evaluate_slices": "s"}
-    letter = {**letters, "volumes": "v", "view": "w", "label_maps": "m"}[name]
-    defaults = {key: json.dumps(value) for key, value in content.items() if key in RULES and key != "bundle_root"}
-    worked_out = {key for key, text in defaults.items() if any(sign in text for sign in ("$", "@", "_target_"))}
-    expected = {key: "(worked out)" if key in worked_out else f"`{text}`" for key, text in defaults.items()}
-    found = {key: by_letter[letter] for key, by_letter, meaning in table_of_ids() if letter in by_letter}
-    assert found == expected
-
-
-def test_table_of_ids_explains_each_id_once():
-    rows = list(table_of_ids())
-    assert len({name for name, _, _ in rows}) == len(rows) and all(meaning for _, _, meaning in rows)
 
 
 @pytest.mark.parametrize("folder", [ROOT, CONFIGS.parent, None], ids=["repository", "bundle", "elsewhere"])
