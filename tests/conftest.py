@@ -140,7 +140,7 @@ def training_scans(tmp_path_factory):
         names = [f"{split}{index}" for index in range(number)]
         (root / f"split_{split}.txt").write_text("\n".join(names))
         for index, name in enumerate(names):
-            brain = rows**2 + columns**2 < random.uniform(0.6, 0.9)
+            brain = rows**2 + columns**2 < random.uniform(0.5, 0.7)
             label = brain & (np.hypot(rows - 0.2, columns) < (0.3 if split == "testing" else 0))
             for modality, image in (("flair", np.sin(5 * rows + index)), ("t1", np.cos(4 * columns))):
                 voxels = np.where(brain, 500 + 200 * (image + 3 * label), 0).astype(np.int16)
