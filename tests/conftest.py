@@ -87,6 +87,18 @@ def save_small_model(path, modalities=("flair",)):
     return path
 
 
+@pytest.fixture
+def lesion_network():
+    """A lesion network of random weights whose thresholds part of the brain exceeds; attention is on few pixels."""
+    sizes = {"channels": 4, "channel_multipliers": (1, 1, 1, 1), "residual_blocks": 1, "attention_levels": ()}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LesionNetwork(partial(ReconstructionUNet, patch_size=2, **sizes)).eval()
+    for threshold in model.threshold_values():
+        threshold.fill_(-3.0)
+    return model
+
+
 SMALL_NETWORK = {
     "backbone#channels": 4,
     "backbone#channel_multipliers": [1, 2],

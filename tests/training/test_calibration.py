@@ -62,14 +62,14 @@ def test_finished_model_holds_its_weights_its_threshold_and_what_its_slices_were
     trained = torch.nn.Module()
     trained.masked = model.masked
     path = str(tmp_path / "model.pt")
-    checkpoint = SimpleNamespace(path=tmp_path / "c.pt", stop_interrupted=lambda: None, trained=True)
+    checkpoint = SimpleNamespace(path=tmp_path / "c.pt", stop_interrupted=lambda: None, has_made=lambda place: False)
     parts = [{"field_of_view": [150, 190], "plane": "axial", "position": position} for position in (-20, 30, 5)]
     dataset = SimpleNamespace(listed=False, scans=[parts])
     finish_training(model, trained, checkpoint, path, dataset, set_to(2.5))
     found = load_model(path)
     assert found.field_of_view.tolist() == [150, 190] and found.planes.tolist() == [-20, 30] and found.threshold == 2.5
     assert "Threshold 2.5" in capsys.readouterr().out
-    checkpoint.trained = False  # nothing was left to do, so nothing changes
+    checkpoint.has_made = lambda place: True  # nothing was left to do, so nothing changes
     finish_training(model, trained, checkpoint, path, dataset, set_to(7.0))
     assert load_model(path).threshold == 2.5 and "complete already" in capsys.readouterr().out
 

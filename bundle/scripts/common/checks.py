@@ -222,6 +222,7 @@ RULES: dict[str, Rule] = {
     "ema_momentum": _positive(1),
     "weight_decay": _number(0, 100),
     "threshold_scale": _positive(1000),
+    "largest_ml": _positive(1000),
     "layout": _one_of("folders", "bids"),
     "label_values": Rule(
         "null, or a list of whole numbers above 0",

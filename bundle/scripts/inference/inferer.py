@@ -115,7 +115,7 @@ class IterMaskInferer(Inferer):
             "anomaly_map": found.probability,
             "reconstruction": found.reconstruction,
             "iterations": torch.ones_like(mask),
-            "threshold": torch.full_like(mask, network.map_threshold(scale)),
+            "threshold": torch.full_like(mask, found.threshold),
         }
         return torch.cat([channels[name] for name in self.outputs])
 

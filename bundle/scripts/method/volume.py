@@ -29,11 +29,13 @@ class VolumeResult(NamedTuple):
         mask: Anomalous voxels (1, X, Y, Z), bool.
         probability: Of lesion (1, X, Y, Z), 0 outside the brain.
         reconstruction: Healthy volume (M, X, Y, Z), in the scale of the input; the input itself outside the brain.
+        threshold: The lowest probability that is marked.
     """
 
     mask: Tensor
     probability: Tensor
     reconstruction: Tensor
+    threshold: float
 
 
 def shown_planes(brain_mask: Tensor, spacing: Sequence[float]) -> list[str]:
@@ -269,7 +271,8 @@ def segment_volume(
     score, low, high = decide(model, prediction[-1], brain, grid.voxel_size, threshold_scale)
     box = (slice(None), *grid.box)
     shown = brain_mask[box]
-    result = VolumeResult(torch.zeros_like(brain_mask), torch.zeros_like(image[:1]), image.clone())
+    threshold = 1 / (1 + math.exp(-(low + UNLIKELY)))
+    result = VolumeResult(torch.zeros_like(brain_mask), torch.zeros_like(image[:1]), image.clone(), threshold)
     result.mask[box] = mark(grid, score, low, high) & shown
     result.probability[box] = torch.sigmoid(grid.restore(score[None]) + UNLIKELY) * shown
     result.reconstruction[box] = torch.where(shown, grid.restore(prediction[:-1]), image[box])

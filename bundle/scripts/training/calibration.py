@@ -226,7 +226,8 @@ def recalibrate(
     check_writable(Path(output_file).absolute().parent)
     check_output(output_file)
     before = float(model.threshold_values()[0])
-    threshold = calibration(model, batches)
+    calibration(model, batches)
+    threshold = float(model.threshold_values()[0])
     save_model(model, output_file)
     print(f"Threshold {before:.6g} of {model_file} -> {threshold:.6g}, written to {output_file}")
     return threshold
