@@ -165,6 +165,7 @@ def training_scans(tmp_path_factory):
 def two_modalities(training_scans, tmp_path_factory):
     """Options that make a training read `training_scans` with a small network."""
     options = {"dataset_dir": str(training_scans), "modalities": ["flair", "t1"], "slice_range": "$None"}
+    options |= {"brain_extraction": "background"}
     slices = {"planes": ["axial"], "cache_dir": str(tmp_path_factory.mktemp("slices")), "image_size": 16}
     return {**options, **slices, "canvas_size": [16, 16], "resample#pixel_size": 6.0, **SMALL_NETWORK}
 

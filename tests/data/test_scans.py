@@ -451,21 +451,6 @@ def test_datalist_that_is_missing_or_broken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "case"),
-    [
-        ("P_flair.nii.gz", "P"),
-        ("P_FLAIR.nii", "P"),
-        ("sub-01_ses-1_acq-3d_FLAIR.nii.gz", "sub-01_ses-1_acq-3d"),
-        ("flair.nii.gz", "flair"),
-        ("1.2.840.mgz", "1.2.840"),
-    ],
-)
-def test_case_of_a_file(tmp_path, name, case):
-    (path,) = touch(tmp_path, name)
-    assert find_scans("nowhere", ["flair"], image=str(path)) == [{"case": case, "image": [str(path)]}]
-
-
-@pytest.mark.parametrize(
     ("image", "options", "message"),
     [
         ("a_t1.nii.gz", {}, "a_t1.nii.gz is taken for no flair scan, since _t1 is the ending of another modality"),

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from monai.data import MetaTensor
 from scripts.inference.inferer import IterMaskInferer, warn_of_planes
 from scripts.method.itermask import IterMask
 from scripts.tools.phantoms import phantom
+from tqdm import tqdm
 
 
 class TestInferer:
@@ -185,3 +187,11 @@ def test_lesion_network_sees_volumes_as_a_whole_and_slices_as_volumes_of_one_sli
         MetaTensor(volume[..., 20:21], affine=torch.diag(torch.tensor([1.25, 1.25, 1.25, 1]))), lesion_network
     )
     torch.testing.assert_close(slices, alone.as_tensor()[..., 0], rtol=0, atol=1e-5)
+
+
+def test_progress_bar_leaves_what_the_networks_say(model, monkeypatch):
+    """Each update shows the bar, which tqdm tells by returning True."""
+    monkeypatch.setattr("scripts.inference.inferer.tqdm", partial(tqdm, mininterval=0))
+    slices = torch.rand(2, 2, 40, 40, generator=torch.Generator().manual_seed(0))
+    plain, shown = (IterMaskInferer(["anomaly_map"], progress=progress)(slices, model) for progress in (False, True))
+    assert torch.equal(plain, shown) and plain.any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
-from scripts.training.handlers import FiniteLoss, SeedIterations, clip_gradients
+from scripts.training.handlers import AverageWeights, FiniteLoss, SeedIterations, clip_gradients
 from torch import nn
 
 
@@ -57,3 +57,13 @@ def test_loss_that_is_no_finite_number_ends_the_training(loss):
         FiniteLoss()(SimpleNamespace(state=state))
     state.output["loss"] = torch.tensor(1e30)
     FiniteLoss()(SimpleNamespace(state=state))
+
+
+def test_average_begins_with_the_weights_that_are_loaded_when_the_training_starts():
+    network = nn.Linear(1, 1, bias=False)
+    average = AverageWeights(network, momentum=0.5)
+    trainer = Engine(lambda engine, batch: network.weight.data.add_(1))
+    trainer.add_event_handler(Events.STARTED, lambda: network.weight.data.fill_(10))  # as MONAI Label loads its model
+    average.attach(trainer)
+    trainer.run([0, 0])
+    assert average.ema_model.weight.item() == 11.25  # between 10, 11 and 12

@@ -13,20 +13,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import files_of, run_bundle
-from monai.bundle import ConfigWorkflow
+from conftest import run_bundle, save_small_model, write_nifti
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from PIL import Image
 from scripts.common.errors import innermost_message
-from scripts.common.model_file import save_model
+from scripts.common.model_file import load_model, save_model
 from scripts.evaluation.baselines import IteratedZScoreBaseline, ZScoreBaseline
 from scripts.evaluation.cases import Evaluation, EvaluationHandler
 from scripts.evaluation.metrics import lesion_scores, overlap
 from scripts.evaluation.report import write_report
 from scripts.evaluation.samples import Sample
-from scripts.method.default import ProbabilisticIterMask
+from scripts.method.itermask import IterMask
 from scripts.method.networks import ReconstructionUNet
 
 SHAPE = (36, 40)
@@ -281,27 +280,6 @@ def test_files_that_no_evaluation_wrote_stay(tmp_path):
     assert (tmp_path / "summary.json").read_text() == "another's"
 
 
-SMALL = {"image_size": 32}
-
-
-def save_slices(folder: Path) -> None:
-    """Write what preprocessing writes: healthy slices for validation, labeled ones for testing."""
-    cases, healthy = slices()
-    splits: dict[str, list] = {"validation": [], "testing": []}
-    for split, items in (("validation", healthy), ("testing", cases)):
-        for case in items:
-            arrays = {"image": case["image"][:1], "brain_mask": case["image"][1:].astype(np.uint8)}
-            if split == "testing":
-                arrays["label"] = case["label"].astype(np.uint8)
-            entry = {"case": case["case"], "slice": 70}
-            for key, array in arrays.items():
-                entry[key] = f"{split}/{case['case']}/070_{key}.npy"
-                (folder / entry[key]).parent.mkdir(parents=True, exist_ok=True)
-                np.save(folder / entry[key], array)
-            splits[split].append(entry)
-    (folder / "datalist.json").write_text(json.dumps({"modalities": ["flair"], **splits}))
-
-
 def save_volumes(folder: Path) -> None:
     """Write two labeled volumes of positive intensities, the second with other axes."""
     for name, seed, side in (("LARGE", 1, 9), ("SMALL", 2, 4)):
@@ -316,59 +294,52 @@ def save_volumes(folder: Path) -> None:
             nib.save(image, folder / name / f"{name}_{suffix}.nii.gz")
 
 
+def save_slices(folder: Path) -> None:
+    """Write scans of one axial slice: healthy ones for validation, labeled ones for testing."""
+    cases, healthy = slices()
+    for split, items in (("validation", healthy), ("testing", cases)):
+        folder.mkdir(exist_ok=True)
+        (folder / f"split_{split}.txt").write_text("\n".join(case["case"] for case in items))
+        for case in items:
+            image, brain_mask = case["image"]
+            parts = {"flair": (image + 10) * 40 * brain_mask, "seg": case["label"][0]}
+            for suffix, voxels in parts.items():
+                path = folder / case["case"] / f"{case['case']}_{suffix}.nii.gz"
+                write_nifti(path, voxels[..., None].astype(np.float32), np.diag([4.0, 4, 5, 1]))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with slices, volumes, and the weights of a small untrained network that has a threshold."""
+    """A folder with slices, volumes, a small lesion network, and a small IterMask that has a threshold."""
     folder = tmp_path_factory.mktemp("trained")
     save_slices(folder / "slices")
     save_volumes(folder / "volumes")
-    network = partial(
-        ReconstructionUNet, channels=4, channel_multipliers=(1, 2), residual_blocks=1, attention_levels=()
-    )
+    save_small_model(folder / "model.pt")
+    network = partial(ReconstructionUNet, channels=4, channel_multipliers=(1, 2), residual_blocks=1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_model(ProbabilisticIterMask(network, image_size=32, threshold=0.15), folder / "model.pt")
+        model = IterMask(partial(network, attention_levels=()), image_size=32, radius=4, threshold=2.0)
+    save_model(model, folder / "itermask.pt")
     return folder
 
 
 def run_config(name: str, folder: Path, output_dir: Path, **overrides) -> dict:
-    """Run a config of the bundle in this process, as ``python -m monai.bundle run`` does, and read its summary."""
+    """Run a config of the bundle and read its summary."""
     paths = {"model_file": str(folder / "model.pt"), "output_dir": str(output_dir)}
-    workflow = ConfigWorkflow(files_of(name), run_id="evaluate", logging_file=False, **{**SMALL, **paths, **overrides})
-    workflow.initialize()
-    workflow.run()
+    run_bundle(name, run_id="evaluate", **{**paths, **overrides})
     return json.loads((output_dir / "summary.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def slices_summaries(trained) -> dict[int, dict]:
-    """Summaries of evaluate_slices.json for two batch sizes."""
-    dataset_dir = str(trained / "slices")
-    return {
-        size: run_config("evaluate_slices", trained, trained / f"batch{size}", dataset_dir=dataset_dir, batch_size=size)
-        for size in (1, 3)
-    }
-
-
-def test_evaluate_slices_scores_the_splits_of_a_preprocessed_folder(trained, slices_summaries):
-    summary = slices_summaries[1]
-    assert summary["cases"] == 4 and summary["healthy_slices"] == 4
-    assert summary["threshold"] == pytest.approx(0.15)
-    assert 0 < summary["dice"] <= 1 and 1 <= summary["iterations"] <= 101
-    assert 0 < summary["false_positive_fraction"] < 1
-    assert len(list((trained / "batch1" / "pictures").glob("CASE_*_070.png"))) == 4
-
-
-def test_evaluate_slices_gives_the_same_whatever_the_batch(slices_summaries):
-    one, three = (dict(summary) for summary in slices_summaries.values())
-    assert one.pop("baseline_threshold_source") == three.pop("baseline_threshold_source")
+def test_evaluate_slices_scores_one_slice_of_each_scan_whatever_the_batch(trained):
+    options = {"dataset_dir": str(trained / "slices"), "model_file": str(trained / "itermask.pt"), "slice_range": None}
+    one, three = (
+        run_config("evaluate_slices", trained, trained / f"batch{size}", batch_size=size, **options) for size in (1, 3)
+    )
     assert one == pytest.approx(three, abs=1e-5)
-
-
-def test_native_grid_counts_the_pixels_of_the_files(trained):
-    out = trained / "native"
-    run_config("evaluate_slices", trained, out, dataset_dir=str(trained / "slices"), native_grid=True, pictures=False)
-    assert [int(row["lesion_pixels"]) for row in read_rows(out)] == [9, 36, 81, 144]
+    assert one["cases"] == 4 and one["healthy_slices"] == 4 and one["threshold"] == pytest.approx(2.0)
+    assert 0 < one["dice"] <= 1 and 1 <= one["iterations"] <= 101 and 0 < one["false_positive_fraction"] < 1
+    assert one["method"] == "IterMask2 as published" and one["baseline_threshold_source"] == "validation slices"
+    assert len(list((trained / "batch1" / "pictures").glob("CASE_*.png"))) == 4
 
 
 def test_evaluate_scores_volumes_in_their_own_voxels(trained):
@@ -376,49 +347,40 @@ def test_evaluate_scores_volumes_in_their_own_voxels(trained):
     summary = run_config("evaluate", trained, out, dataset_dir=str(trained / "volumes"))
     rows = {row["case"]: row for row in read_rows(out)}
     assert int(rows["LARGE"]["lesion_pixels"]) == 3 * 81 and int(rows["SMALL"]["lesion_pixels"]) == 3 * 16
-    assert summary["healthy_slices"] == 4 and summary["dice"] > 0
+    assert summary["healthy_slices"] == 4 and summary["dice"] > 0 and summary["method"] == "lesion network"
+    assert summary["threshold"] == pytest.approx(load_model(str(trained / "model.pt")).map_threshold())
     assert summary["baseline_threshold_source"] == "lesion-free slices of the scored volumes"
-    assert summary["method"] == "probabilistic IterMask"
-    assert (out / "iterations.png").is_file()
     assert (out / "pictures" / "LARGE.png").is_file() and (out / "pictures" / "SMALL.png").is_file()
+    assert not (out / "iterations.png").exists()
 
 
-def test_evaluate_takes_a_slice_range_and_healthy_slices_from_elsewhere(trained):
-    options = {"dataset_dir": str(trained / "volumes"), "healthy_dir": str(trained / "slices"), "split": ["LARGE"]}
-    summary = run_config("evaluate", trained, trained / "range_out", slice_range=[3, 5], **options)
-    assert [int(row["lesion_pixels"]) for row in read_rows(trained / "range_out")] == [2 * 81]
-    assert summary["cases"] == 1 and summary["healthy_slices"] == 4
-    assert summary["baseline_threshold_source"] == "validation slices"
+def test_iterations_of_itermask_are_drawn(trained, tmp_path):
+    options = {
+        "dataset_dir": str(trained / "volumes"),
+        "model_file": str(trained / "itermask.pt"),
+        "slice_range": [3, 5],
+    }
+    summary = run_config("evaluate", trained, tmp_path, split=["LARGE"], **options)
+    assert [int(row["lesion_pixels"]) for row in read_rows(tmp_path)] == [2 * 81] and summary["cases"] == 1
+    assert (tmp_path / "iterations.png").is_file()
 
 
 @pytest.mark.parametrize("slice_range", [None, [2, 5]])
 def test_evaluate_scores_the_very_mask_that_inference_writes(trained, tmp_path, monkeypatch, slice_range):
-    weights = torch.load(trained / "model.pt", weights_only=True)
-    weights["field_of_view"] = torch.tensor([30.0, 28.0])  # a window around the brain, smaller than the slices
-    torch.save(weights, tmp_path / "model.pt")
     seen = {}
     read = Sample.from_item.__func__
     monkeypatch.setattr(
         Sample, "from_item", lambda item, outputs: seen.update({item["case"]: item}) or read(Sample, item, outputs)
     )
     options = {"dataset_dir": str(trained / "volumes")}
-    run_config("evaluate", tmp_path, tmp_path / "scores", slice_range=slice_range, pictures=False, **options)
-    run_bundle("inference", model_file=str(tmp_path / "model.pt"), output_dir=str(tmp_path / "masks"), **options)
+    run_config("evaluate", trained, tmp_path / "scores", slice_range=slice_range, pictures=False, **options)
+    run_bundle("inference", model_file=str(trained / "model.pt"), output_dir=str(tmp_path / "masks"), **options)
     for case, scored in seen.items():
         for name, found in zip(("mask", "map"), scored["pred"], strict=False):
             written = nib.as_closest_canonical(nib.load(tmp_path / f"masks/{case}/{case}_anomaly_{name}.nii.gz"))
             planes = written.get_fdata(dtype=np.float32)[..., slice(*(slice_range or [None]))]
             assert planes.any()
             np.testing.assert_array_equal(found.numpy(), planes)
-
-
-@pytest.mark.parametrize("name", ["evaluate", "evaluate_slices"])
-def test_configs_have_the_properties_that_monai_asks_for(trained, name):
-    paths = {"dataset_dir": str(trained / ("slices" if "slices" in name else "volumes"))}
-    paths |= {"model_file": str(trained / "model.pt"), "output_dir": str(trained / "properties")}
-    workflow = ConfigWorkflow(files_of(name), workflow_type="inference", logging_file=False, **SMALL, **paths)
-    workflow.initialize()
-    assert workflow.check_properties() == []
 
 
 def test_loose_scan_is_scored_with_the_label_beside_it(trained, tmp_path):

@@ -34,7 +34,6 @@ PYTHON = os.environ.get("ITERMASK_LABEL_PYTHON") or sys.executable
 SHAPE = (60, 72, 8)  # 2.8 x 2.7 x 6 mm
 CASES = {"anisotropic": "LAS", "permuted": "PIR"}
 SUFFIXES = (".nii.gz", ".nrrd")
-OPTIONS = {"threshold_scale": 0.7, "stop_shrink": 0.9, "max_passes": 1}
 
 
 def write_nrrd(path, image):
@@ -244,7 +243,7 @@ def test_lists_of_the_viewer_show_the_model_its_label_and_its_options(server):
     assert model["type"] == "segmentation" and model["labels"] == {"anomaly": 1} and info["labels"] == ["anomaly"]
     assert model["description"] == trainer["description"] == description()
     options = {name: value for name, value in model["config"].items() if name not in ("device", "model_filename")}
-    assert options == {"threshold_scale": 1.0, "stop_shrink": 0.01, "max_passes": 100}
+    assert options == {"threshold_scale": 1.0, "tolerance": 0.01, "max_iterations": 100}
     assert model["config"]["model_filename"] == ["model.pt"]
 
 
@@ -272,23 +271,13 @@ def test_mask_lies_in_the_space_of_the_scan(server, scans, tmp_path):
         np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_option_of_a_request_changes_that_result_alone(server, segmented, option):
-    changed = server.mask("anisotropic", **{option: OPTIONS[option]})
-    assert not np.array_equal(changed, segmented["anisotropic"])
-    assert np.array_equal(server.mask("anisotropic"), segmented["anisotropic"])
-
-
-def test_higher_threshold_scale_marks_less(server):
-    sizes = [server.mask("permuted", threshold_scale=scale).sum() for scale in (0.7, 1.0, 1.4)]
+def test_option_of_a_request_changes_that_result_alone(server, segmented):
+    sizes = [server.mask("permuted", threshold_scale=scale).sum() for scale in (0.3, 1.0, 3.0)]
     assert sizes[0] > sizes[1] > sizes[2] > 0
-
-
-def test_option_out_of_range_is_refused_and_the_next_request_works(server, segmented):
     with pytest.raises(urllib.error.HTTPError, match="500"):
-        server.infer("anisotropic", stop_shrink=20)
-    assert server.logs("`stop_shrink` must be in [0, 1], got 20.0; did you pass a percentage?")
-    assert np.array_equal(server.mask("anisotropic"), segmented["anisotropic"])
+        server.infer("permuted", tolerance=20)
+    assert server.logs("`tolerance` must be in [0, 1], got 20.0; did you pass a percentage?")
+    assert np.array_equal(server.mask("permuted"), segmented["permuted"])
 
 
 @needs_deepbet
@@ -323,10 +312,10 @@ class TestTraining:
         labeled(1)
         task = server.train({"device": "cpu", "multi_gpu": False})
         assert task["status"] == "ERROR"
-        assert server.logs("No lesion-free slice in any of the 1 training subjects")
+        assert server.logs("No slice of the wanted kind in any of the 1 training scans")
         assert server.weights.read_bytes() == before and os.listdir(server.weights.parent) == ["model.pt"]
 
-    def test_scans_with_empty_labels_train_a_calibrated_model_that_the_server_then_uses(
+    def test_scans_with_empty_labels_train_the_model_that_the_server_then_uses(
         self, environment, server, scans, labeled, segmented, tmp_path
     ):
         before = torch.load(server.weights, weights_only=True)
@@ -336,17 +325,13 @@ class TestTraining:
         task = server.train({name: value[0] if isinstance(value, list) else value for name, value in shown.items()})
         assert task["status"] == "DONE", server.log.read_text()[-3000:]
         after = torch.load(server.weights, weights_only=True)
-        assert server.log.read_text().count("Best validation error") == 1  # trained once
+        assert server.log.read_text().count("Model: ") == 1  # trained once
         assert os.listdir(server.weights.parent) == ["model.pt"] and after.keys() == before.keys()
-        networks = [name for name in after if name.startswith("masked.")]
-        change = sum(float((after[name] - before[name]).abs().sum()) for name in networks)
-        size = sum(float(before[name].abs().sum()) for name in networks)
+        networks = [name for name in after if name.startswith("network.")]
+        change = sum(float((after[name].float() - before[name]).abs().sum()) for name in networks)
+        size = sum(float(before[name].float().abs().sum()) for name in networks)
         assert 0 < change < 0.2 * size  # it went on from the weights that were there
-        assert torch.isfinite(after["threshold"]) and after["threshold"] != before["threshold"]
-        spacing = nib.affines.voxel_sizes(phantom_affine(SHAPE))
-        assert after["field_of_view"].tolist() == pytest.approx([60 * spacing[0], 72 * spacing[1]], abs=0.01)
-        first, last = phantom_affine(SHAPE)[2, 3], phantom_affine(SHAPE)[2, 3] + 7 * spacing[2]
-        assert first <= after["planes"][0] < after["planes"][1] <= last
+        assert all(torch.equal(after[name], before[name]) for name in set(after) - set(networks))
         (tmp_path / "output").mkdir()
         expected = segment(environment, server.bundle, scans, tmp_path / "output")
         mask = server.mask("anisotropic")

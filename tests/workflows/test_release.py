@@ -15,12 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, files_of, make_scan, run_bundle
+from conftest import CONFIGS, files_of, make_scan, run_bundle, save_small_model
 from monai.bundle import ConfigWorkflow, download, verify_metadata
 from monai.bundle.utils import load_bundle_config
 from scripts.common.model_file import load_model
-from scripts.method.default import ProbabilisticIterMask
-from scripts.method.networks import ReconstructionUNet
 from scripts.tools.release import NAME, make_release
 
 BUNDLE = CONFIGS.parent
@@ -92,12 +90,12 @@ def test_downloaded_bundle_loads_with_its_weights(downloaded):
         "import sys, torch; from monai.bundle import load\n"
         f"model = load({NAME!r}, bundle_dir={str(downloaded)!r}, source='github')\n"
         "import scripts; print(scripts.__path__[0])\n"
-        "print(type(model).__name__, float(model.threshold), int(model(torch.zeros(1, 2, 128, 128)).sum()))"
+        "print(type(model).__name__, float(model.low_threshold), int(model(torch.zeros(1, 2, 128, 128)).sum()))"
     )
     place, found = run_python("-c", code, cwd=downloaded / NAME).strip().splitlines()[-2:]
     weights = torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
     assert Path(place).resolve().parent == (downloaded / NAME).resolve()
-    assert found == f"ProbabilisticIterMask {float(weights['threshold'])} 0"
+    assert found == f"LesionNetwork {float(weights['low_threshold'])} 0"
 
 
 def test_downloaded_bundle_has_the_files_of_the_model_zoo(downloaded):
@@ -121,20 +119,19 @@ def test_downloaded_bundle_has_the_files_of_the_model_zoo(downloaded):
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate_slices", "evaluate", "inference"])
-def test_monai_finds_every_property_of_the_downloaded_bundle(downloaded, name, scans_dir, training_scans, tmp_path):
+def test_monai_finds_every_property_of_the_downloaded_bundle(downloaded, name, training_scans, tmp_path):
     root = downloaded / NAME
-    data = scans_dir if name in ("evaluate", "inference") else training_scans
-    model_file = tmp_path / "model.pt"
-    network = partial(ReconstructionUNet, channels=4, attention_levels=())
-    torch.save(ProbabilisticIterMask(network, modalities=("flair", "t1"), threshold=1.0).state_dict(), model_file)
+    modalities = ["flair", "t1"]
+    model_file = save_small_model(tmp_path / "model.pt", modalities)
     workflow = ConfigWorkflow(
         [str(root / "configs" / Path(path).name) for path in files_of(name)],
         workflow_type="train" if name == "train" else "infer",
         logging_file=False,
-        dataset_dir=str(data),
+        dataset_dir=str(training_scans),
         output_dir=str(tmp_path),
-        modalities=["flair", "t1"],
+        modalities=modalities,
         model_file=str(model_file),
+        **({} if name == "inference" else {"slice_range": None}),
     )
     workflow.initialize()
     assert not workflow.check_properties()
@@ -160,10 +157,10 @@ def test_torchscript_of_the_bundle_gives_the_same_masks(downloaded, tmp_path):
     command += ["--ckpt_file", "models/model.pt", "--meta_file", "configs/metadata.json"]
     run_python("-m", "monai.bundle", *command, "--config_file", "configs/inference.json", cwd=root)
     model = load_model(str(root / "models" / "model.pt"))
-    rows, columns = np.mgrid[-1:1:128j, -1:1:128j]
-    brain = torch.from_numpy(rows**2 + columns**2 < 0.7)[None, None]
     image = torch.randn(3, 1, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.3
     image[:, :, 40:60, 30:50] += 3
+    rows, columns = np.mgrid[-1:1:128j, -1:1:128j]
+    brain = torch.from_numpy(rows**2 + columns**2 < 0.7)[None, None]
     slices = torch.cat([image, brain.expand(3, -1, -1, -1).float()], dim=1)
     exported = torch.jit.load(tmp_path / "model.ts")
     with torch.no_grad():

@@ -145,7 +145,8 @@ class IterMaskInferer(Inferer):
         channels = sum(network.modalities if name == "reconstruction" else 1 for name in self.outputs)
         result = slices.new_zeros(len(slices), channels, *slices.shape[2:])
         with tqdm(total=len(with_brain), unit="slice", disable=not self.progress, leave=False) as bar:
-            seen = [module.register_forward_hook(lambda *_: bar.update(0)) for module in network.children()]
+            # a hook's result would take the place of the network's
+            seen = [module.register_forward_hook(lambda *_: bar.update(0) and None) for module in network.children()]
             for part in with_brain.split(self.batch_size):
                 result[part] = self._refine_batch(slices[part], network)
                 bar.update(len(part))

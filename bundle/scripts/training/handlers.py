@@ -7,6 +7,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 from torch.optim import Optimizer
 
 from .sampling import SliceStream
@@ -52,6 +53,21 @@ def clip_gradients(optimizer: Optimizer, largest_norm: float) -> Optimizer:
 
     optimizer.register_step_pre_hook(clip)
     return optimizer
+
+
+class AverageWeights(EMAHandler):
+    """Ignite's running average of weights, begun with the weights that the training begins with.
+
+    These need not be those of the network that this was made with: MONAI Label loads a model's when the trainer starts.
+    """
+
+    def attach(self, engine: Engine, *arguments: Any, **options: Any) -> None:
+        """Attach to the trainer, before what loads a checkpoint."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        super().attach(engine, *arguments, **options)
+
+    def _start(self) -> None:
+        self.ema_model.load_state_dict(self.model.state_dict())
 
 
 class FiniteLoss:
