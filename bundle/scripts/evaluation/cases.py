@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..common.case_runner import CaseRunner, raise_failed
 from ..common.outputs import atomic, check_outputs, check_writable, locked
+from ..data.dataset import SliceDataset
 from .baselines import Baseline
 from .iterations import ITERATIONS_FILE
 from .metrics import counts_above, lesion_scores, overlap_from_counts
@@ -153,10 +154,10 @@ class Evaluation:
         return name
 
     def run(self, evaluator: SupervisedEvaluator) -> None:
-        """Score all cases of an evaluator; volumes, which come one by one, go on after each that fails."""
+        """Score all cases of an evaluator; scans, which are read one by one, go on after each that fails."""
         show = idist.get_rank() == 0
         loader: Any = evaluator.data_loader
-        if loader.batch_size == 1:
+        if loader.batch_size == 1 and not isinstance(loader.dataset, SliceDataset):
             self.failures.run(evaluator, "scans", show)
             return
         if show:
