@@ -13,7 +13,7 @@ def test_figures_show_each_method_on_the_slice_with_most_of_the_lesion(model, tm
     save_model(model, tmp_path / "model.pt")
     image, label = torch.rand(1, 20, 24, 10), torch.zeros(1, 20, 24, 10)
     label[0, 5:8, 5:8, 4] = 1
-    found = VolumeResult(label > 0, label, image)
+    found = VolumeResult(label > 0, label, image, threshold=0.4)
     refined, seen = itermask_panels(tmp_path), lesion_network_panels(image, found, label)
     assert torch.equal(seen[0][1], image[0, ..., 4]) and seen[3][2].sum() == 9
     assert torch.equal(refined[0][1], refined[-1][1]) and refined[-1][2].dtype == torch.bool
