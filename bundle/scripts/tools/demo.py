@@ -41,7 +41,6 @@ HEAD = {"x": (-76, 76), "y": (-95, 95), "z": (-83, 75)}  # mm around the brain's
 LESION_ML, LESIONS, LESION_CONTRAST = 25.0, 10, 4.0  # together; their number; deviations of white matter
 PLACES = ("periventricular", "periventricular", "anywhere")
 GRAY_LEVELS = 500  # of white matter
-SLICES = "[8,16]"  # of the phantoms
 
 
 def make_scan(folder: Path, seed: int) -> list[Path]:
@@ -154,14 +153,13 @@ def segment(output: Path, seed: int) -> None:
 
 def train(output: Path, seed: int, subjects: tuple[int, int, int], iterations: int | None) -> None:
     """Make phantoms, train on the healthy ones, and evaluate on those with a lesion; a second run goes on."""
-    scans, slices, model, evaluation = (output / name for name in ("scans", "slices", "model.pt", "evaluation"))
+    scans, training, evaluation = (output / name for name in ("scans", "training", "evaluation"))
     print(f"\nPhantoms: brains in FLAIR, T1 and T2, in {scans}", flush=True)
     make_phantoms(scans, *subjects, seed=seed, num_workers=os.cpu_count() or 1)
-    run_bundle("preprocess", "preprocess", dataset_dir=scans, output_dir=slices, slice_range=SLICES)
     length = {} if iterations is None else {"iterations": iterations}
-    options = {"output_dir": output / "training", "seed": seed, "resume": True, **length}
-    run_bundle("training", "train", "demo", dataset_dir=slices, model_file=model, **options)
-    run_bundle("evaluate", "evaluate_slices", dataset_dir=slices, output_dir=evaluation, model_file=model)
+    model, slices = training / "model.pt", {"slice_range": "[8,16]"}
+    run_bundle("training", "demo", dataset_dir=scans, output_dir=training, seed=seed, **length)
+    run_bundle("evaluate", "evaluate_slices", dataset_dir=scans, output_dir=evaluation, model_file=model, **slices)
     print_results(evaluation / "cases.csv", scans / "phantoms.csv")
     print(f"Table: {evaluation / 'cases.csv'}\nPictures: {evaluation / 'pictures'}\nModel: {model}")
 
@@ -172,7 +170,7 @@ def print_results(cases_file: Path, phantoms_file: Path) -> None:
         kinds = {row["case"]: row["kind"] for row in csv.DictReader(file)}
     with open(cases_file, newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = {"dice": "this model", "baseline_zscore_dice": "z-score", "baseline_smoothed_dice": "smoothed z-score"}
+    columns = {"dice": "IterMask2", "baseline_zscore_dice": "z-score", "baseline_smoothed_dice": "smoothed z-score"}
     print(f"\n{'mean Dice':16}" + "".join(f"{title:>18}" for title in columns.values()))
     for kind in (*sorted({*kinds.values()} - {"healthy"}), "all"):
         members = [row for row in rows if kind in ("all", kinds[row["case"][:-4]])]
