@@ -21,7 +21,7 @@ def bundle_root() -> str:
 
 
 def config_files(*names: str | Path) -> list[Path]:
-    """The files of a config of the bundle and its overlays, with those that it is an overlay of itself first.
+    """The files of a config and its override configs, after those that they override themselves.
 
     Args:
         names: Names of the bundle's own configs, or files.

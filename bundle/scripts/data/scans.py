@@ -270,7 +270,7 @@ def _raise_nothing_found(root: Path, modalities: Sequence[str], left_out: Mappin
     raise ValueError(
         f"No scan in {root}: expected folders NAME with files NAME_{modalities[0]}.nii.gz, or BIDS; check "
         "`dataset_dir` and `modalities`, or list the files of other folders, such as those of MSLesSeg and of the WMH "
-        "challenge, in a datalist (docs/data.md)."
+        "challenge, in a datalist (docs/segment.md)."
     )
 
 
