@@ -10,7 +10,8 @@ from scripts.tools.phantoms import make_phantoms
 
 def test_figures_show_each_method_on_the_slice_with_most_of_the_lesion(model, tmp_path):
     make_phantoms(tmp_path / "scans", 0, 0, 1, shape=(24, 28, 6))
-    save_model(model, tmp_path / "model.pt")
+    (tmp_path / "training").mkdir()
+    save_model(model, tmp_path / "training" / "model.pt")
     image, label = torch.rand(1, 20, 24, 10), torch.zeros(1, 20, 24, 10)
     label[0, 5:8, 5:8, 4] = 1
     found = VolumeResult(label > 0, label, image, threshold=0.4)

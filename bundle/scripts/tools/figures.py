@@ -17,7 +17,6 @@ from torch import Tensor
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
-from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.model_file import load_model  # noqa: E402
 from scripts.data.nifti import load_volume  # noqa: E402
 from scripts.data.transforms import scale_brain_intensity  # noqa: E402
@@ -68,17 +67,16 @@ def through_lesion(volume: Tensor, label: Tensor, axis: int) -> Tensor:
 
 def lesion_network_panels(image: Tensor, found: VolumeResult, label: Tensor) -> list[Panel]:
     """What the lesion network says of a head."""
-    parts = (image, found.reconstruction, found.probability, found.mask)
-    scan, healthy, probability, mask = (through_lesion(part, label, PLANES["axial"]) for part in parts)
+    parts = (image, found.reconstruction, found.probability, found.mask, label > 0)
+    scan, healthy, probability, mask, truth = (through_lesion(part, label, PLANES["axial"]) for part in parts)
     panels = [("a slice of a scan", scan, None), ("predicted healthy slice", healthy, None)]
-    panels += [("probability of lesion", probability, None), ("mask", scan, mask)]
-    return [*panels, ("true lesions", scan, through_lesion(label, label, PLANES["axial"]) > 0)]
+    return [*panels, ("probability of lesion", probability, None), ("mask", scan, mask), ("true lesions", scan, truth)]
 
 
 @torch.no_grad()
 def itermask_panels(demo_dir: Path) -> list[Panel]:
     """The first iteration and the result of the demo's IterMask, in the slice of a phantom with most of its lesion."""
-    model, scan = load_model(str(demo_dir / "model.pt")), demo_dir / "scans" / "phantom_testing_000"
+    model, scan = load_model(str(demo_dir / "training" / "model.pt")), demo_dir / "scans" / "phantom_testing_000"
     image, brain, label = (read(scan / f"{scan.name}_{ending}.nii.gz") for ending in ("flair", "mask", "seg"))
     scaled = scale_brain_intensity(image, brain > 0, **model.scaling)
     slices = [through_lesion(volume, label, PLANES["axial"])[None, None] for volume in (scaled, brain)]
@@ -87,10 +85,9 @@ def itermask_panels(demo_dir: Path) -> list[Panel]:
     noise = iteration_noise(slice_, 1)
     error, filled = model.masked_reconstruction(slice_, masks[0], inside > 0, noise)
     parts = (slice_, hide(slice_, masks[0], noise), filled)
-    shown, hidden, reconstruction = (torch.where(inside > 0, part, -3.0)[0, 0] for part in parts)
-    panels = [("a slice", shown, None), ("hide what looks unusual", hidden, None)]
-    panels += [("reconstruct it", reconstruction, None), ("squared error", error[0, 0], None)]
-    return [*panels, ("repeat: the mask shrinks", shown, masks[1][0, 0])]
+    shown, hidden, healthy = (torch.where(inside > 0, part, -3.0)[0, 0] for part in parts)
+    panels = [("a slice", shown, None), ("hide what looks unusual", hidden, None), ("reconstruct it", healthy, None)]
+    return [*panels, ("squared error", error[0, 0], None), ("repeat: the mask shrinks", shown, masks[1][0, 0])]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,16 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", default=str(BUNDLE / "docs"), help="where the figures go (default: the docs)")
     parser.add_argument("--demo_dir", default="demo", help="where demo.py --train has written (default: ./demo)")
     options = parser.parse_args(arguments)
-    report_errors()
     matplotlib.use("Agg")
     with tempfile.TemporaryDirectory() as folder:
         image, label = (read(path) for path in make_scan(Path(folder), seed=0))
     found = segment_volume(load_model(str(BUNDLE / "models" / "model.pt")), image, image > 0, (1.0, 1.0, 1.0))
-    parts = (image, found.mask)
-    head = [(name, *(through_lesion(part, label, axis) for part in parts)) for name, axis in PLANES.items()]
+    seen = (image, found.mask)
+    head = [(name, *(through_lesion(part, label, axis) for part in seen)) for name, axis in PLANES.items()]
     draw([("", head)], Path(options.output_dir) / "head.jpg")
     rows = [("Lesion network: what looks like a lesion?", lesion_network_panels(image, found, label))]
-    if (Path(options.demo_dir) / "model.pt").is_file():
+    if (Path(options.demo_dir) / "training" / "model.pt").is_file():
         rows.insert(0, ("IterMask2: what cannot be reconstructed?", itermask_panels(Path(options.demo_dir))))
     draw(rows, Path(options.output_dir) / "method.jpg")
 
