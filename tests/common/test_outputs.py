@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +28,7 @@ from scripts.common.outputs import (
     write_text,
 )
 from scripts.inference.writer import AtomicNibabelWriter
-from scripts.training.checkpoint import TrainingCheckpoint, check_training
+from scripts.training.checkpoint import TrainingCheckpoint
 
 
 def digest(text):
@@ -83,8 +82,7 @@ def write_model(path, model):
 
 
 def write_checkpoint(path, model):
-    validator = SimpleNamespace(state=SimpleNamespace(metrics={"error": 1.0}, key_metric_name="error"))
-    checkpoint = TrainingCheckpoint(path, {"network": model}, SimpleNamespace(module=model, state_dict=dict), validator)
+    checkpoint = TrainingCheckpoint(path, {"network": model}, {}, resume=False)
     trainer = Engine(lambda engine, batch: None)
     checkpoint.attach(trainer)
     trainer.run([0], max_epochs=1)
@@ -299,12 +297,3 @@ def test_folder_of_a_home_that_nothing_replaces_is_not_made(tmp_path, monkeypatc
     with pytest.raises(OSError, match=r"the output folder ~/out, whose ~ is not replaced: write \$HOME in its place"):
         check_writable("~/out")
     assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["checkpoint.pt", "tensorboard"])
-def test_a_model_is_not_written_where_its_training_writes_something_else(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name}, where this training writes something else"):
-        check_training(str(tmp_path / name), str(tmp_path / "checkpoint.pt"))
-    (tmp_path / "tensorboard").write_text("a file")
-    with pytest.raises(ValueError, match="tensorboard is in the way"):
-        check_training(str(tmp_path / "model.pt"), str(tmp_path / "checkpoint.pt"))

@@ -29,10 +29,10 @@ class Shrinking:
     progress, outputs = True, ("mask", "anomaly_map", "iterations", "threshold")
 
     def __init__(self):
-        self.options = {"max_passes": 6, "seed": 3}
+        self.settings = {"max_iterations": 6, "seed": 3}
 
     def __call__(self, inputs, network):
-        count = self.options["max_passes"]
+        count = self.settings["max_iterations"]
         result = torch.zeros(1, 4, *inputs.shape[-2:])
         result[:, 0, 4 : 20 - count, 4 : 20 - count] = 1
         result[:, 2] = 1 + count
@@ -52,7 +52,7 @@ def test_panels_go_from_the_image_over_the_masks_to_result_and_label(tmp_path, a
     scans = [{"case": "x"}, {"case": "a", "error": "bad"}, {"case": "a"}]
     inferer = Shrinking()
     draw_iterations([ROW | {"case": "a_004"}], scans, transform, inferer, torch.nn.Linear(1, 1), str(tmp_path))
-    assert inferer.options == {"max_passes": 6, "seed": 3} and inferer.progress
+    assert inferer.settings == {"max_iterations": 6, "seed": 3} and inferer.progress
     with Image.open(tmp_path / "iterations.png") as picture:
         pixels = np.asarray(picture).astype(int)
     halves = np.array_split(pixels, 2)

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS, files_of, run_bundle
+from conftest import CONFIGS, files_of, run_bundle, save_small_model
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 from monai.networks.nets import BasicUNet
+from scripts.common.checks import RULES
 from scripts.common.errors import innermost_message
-from scripts.common.model_file import save_model
-from scripts.method.default import ProbabilisticIterMask
-from scripts.method.networks import ReconstructionUNet
+from scripts.common.model_file import load_model, save_model
+from scripts.method.lesion_network import LesionNetwork
 
 ALL = sorted(CONFIGS.glob("*.json"))
-MAIN = ["preprocess", "train", "evaluate_slices", "evaluate", "inference"]
+MAIN = ["train", "evaluate_slices", "evaluate", "inference"]
 BUNDLE = CONFIGS.parent
 ROOT = BUNDLE.parent
 
@@ -39,67 +39,62 @@ def test_configs_are_indented_by_four_and_say_what_they_are_for(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "overlay"),
+    ("name", "override"),
     [
-        *(("train", overlay) for overlay in (None, "paper", "demo", "basic_unet", "denoising")),
-        *((name, overlay) for name in ("evaluate_slices", "evaluate", "inference") for overlay in (None, "basic_unet")),
+        *(("train", override) for override in (None, "paper", "demo", "basic_unet")),
+        *(
+            (name, override)
+            for name in ("evaluate_slices", "evaluate", "inference")
+            for override in (None, "basic_unet")
+        ),
     ],
 )
-def test_monai_finds_every_property(name, overlay, tmp_path, training_scans, scans_dir):
-    files = files_of(name, overlay)
-    kind = "train" if name == "train" else "infer"
+def test_monai_finds_every_property(name, override, tmp_path, two_modalities):
     options = {
-        "dataset_dir": str(scans_dir if name in ("evaluate", "inference") else training_scans),
         "output_dir": str(tmp_path / "run"),
         "model_file": str(tmp_path / "model.pt"),
         "modalities": ["flair", "t1"],
-        "device": "$torch.device('cpu')",
     }
-    make = partial(ReconstructionUNet, channels=4, attention_levels=())
-    if overlay == "basic_unet":
-        make = partial(BasicUNet, spatial_dims=2, features=(16, 16, 32, 64, 96, 16))
-    save_model(ProbabilisticIterMask(make, modalities=("flair", "t1"), threshold=1.0), options["model_file"])
-    workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **options)
+    options |= {"dataset_dir": two_modalities["dataset_dir"], "device": "$torch.device('cpu')"}
+    options |= {} if name == "inference" else {"slice_range": None}
+    if override == "basic_unet":
+        save_basic_unet(tmp_path / "model.pt", options["modalities"])
+    elif name != "train":
+        save_small_model(tmp_path / "model.pt", options["modalities"])
+    kind = "train" if name == "train" else "infer"
+    workflow = ConfigWorkflow(files_of(name, override), workflow_type=kind, logging_file=False, **options)
     workflow.initialize()
     assert not workflow.check_properties()
+
+
+def save_basic_unet(path, modalities):
+    model = LesionNetwork(partial(BasicUNet, spatial_dims=2, features=(16, 16, 32, 64, 96, 16)), modalities)
+    for threshold in model.threshold_values():
+        threshold.fill_(0.5)
+    save_model(model, path)
 
 
 @pytest.mark.parametrize("name", MAIN)
 def test_every_config_runs_its_main_job_as_run(name):
     content = json.loads((CONFIGS / f"{name}.json").read_text())
-    jobs = {"preprocess": "preprocess", "train": "training", "inference": "inference"}
-    job = jobs.get(name, "evaluate")
-    assert "%run" in (content["run"], content[job]) or content[job] == "%run"
-    first = content["run"] if isinstance(content["run"], list) else content[job]
-    assert first[0] == "@checks"
+    job = {"train": "training", "inference": "inference"}.get(name, "evaluate")
+    content = json.loads((CONFIGS / "evaluate.json").read_text()) | content if job == "evaluate" else content
+    assert content[job] == "%run" and content["run"][0] == "@checks"
 
 
 @pytest.mark.parametrize("as_overlay", [True, False])
 def test_configs_may_be_yaml(tmp_path, as_overlay):
     yaml = pytest.importorskip("yaml", reason="needs PyYAML (requirements.txt)")
-    files = files_of("preprocess")
+    files = files_of("inference")
     (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"label": "lesion"} if as_overlay else json.loads(Path(files[0]).read_text()))
+        yaml.safe_dump({"batch_size": 4} if as_overlay else json.loads(Path(files[0]).read_text()))
     )
     files = [*files, str(tmp_path / "config.yaml")] if as_overlay else [str(tmp_path / "config.yaml")]
     workflow = ConfigWorkflow(files, logging_file=False, dataset_dir=str(tmp_path / "gone"))
     workflow.initialize()
     with pytest.raises(Exception) as error:
         workflow.run()
-    assert "gone/split_training.txt" in innermost_message(error.value) or "No folder" in innermost_message(error.value)
-
-
-def test_names_that_others_rely_on():
-    expected = {
-        "preprocess": "dataset_dir output_dir modalities split_training split_validation split_testing slice_range "
-        "upper_fraction lower_fraction num_workers",
-        "train": "dataset_dir output_dir modalities iterations batch_size image_size seed resume model_file calibrate",
-        "evaluate_slices": "dataset_dir output_dir model_file",
-        "evaluate": "dataset_dir output_dir modalities model_file",
-        "inference": "dataset_dir output_dir modalities model_file image",
-    }
-    for name, ids in expected.items():
-        assert set(ids.split()) <= ConfigParser.load_config_files(files_of(name)).keys()
+    assert "gone" in innermost_message(error.value)
 
 
 def test_verify_net_in_out(tmp_path):
@@ -182,37 +177,20 @@ def test_torchscript_export_gives_the_same_mask(tmp_path, model, small_network):
         assert torch.equal(exported(slices), model(slices)) and model(slices).any()
 
 
-def test_another_network_of_monai_trains_by_an_overlay(tmp_path, training_scans):
-    options = {
-        "iterations": 2,
-        "validation_interval": 2,
-        "batch_size": 2,
-        "image_size": 32,
-        "modalities": ["flair", "t1"],
-    }
-    workflow = run_bundle(
-        "train",
-        "basic_unet",
-        dataset_dir=str(training_scans),
-        output_dir=str(tmp_path),
-        model_file=str(tmp_path / "m.pt"),
-        **options,
-    )
-    assert isinstance(workflow.parser.get_parsed_content("network_def").masked, BasicUNet)
-    assert torch.isfinite(torch.load(tmp_path / "m.pt", weights_only=True)["threshold"])
+def test_another_network_of_monai_trains_by_an_override_config(tmp_path, two_modalities):
+    options = {name: value for name, value in two_modalities.items() if not name.startswith("backbone")}
+    options |= {"iterations": 2, "validation_interval": 2, "batch_size": 2, "canvas_size": [32, 32]}
+    run_bundle("train", "basic_unet", output_dir=str(tmp_path), **options)
+    config = json.loads((CONFIGS / "basic_unet.json").read_text())["backbone"]
+    model = load_model(str(tmp_path / "model.pt"), partial(BasicUNet, spatial_dims=2, features=config["features"]))
+    assert isinstance(model.network, BasicUNet)
 
 
-@pytest.mark.parametrize("run_id", ["", "calibrate"])
-def test_request_for_the_whole_config_trains_and_calibrates_once(run_id, tmp_path, two_modalities, capsys):
+def test_request_for_the_whole_config_trains_once(tmp_path, two_modalities, capsys):
+    """MONAI Label asks for all that is in the file."""
     options = {"iterations": 1, "validation_interval": 1, "batch_size": 2, **two_modalities}
-    options |= {"output_dir": str(tmp_path), "model_file": str(tmp_path / "m.pt")}
-    if run_id:
-        run_bundle("train", **options)
-        capsys.readouterr()
-    run_bundle("train", run_id=run_id, **options)
-    printed = capsys.readouterr().out
-    assert printed.count("Best validation error") == (run_id == "")
-    assert printed.count("Threshold ") == (run_id == "calibrate")
+    run_bundle("train", run_id="", output_dir=str(tmp_path), **options)
+    assert capsys.readouterr().out.count("Model: ") == 1
 
 
 @pytest.mark.parametrize("name", ["evaluate", "evaluate_slices"])
@@ -226,23 +204,37 @@ def test_overlay_without_its_base_says_what_is_missing(name):
     assert re.match(expected, innermost_message(caught.value))
 
 
-def test_configs_stay_short():
-    assert sum(len((CONFIGS / f"{name}.json").read_text().splitlines()) for name in MAIN) < 1100
+def table_of_options():
+    """The rows of docs/extend.md: config, option, its default, and what it means."""
+    text = (BUNDLE / "docs" / "extend.md").read_text().partition("## Options")[2].partition("\n## ")[0]
+    for section in text.split("\n### ")[1:]:
+        (config,) = re.findall(r"`(\w+)\.json`", section.splitlines()[0])
+        for name, default, meaning in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", section, re.MULTILINE):
+            yield config, name, default, meaning
 
 
-@pytest.mark.parametrize("folder", [ROOT, CONFIGS.parent, None], ids=["repository", "bundle", "elsewhere"])
+def test_table_of_options_has_all_that_may_be_set_with_its_default():
+    rows = [*table_of_options()]
+    named = {}
+    for config, name, default, _ in rows:
+        named.setdefault(config, set()).add(name)
+        text = json.dumps(json.loads((CONFIGS / f"{config}.json").read_text())[name])
+        computed = any(sign in text for sign in ("$", "@", "_target_"))
+        assert default == ("computed" if computed else f"`{text}`"), (config, name)
+    for config in ("train", "inference"):
+        options = json.loads((CONFIGS / f"{config}.json").read_text()).keys() & RULES.keys() - {"bundle_root"}
+        assert options <= named[config] | named["inference"]
+    assert all(meaning for *_, meaning in rows)
+
+
+@pytest.mark.parametrize("folder", [ROOT, BUNDLE, None], ids=["repository", "bundle", "elsewhere"])
 def test_commands_work_from_any_folder(folder, tmp_path):
-    command = [sys.executable, "-m", "monai.bundle", "run", "preprocess"]
     folder = tmp_path if folder is None else folder
-    command += [
-        "--config_file",
-        os.path.relpath(CONFIGS / "preprocess.json", folder),
-        "--dataset_dir",
-        str(tmp_path / "none"),
-    ]
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--dataset_dir", str(tmp_path / "none")]
+    command += ["--config_file", os.path.relpath(CONFIGS / "train.json", folder), "--output_dir", str(tmp_path / "out")]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith("error: No split file") or "No folder" in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and last.startswith("error: ") and str(tmp_path / "none") in last
 
 
 MODULES = """

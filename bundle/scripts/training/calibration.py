@@ -139,6 +139,8 @@ def check_training(model_file: str, checkpoint: TrainingCheckpoint, dataset: Sli
             "`output_dir`."
         )
     checkpoint.check_place()
+    if Path(model_file).absolute() == checkpoint.path.absolute():
+        raise ValueError(f"`model_file` is {model_file}, where the training writes its checkpoint: set another one.")
     check_not_shipped(model_file)
     check_output(model_file, checkpoint.path.absolute().parent)
 
