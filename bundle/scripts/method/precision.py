@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TypeVar
-
 import torch
-from torch import Tensor, nn
 
 PRECISIONS = ("float32", "bfloat16", "auto")
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -46,35 +41,3 @@ def check_precision(precision: str) -> None:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-
-
-class Autocast(nn.Module):
-    """A network that computes in another precision, from float32 to float32.
-
-    Args:
-        network: Its weights stay float32.
-        precision: See `autocast`.
-    """
-
-    def __init__(self, network: nn.Module, precision: str):
-        super().__init__()
-        self.network = network
-        self.precision = precision
-
-    def forward(self, image: Tensor) -> Tensor:
-        with autocast(self.precision, image.device):
-            return self.network(image).float()
-
-
-def in_precision(model: Model, precision: str) -> Model:
-    """A twin of a model, with the same weights, whose networks compute in another precision; what is between does not.
-
-    Args:
-        model: `IterMask`, whose children are networks.
-        precision: See `autocast`.
-    """
-    if precision == "float32":
-        return model
-    twin = copy.copy(model)
-    twin._modules = {name: Autocast(network, precision) for name, network in model.named_children()}
-    return twin
