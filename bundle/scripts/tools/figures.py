@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -38,9 +39,9 @@ def draw(rows: Sequence[tuple[str, Sequence[Panel]]], path: Path) -> None:
     """Draw rows of slices on black, each with its title, and save them as a JPEG 1,000 pixels wide."""
     from matplotlib import pyplot
 
-    widths = [[slice_.shape[0] for _, slice_, _ in panels] for _, panels in rows]
-    tallest = [max(slice_.shape[1] for _, slice_, _ in panels) for _, panels in rows]
-    heights = [0.6 + 10 * height / sum(row) for height, row in zip(tallest, widths, strict=True)]  # inches
+    sizes = [[slice_.shape for _, slice_, _ in panels] for _, panels in rows]
+    widths = [[width for width, _ in row] for row in sizes]
+    heights = [0.6 + 10 * max(height for _, height in row) / sum(width for width, _ in row) for row in sizes]  # inches
     figure = pyplot.figure(figsize=(10, sum(heights)), facecolor="black", layout="constrained")
     parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, row, (heading, panels) in zip(parts, widths, rows, strict=True):
@@ -60,33 +61,38 @@ def draw(rows: Sequence[tuple[str, Sequence[Panel]]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def through_lesion(volume: Tensor, label: Tensor, axis: int) -> Tensor:
-    """The slice (X, Y) of a volume (1, X, Y, Z) across an axis where most of the label lies."""
+def cut(volume: Tensor, label: Tensor, axis: int = 2) -> Tensor:
+    """The slice of a volume (1, X, Y, Z) across an axis where most of the label lies."""
     return volume[0].select(axis, int(label[0].movedim(axis, 0).flatten(1).sum(dim=1).argmax()))
 
 
 def lesion_network_panels(image: Tensor, found: VolumeResult, label: Tensor) -> list[Panel]:
     """What the lesion network says of a head."""
-    parts = (image, found.reconstruction, found.probability, found.mask, label > 0)
-    scan, healthy, probability, mask, truth = (through_lesion(part, label, PLANES["axial"]) for part in parts)
-    panels = [("a slice of a scan", scan, None), ("predicted healthy slice", healthy, None)]
-    return [*panels, ("probability of lesion", probability, None), ("mask", scan, mask), ("true lesions", scan, truth)]
+    scan, healthy, probability = (cut(part, label) for part in (image, found.reconstruction, found.probability))
+    panels: list[Panel] = [("a slice of a scan", scan, None), ("predicted healthy slice", healthy, None)]
+    panels += [("probability of lesion", probability, None), ("mask", scan, cut(found.mask, label))]
+    return [*panels, ("true lesions", scan, cut(label, label) > 0)]
 
 
 @torch.no_grad()
 def itermask_panels(demo_dir: Path) -> list[Panel]:
     """The first iteration and the result of the demo's IterMask, in the slice of a phantom with most of its lesion."""
-    model, scan = load_model(str(demo_dir / "training" / "model.pt")), demo_dir / "scans" / "phantom_testing_000"
+    model: Any = load_model(str(demo_dir / "training" / "model.pt"))
+    scan = demo_dir / "scans" / "phantom_testing_000"
     image, brain, label = (read(scan / f"{scan.name}_{ending}.nii.gz") for ending in ("flair", "mask", "seg"))
     scaled = scale_brain_intensity(image, brain > 0, **model.scaling)
-    slices = [through_lesion(volume, label, PLANES["axial"])[None, None] for volume in (scaled, brain)]
+    slices = [cut(volume, label)[None, None] for volume in (scaled, brain)]
     slice_, inside = (F.interpolate(part, (model.image_size, model.image_size), mode="nearest") for part in slices)
     masks = [model.refine(slice_, inside > 0, max_iterations=count)[0] for count in (0, 100)]
     noise = iteration_noise(slice_, 1)
     error, filled = model.masked_reconstruction(slice_, masks[0], inside > 0, noise)
     parts = (slice_, hide(slice_, masks[0], noise), filled)
     shown, hidden, healthy = (torch.where(inside > 0, part, -3.0)[0, 0] for part in parts)
-    panels = [("a slice", shown, None), ("hide what looks unusual", hidden, None), ("reconstruct it", healthy, None)]
+    panels: list[Panel] = [
+        ("a slice", shown, None),
+        ("hide what looks unusual", hidden, None),
+        ("reconstruct it", healthy, None),
+    ]
     return [*panels, ("squared error", error[0, 0], None), ("repeat: the mask shrinks", shown, masks[1][0, 0])]
 
 
@@ -99,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     matplotlib.use("Agg")
     with tempfile.TemporaryDirectory() as folder:
         image, label = (read(path) for path in make_scan(Path(folder), seed=0))
-    found = segment_volume(load_model(str(BUNDLE / "models" / "model.pt")), image, image > 0, (1.0, 1.0, 1.0))
-    seen = (image, found.mask)
-    head = [(name, *(through_lesion(part, label, axis) for part in seen)) for name, axis in PLANES.items()]
+    model: Any = load_model(str(BUNDLE / "models" / "model.pt"))
+    found = segment_volume(model, image, image > 0, (1.0, 1.0, 1.0))
+    head = [(name, cut(image, label, axis), cut(found.mask, label, axis)) for name, axis in PLANES.items()]
     draw([("", head)], Path(options.output_dir) / "head.jpg")
     rows = [("Lesion network: what looks like a lesion?", lesion_network_panels(image, found, label))]
     if (Path(options.demo_dir) / "training" / "model.pt").is_file():
