@@ -218,7 +218,7 @@ class EvaluationHandler:
         state: Any = engine.state
         for item, output in zip(state.batch, state.output, strict=True):
             if self.label_needed and "label" not in item:
-                raise ValueError(f"{item['case']} has no label: add its lesion mask, or leave the scan out with `exclude`.")
+                raise ValueError(f"{item['case']} has no label: add its lesion mask, or `exclude` the scan.")
             # postprocessing, as cropping to a range of slices, changes the output alone
             processed = {**item, **{key: value for key, value in output.items() if value is not None}}
             self.add(Sample.from_item(processed, self.outputs))
