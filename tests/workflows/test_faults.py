@@ -91,7 +91,7 @@ class Calibrate:
     def __init__(self, data):
         self.options = {
             "dataset_dir": data / "slices",
-            "slice_range": None,
+            "slice_range": "$None",
             "model_file": data / "itermask.pt",
             **PLAIN,
         }
@@ -144,7 +144,7 @@ class Evaluate:
     def __init__(self, data):
         self.options = {
             "dataset_dir": data / "slices",
-            "slice_range": None,
+            "slice_range": "$None",
             "model_file": data / "itermask.pt",
             **PLAIN,
         }

@@ -35,13 +35,13 @@ def test_weights_are_of_the_model_that_training_describes():
 @pytest.mark.data
 @needs_data
 def test_results_are_those_of_the_model_card(tmp_path):
-    split = f"{DATA}/soop2d/split_testing.txt"
-    run_bundle("evaluate", dataset_dir=f"{DATA}/soop2d", split=split, output_dir=str(tmp_path), pictures=False)
+    options = {"dataset_dir": f"{DATA}/soop2d", "slice_range": "$None", "pictures": False}
+    run_bundle("evaluate_slices", run_id="evaluate", output_dir=str(tmp_path), **options)
     summary = json.loads((tmp_path / "summary.json").read_text())
     text = (BUNDLE / "docs" / "README.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| this model |")).split("|")
     assert summary["cases"] == 273 and summary["dice"] == pytest.approx(float(row[2].split()[0]), abs=0.002)
-    assert summary["dice"] > summary["baseline_smoothed_dice"] + 0.1
+    assert summary["dice"] > summary["baseline_smoothed_dice"] + 0.04
 
 
 def turned(image, axcodes):
