@@ -1,5 +1,6 @@
 """Commands of the bundle in processes of their own that start at once, and that a test can kill or make fail."""
 
+import atexit
 import importlib
 import json
 import multiprocessing
@@ -96,6 +97,8 @@ def execute(arguments, folder, output, file_limit, fault):
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         raise SystemExit(1) from None
+    finally:
+        atexit._run_exitfuncs()  # a fork leaves them out
 
 
 def _inject(target, call, action):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import re
 import zlib
@@ -88,6 +89,7 @@ class Evaluation:
         self.members = read_subsets(self.subsets)
         self.folder = Path(self.output_dir)
         self.lock = ExitStack()
+        atexit.register(self.lock.close)  # of a run that fails
         if idist.get_rank() == 0:
             self._check_folder()
         self.failures = CaseRunner()

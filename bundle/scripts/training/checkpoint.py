@@ -116,16 +116,20 @@ class TrainingCheckpoint:
         self.received = number
         print(f"{signal.Signals(number).name}: saving after this iteration.", flush=True)
 
-    def _iteration(self, engine: Engine) -> None:
-        self.trained = True
+    def _share_signal(self) -> None:
         number = int(idist.all_reduce(self.received, "MAX"))
         self.interrupted = signal.Signals(number) if number else None
+
+    def _iteration(self, engine: Engine) -> None:
+        self.trained = True
+        self._share_signal()
         state: Any = engine.state
         if self.interrupted is not None and state.iteration % state.epoch_length:
             self._save(engine)
             engine.terminate()
 
     def _epoch(self, engine: Engine) -> None:
+        self._share_signal()  # the validation has just ended
         self._save(engine)
         if self.interrupted is not None:
             engine.terminate()
