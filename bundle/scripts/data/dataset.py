@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..common.case_runner import raise_failed
 from ..common.errors import innermost_message
-from ..common.outputs import save_tensors
+from ..common.outputs import check_writable, save_tensors
 from .layouts import subject_of
 from .lists import read_split
 from .scans import find_scans, without
@@ -291,7 +291,8 @@ def compute_slices(
         folder, options = Path(cache_dir), options_of(transform)
         files = [folder / f"{scan['case']}_{checksum(scan, options)}.pt" for scan in usable]
         waiting = [(scan, file) for scan, file in zip(usable, files, strict=True) if not file.is_file()]
-        folder.mkdir(parents=True, exist_ok=True)
+        if waiting:
+            check_writable(folder)
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             work = pool.map(ComputeScan(transform), waiting)
             bar = tqdm(work, desc=f"{name} scans", unit="scan", total=len(waiting), disable=not (progress and waiting))

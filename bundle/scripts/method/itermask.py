@@ -94,7 +94,7 @@ class IterMask(Model):
             )
         self.image_size, self.radius, self.sigma = int(image_size), float(radius), float(sigma)
         self.initial_fraction = float(initial_fraction)
-        self.scaling: dict[str, object] = {**SCALING, **(scaling or {})}
+        self.scaling = {**SCALING, **(scaling or {})}
         self.first_iteration = network(in_channels=self.modalities, out_channels=self.modalities)
         self.masked = network(in_channels=2 * self.modalities, out_channels=self.modalities)
         self.threshold.fill_(threshold)
