@@ -10,7 +10,7 @@ from scripts.inference import export
 
 def test_networks_of_the_bundle_agree_with_onnxruntime(tmp_path, capsys):
     run_bundle("inference", run_id="export_onnx", output_dir=str(tmp_path), dataset_dir=str(tmp_path))
-    assert sorted(path.name for path in tmp_path.glob("*.onnx")) == ["lesions.onnx", "masked.onnx"]
+    assert sorted(path.name for path in tmp_path.glob("*.onnx")) == ["network.onnx"]
     assert "N x 2 x 128 x 128" in capsys.readouterr().out
 
 

@@ -20,6 +20,9 @@ class Brightest(torch.nn.Module):
     def refine(self, image, brain_mask, **options):
         return brain_mask & (image > 2), image, image, torch.ones(len(image), dtype=torch.int64)
 
+    def map_threshold(self, threshold_scale=1.0):
+        return 2.0 * threshold_scale
+
 
 def scan():
     """A brain with a bright square, (1, 2, 40, 36, 5): image and brain mask."""

@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Segment a synthetic head, or train on phantoms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="demo", help="where everything goes (default: ./demo)")
-    parser.add_argument("--seed", type=int, default=0, help="of the head, of the phantoms and of the training")
+    parser.add_argument("--seed", type=int, default=1, help="of the head, of the phantoms and of the training")
     parser.add_argument("--train", action="store_true", help="train on phantoms afterwards (minutes)")
     parser.add_argument("--subjects", type=int, nargs=3, default=(96, 12, 24), help="phantoms to train, validate, test")
     parser.add_argument("--iterations", type=int, help="of the training (default: that of demo.json)")
