@@ -35,7 +35,7 @@ def test_largest_component_is_connected_by_faces_edges_or_corners(connectivity, 
     assert mask.sum() == 36
 
 
-def test_first_of_equal_components_is_the_largest_and_none_is_of_an_empty_mask():
+def test_one_of_equal_components_is_taken_and_none_of_an_empty_mask():
     mask = np.array([False, True, True, False, True, True])
-    assert largest_component(mask).tolist() == [False, True, True, False, False, False]
+    assert largest_component(mask).sum() == 2
     assert not largest_component(mask & False).any()

@@ -171,7 +171,7 @@ class IterMask(Model):
 
         # First iteration: reconstruct the whole brain and hide the part that came out worst.
         shrinking = brain_mask.flatten(1).any(dim=1).nonzero()[:, 0]
-        for part in shrinking.split(batch_size):
+        for part in shrinking.split(batch_size) if len(shrinking) else []:
             error, filled = self.first_reconstruction(image[part], brain_mask[part])
             spatial_mask[part] = highest_fraction(error, brain_mask[part], self.initial_fraction)
             anomaly_map[part], reconstruction[part] = error, filled
