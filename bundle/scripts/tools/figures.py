@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     matplotlib.use("Agg")
     with tempfile.TemporaryDirectory() as folder:
-        image, label = (read(path) for path in make_scan(Path(folder), seed=0))
+        image, label = (read(path) for path in make_scan(Path(folder), seed=1))
     model: Any = load_model(str(BUNDLE / "models" / "model.pt"))
     found = segment_volume(model, image, image > 0, (1.0, 1.0, 1.0))
     head = [(name, cut(image, label, axis), cut(found.mask, label, axis)) for name, axis in PLANES.items()]
