@@ -232,3 +232,10 @@ def test_mask_that_is_no_brain_is_told(head):
             torch.stack(torch.meshgrid(*map(torch.arange, brain.shape[1:]), indexing="ij")).sum(0) % 4 == 0
         )
         v.segment_volume(lesion_network(Bright()), image, sparse, (0.3, 0.3, 0.3))
+
+
+def test_swapped_image_and_brain_mask_are_one_sentence(head):
+    image, brain = head[:2]
+    for first, second in ((brain, image), (image, brain.float()), (image[0], brain)):
+        with pytest.raises(ValueError, match="`image` must have shape"):
+            v.segment_volume(lesion_network(Bright()), first, second, (2, 2, 2))

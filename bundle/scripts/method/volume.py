@@ -265,8 +265,13 @@ def segment_volume(
         batch_size: Slices that the network sees at once.
 
     Raises:
-        ValueError: When the brain mask is no brain's.
+        ValueError: When the shapes do not fit, or the brain mask is not bool, or no brain's.
     """
+    if image.ndim != 4 or brain_mask.shape != image[:1].shape or brain_mask.dtype != torch.bool:
+        raise ValueError(
+            "`image` must have shape (M, X, Y, Z) and `brain_mask` shape (1, X, Y, Z) and type bool, got "
+            f"{list(image.shape)} and {list(brain_mask.shape)} of {brain_mask.dtype}."
+        )
     grid, brain, prediction = see_volume(model, image, brain_mask, spacing, batch_size)
     score, low, high = decide(model, prediction[-1], brain, grid.voxel_size, threshold_scale)
     box = (slice(None), *grid.box)
