@@ -183,7 +183,7 @@ CASES = Rule(
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("output_dir", "model_file", "results_dir"), PATH),
-    **dict.fromkeys(("brain_mask", "label_maps_dir"), _or_null(PATH)),
+    "brain_mask": _or_null(PATH),
     **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _or_null(CASES)),
     **dict.fromkeys(("allow_outside", "resume", "save_brain_mask", "pictures", "unlabeled_are_healthy"), SWITCH),
     **dict.fromkeys(("tolerance", "lesion_fraction", "upper_fraction", "lower_fraction"), PART),
@@ -192,7 +192,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("warmup_iterations", "least_pixels"), _whole(0, 10**9)),
     **dict.fromkeys(("learning_rate", "largest_gradient_norm", "doubt"), _positive()),
     **dict.fromkeys(("volumes_per_head", "validation_heads", "testing_heads"), _whole(0, 1000)),
-    "dataset_dir": _or_null(FOLDERS),
+    **dict.fromkeys(("dataset_dir", "label_maps_dir"), _or_null(FOLDERS)),
     "image": _or_null(FILES),
     "case": _or_null(Rule("a name without slashes", is_name)),
     "label": Rule(
