@@ -61,7 +61,7 @@ addEventListener("load", () => {
     for (let i = 0; i < levels.length; i++) pixels[4 * i + 3] = levels[i] > slider.value ? 255 : 0;
     context.putImageData(picture, 0, 0);
     overlay.src = canvas.toDataURL();
-    document.getElementById("shown").textContent = step.ml.toFixed(2) + " ml above " + step.threshold;
+    document.getElementById("shown").textContent = step.ml.toFixed(2) + " ml above " + +step.threshold.toPrecision(3);
   }
   planes.addEventListener("wheel", event => {
     const { widthCanvas, numSlice, nbSlice } = VIEW.viewer;
@@ -128,10 +128,10 @@ def thresholds_of(anomaly_map: np.ndarray, mask: np.ndarray) -> tuple[list[float
     positive = anomaly_map[anomaly_map > 0]
     if not positive.size:
         return [0.0], 0
-    start = float(np.quantile(anomaly_map[mask], 0.02)) if mask.any() else float(positive.max())
-    steps = np.linspace(0, max(float(positive.max()), start), STEPS, endpoint=False)
-    thresholds = sorted({float(f"{step:.3g}") for step in (*steps[1:], start)})
-    return thresholds, thresholds.index(float(f"{start:.3g}"))
+    highest = float(positive.max())
+    start = float(np.nextafter(np.quantile(anomaly_map[mask], 0.02), 0)) if mask.any() else highest
+    thresholds = sorted({*np.linspace(0, highest, STEPS, endpoint=False)[1:].tolist(), start})
+    return thresholds, thresholds.index(start)
 
 
 def page_of(scan: Segmented) -> str:
