@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import logging
 import os
 import subprocess
 import sys
@@ -293,7 +292,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_file", help="write the tables there too (Markdown)")
     options = parser.parse_args(arguments)
     report_errors()
-    logging.getLogger("scripts").setLevel(logging.ERROR)  # how plausible the masks are does not matter here
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     text = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
