@@ -60,7 +60,7 @@ def make_scan(folder: Path, seed: int) -> list[Path]:
     painted = transform({"label_map": drawn, "case": CASE})
     image, brain_mask, labels = (painted[key][0].numpy() for key in ("image", "brain_mask", "label_map"))
     random = np.random.default_rng(seed)
-    made = add_lesions(image, brain_mask, random, LESION_ML, LESIONS, LESION_CONTRAST, PLACES, labels)
+    made = add_lesions(image, brain_mask, labels, random, LESION_ML, LESIONS, LESION_CONTRAST, PLACES)
     levels = np.where(brain_mask, np.maximum(np.round(made.image * GRAY_LEVELS), 1), 0).astype(np.int16)
     files = []
     for key, voxels in (("flair", levels), ("seg", made.label.astype(np.uint8))):

@@ -236,7 +236,7 @@ def _with_lesion(
     for attempt in range(100):
         rng = np.random.default_rng([*np.atleast_1d(seed), 1, attempt])
         voxels = np.exp(rng.uniform(*np.log(LESION_ML))) * 1000 / voxel_mm3
-        made = add_lesions(image, labels > 0, rng, voxels / 1000, contrast=contrast, labels=labels)
+        made = add_lesions(image, labels > 0, labels, rng, voxels / 1000, contrast=contrast)
         if made.label[..., image.shape[2] // 2].any():
             break
     return made.image, made.label

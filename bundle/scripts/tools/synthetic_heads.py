@@ -59,7 +59,7 @@ def with_lesions(
     number = int(random.integers(1, MOST_LESIONS + 1))
     contrast = float(random.uniform(contrasts[0], contrasts[1]))
     volume_ml = float(np.exp(random.uniform(np.log(SMALLEST_ML), np.log(LARGEST_ML))))
-    made = add_lesions(image, brain_mask, random, volume_ml, number, contrast, PLACES, labels)
+    made = add_lesions(image, brain_mask, labels, random, volume_ml, number, contrast, PLACES)
     return made, contrast, number
 
 
