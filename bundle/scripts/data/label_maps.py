@@ -17,113 +17,79 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import LoadImaged, MapTransform, Orientationd, RandomizableTransform
+from monai.transforms.utils import create_rotate
 from scipy import ndimage
 
 from .morphology import box_of
-from .nifti import load_volume
+from .transforms import ScanReader
+
+
+class Tissue(NamedTuple):
+    """A tissue: its labels, and for each contrast the lowest and highest mean, in parts of white matter."""
+
+    labels: tuple[int, ...]
+    flair: tuple[float, float]
+    t1: tuple[float, float]
+    t2: tuple[float, float]
+
 
 # FreeSurfer's labels, and those of the head outside the brain (from 500 on, as in the maps of SynthSeg).
 TISSUES = {
-    "fluid": (4, 5, 14, 15, 24, 43, 44, 72),
-    "white": (2, 41, 85),
-    "lesion": (25, 57),
-    "cortex": (3, 42),
-    "cerebellar_white": (7, 46),
-    "cerebellar_cortex": (8, 47),
-    "thalamus": (10, 49),
-    "caudate": (11, 50),
-    "accumbens": (26, 58),
-    "putamen": (12, 51),
-    "pallidum": (13, 52),
-    "brain_stem": (16, 28, 60),
-    "hippocampus": (17, 53),
-    "amygdala": (18, 54),
-    "choroid_plexus": (31, 63, 136, 137, 163, 164),
-    "vessel": (30, 62, 502, 514),
-    "eye": (506,),
-    "soft_tissue": (507, 511),
-    "muscle": (508, 512, 530),
-    "mucosa": (509,),
-    "bone": (515,),
-    "marrow": (516,),
+    "fluid": Tissue((4, 5, 14, 15, 24, 43, 44, 72), (0.03, 0.5), (0.12, 0.35), (1.9, 3.2)),
+    "white": Tissue((2, 41, 85), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)),
+    "lesion": Tissue((25, 57), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)),
+    "cortex": Tissue((3, 42), (1.02, 1.6), (0.6, 0.8), (1.25, 1.6)),
+    "cerebellar_white": Tissue((7, 46), (0.88, 1.12), (0.92, 1.02), (0.95, 1.15)),
+    "cerebellar_cortex": Tissue((8, 47), (0.9, 1.4), (0.6, 0.8), (1.2, 1.5)),
+    "thalamus": Tissue((10, 49), (0.95, 1.25), (0.75, 0.92), (1.05, 1.3)),
+    "caudate": Tissue((11, 50), (1.0, 1.4), (0.62, 0.82), (1.15, 1.5)),
+    "accumbens": Tissue((26, 58), (1.0, 1.4), (0.62, 0.82), (1.15, 1.5)),
+    "putamen": Tissue((12, 51), (0.95, 1.35), (0.68, 0.86), (1.0, 1.35)),
+    "pallidum": Tissue((13, 52), (0.7, 1.05), (0.82, 0.98), (0.65, 0.95)),
+    "brain_stem": Tissue((16, 28, 60), (0.88, 1.2), (0.82, 0.98), (0.95, 1.2)),
+    "hippocampus": Tissue((17, 53), (1.05, 1.6), (0.6, 0.78), (1.25, 1.65)),
+    "amygdala": Tissue((18, 54), (1.05, 1.7), (0.6, 0.78), (1.25, 1.65)),
+    "choroid_plexus": Tissue((31, 63, 136, 137, 163, 164), (0.6, 1.7), (0.3, 0.7), (1.3, 2.4)),
+    "vessel": Tissue((30, 62, 502, 514), (0.3, 0.8), (0.2, 0.9), (0.2, 0.7)),
+    "eye": Tissue((506,), (0.1, 0.5), (0.15, 0.35), (1.8, 3.0)),
+    "soft_tissue": Tissue((507, 511), (0.7, 2.0), (0.8, 1.8), (0.6, 1.8)),
+    "muscle": Tissue((508, 512, 530), (0.4, 0.9), (0.4, 0.9), (0.4, 0.9)),
+    "mucosa": Tissue((509,), (0.9, 1.6), (0.9, 1.6), (0.9, 1.6)),
+    "bone": Tissue((515,), (0.02, 0.2), (0.02, 0.2), (0.02, 0.2)),
+    "marrow": Tissue((516,), (0.3, 1.3), (0.3, 1.3), (0.3, 1.3)),
 }
+ANY_MEAN = (0.1, 1.6)
+CONTRASTS = ("flair", "t1", "t2", "any")
 OTHER_NAMES = {165: 515, 258: 507, 259: 506}  # skull, soft tissue and eyes in other maps of SynthSeg
 OUTSIDE = 500  # the first label outside the brain
+WHITE = (2, 41, 85, 25, 57)  # with its lesions, which are painted as healthy
+CORTEX = (3, 42)
 VENTRICLES = (4, 43)
 FLUID_AROUND = 24
 ENCLOSED = (24, 502, 514)  # fluid, arteries and veins: brain where a brain extraction closes the surface over them
 LARGEST_LABEL = 1023
 
-# Lowest and highest mean of each tissue, in parts of white matter.
-_HEAD = {"bone": (0.02, 0.2), "muscle": (0.4, 0.9), "marrow": (0.3, 1.3), "mucosa": (0.9, 1.6)}
-MEANS = {
-    "flair": _HEAD
-    | {
-        "fluid": (0.03, 0.5),
-        "white": (1, 1),
-        "lesion": (1.4, 1.9),
-        "cortex": (1.02, 1.6),
-        "cerebellar_white": (0.88, 1.12),
-        "cerebellar_cortex": (0.9, 1.4),
-        "thalamus": (0.95, 1.25),
-        "caudate": (1.0, 1.4),
-        "accumbens": (1.0, 1.4),
-        "putamen": (0.95, 1.35),
-        "pallidum": (0.7, 1.05),
-        "brain_stem": (0.88, 1.2),
-        "hippocampus": (1.05, 1.6),
-        "amygdala": (1.05, 1.7),
-        "choroid_plexus": (0.6, 1.7),
-        "vessel": (0.3, 0.8),
-        "eye": (0.1, 0.5),
-        "soft_tissue": (0.7, 2.0),
-    },
-    "t1": _HEAD
-    | {
-        "fluid": (0.12, 0.35),
-        "white": (1, 1),
-        "lesion": (0.5, 0.8),
-        "cortex": (0.6, 0.8),
-        "cerebellar_white": (0.92, 1.02),
-        "cerebellar_cortex": (0.6, 0.8),
-        "thalamus": (0.75, 0.92),
-        "caudate": (0.62, 0.82),
-        "accumbens": (0.62, 0.82),
-        "putamen": (0.68, 0.86),
-        "pallidum": (0.82, 0.98),
-        "brain_stem": (0.82, 0.98),
-        "hippocampus": (0.6, 0.78),
-        "amygdala": (0.6, 0.78),
-        "choroid_plexus": (0.3, 0.7),
-        "vessel": (0.2, 0.9),
-        "eye": (0.15, 0.35),
-        "soft_tissue": (0.8, 1.8),
-    },
-    "t2": _HEAD
-    | {
-        "fluid": (1.9, 3.2),
-        "white": (1, 1),
-        "lesion": (1.5, 2.2),
-        "cortex": (1.25, 1.6),
-        "cerebellar_white": (0.95, 1.15),
-        "cerebellar_cortex": (1.2, 1.5),
-        "thalamus": (1.05, 1.3),
-        "caudate": (1.15, 1.5),
-        "accumbens": (1.15, 1.5),
-        "putamen": (1.0, 1.35),
-        "pallidum": (0.65, 0.95),
-        "brain_stem": (0.95, 1.2),
-        "hippocampus": (1.25, 1.65),
-        "amygdala": (1.25, 1.65),
-        "choroid_plexus": (1.3, 2.4),
-        "vessel": (0.2, 0.7),
-        "eye": (1.8, 3.0),
-        "soft_tissue": (0.6, 1.8),
-    },
-    "any": {tissue: (0.1, 1.6) for tissue in TISSUES},
-}
-CONTRASTS = tuple(MEANS)
+
+class Limits(NamedTuple):
+    """How far volumes may differ from their label map and from each other; ranges are (lowest, highest)."""
+
+    rotation: float = 5.0  # degrees about each axis
+    scale: float = 0.08  # of the size along each axis
+    elastic: float = 1.5  # standard deviation of an elastic change 25 mm wide, mm
+    flip_probability: float = 0.5  # of changing left and right
+    resolution: tuple[float, float] = (0.35, 1.4)  # sigma of the Gaussian point spread function, mm
+    thickness: tuple[float, float] = (3.0, 6.0)  # of thick slices, mm
+    thick_probability: float = 0.5
+    texture: tuple[float, float] = (0.02, 0.08)  # deviation within a tissue, in parts of white matter
+    shading: float = 0.06  # slow change of the tissues, fraction
+    gyri: float = 0.05  # change of the cortex from gyrus to gyrus, fraction
+    rim: float = 0.3  # healthy brightening at the ventricles and between them, in "flair" and "t2", fraction
+    bias: float = 0.25  # standard deviation of the logarithm of the bias field
+    noise: tuple[float, float] = (0.01, 0.12)  # standard deviation of Rician noise, in parts of white matter
+    closing: tuple[float, float] = (4.0, 12.0)  # width of the sulci that the brain mask includes, mm
+    defects: float = 1.5  # error of the brain mask's rim, mm; 0 gives exact masks
+    defects_probability: float = 0.5
 
 
 class Draw(NamedTuple):
@@ -153,40 +119,19 @@ class Draw(NamedTuple):
 class RandLabelToImaged(RandomizableTransform, MapTransform):
     """Make a healthy volume from a label map: tissues of a drawn contrast, then the scanner, then brain extraction.
 
-    Adds ``image`` (1, X, Y, Z), float32, and ``brain_mask`` (1, X, Y, Z), bool, RAS at 1 mm, cropped to the brain,
-    and replaces the label map by that of the same voxels. `randomize` draws a `Draw`; `made_volume` applies it. Where
-    the data hold a ``seed``, it decides the draw.
+    Adds ``image`` (1, X, Y, Z), float32, and ``brain_mask`` (1, X, Y, Z), bool, cropped to the brain, and replaces the
+    label map by that of the same voxels. `randomize` draws a `Draw`; `made_volume` applies it. Where the data hold a
+    ``seed``, it decides the draw.
 
     Args:
-        keys: Key of the label map (1, X, Y, Z): FreeSurfer's labels, 500 and above outside the brain, 1 mm voxels in
-            any orientation; a tensor without an affine is RAS.
+        keys: Key of the label map (1, X, Y, Z): FreeSurfer's labels, 500 and above outside the brain, RAS, 1 mm.
         contrast: "flair", "t1", "t2", or "any" for means without any order.
-        lesions: Show the labels 25 and 57 (white matter lesions); False paints them as healthy white matter.
         skull: Keep what lies outside the brain mask, and crop to the head; False sets it to 0.
-        rotation_degrees: Largest angle about each axis.
-        scale_fraction: Largest change of size along each axis.
-        elastic_mm: Largest standard deviation of an elastic change 25 mm wide.
-        flip_probability: Of changing left and right.
-        resolution_mm: Lowest and highest sigma of the Gaussian point spread function.
-        thickness_mm: Lowest and highest thickness of thick slices.
-        thick_probability: Of thick slices.
-        texture_fraction: Lowest and highest deviation within a tissue, in parts of white matter.
-        shading_fraction: Largest slow change of the tissues.
-        gyri_fraction: Largest change of the cortex from gyrus to gyrus.
-        rim_fraction: Largest brightening at the ventricles and between them; it is healthy, and only in "flair" and
-            "t2".
-        bias_fraction: Largest standard deviation of the bias field.
-        noise_fraction: Lowest and highest standard deviation of Rician noise, in parts of white matter.
-        closing_mm: Lowest and highest width of the sulci that the brain mask includes.
-        defects_mm: Largest error of the brain mask's rim; 0 gives exact masks.
-        defects_probability: Of such errors.
-        image_key: Where to put the volume.
-        brain_mask_key: Where to put its brain mask.
+        limits: How far volumes may differ.
         allow_missing_keys: Leave data without a label map as they are.
 
     Raises:
-        ValueError: When ``contrast`` is unknown, a probability is not in [0, 1], or a strength is negative or out of
-            order.
+        ValueError: When ``contrast`` is unknown.
     """
 
     draw: Draw  # of the last volume
@@ -195,80 +140,43 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         self,
         keys: KeysCollection = "label_map",
         contrast: str = "flair",
-        lesions: bool = False,
         skull: bool = False,
-        rotation_degrees: float = 5.0,
-        scale_fraction: float = 0.08,
-        elastic_mm: float = 1.5,
-        flip_probability: float = 0.5,
-        resolution_mm: Sequence[float] = (0.35, 1.4),
-        thickness_mm: Sequence[float] = (3.0, 6.0),
-        thick_probability: float = 0.5,
-        texture_fraction: Sequence[float] = (0.02, 0.08),
-        shading_fraction: float = 0.06,
-        gyri_fraction: float = 0.05,
-        rim_fraction: float = 0.3,
-        bias_fraction: float = 0.25,
-        noise_fraction: Sequence[float] = (0.01, 0.12),
-        closing_mm: Sequence[float] = (4.0, 12.0),
-        defects_mm: float = 1.5,
-        defects_probability: float = 0.5,
-        image_key: str = "image",
-        brain_mask_key: str = "brain_mask",
+        limits: Limits = Limits(),  # noqa: B008
         allow_missing_keys: bool = False,
     ):
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob=1.0)
         if contrast not in CONTRASTS:
             raise ValueError(f"`contrast` must be one of {', '.join(CONTRASTS)}, got {contrast!r}.")
-        self.contrast, self.lesions, self.skull = contrast, bool(lesions), bool(skull)
-        self.flip_probability = _probability("flip_probability", flip_probability)
-        self.thick_probability = _probability("thick_probability", thick_probability)
-        self.defects_probability = _probability("defects_probability", defects_probability)
-        self.rotation_degrees = _strength("rotation_degrees", rotation_degrees, 180)
-        self.scale_fraction = _strength("scale_fraction", scale_fraction, 0.5)
-        self.elastic_mm = _strength("elastic_mm", elastic_mm, 10)
-        self.shading_fraction = _strength("shading_fraction", shading_fraction, 1)
-        self.gyri_fraction = _strength("gyri_fraction", gyri_fraction, 1)
-        self.rim_fraction = _strength("rim_fraction", rim_fraction, 2)
-        self.bias_fraction = _strength("bias_fraction", bias_fraction, 1)
-        self.defects_mm = _strength("defects_mm", defects_mm, 10)
-        self.resolution_mm = _range("resolution_mm", resolution_mm, 10)
-        self.thickness_mm = _range("thickness_mm", thickness_mm, 20)
-        self.texture_fraction = _range("texture_fraction", texture_fraction, 1)
-        self.noise_fraction = _range("noise_fraction", noise_fraction, 1)
-        self.closing_mm = _range("closing_mm", closing_mm, 60)
-        self.image_key, self.brain_mask_key = image_key, brain_mask_key
+        self.contrast, self.skull, self.limits = contrast, skull, limits
 
     def randomize(self, data: object = None) -> None:
         """Draw what `made_volume` applies."""
         super().randomize(data)
-        uniform = self.R.uniform
+        uniform, limits = self.R.uniform, self.limits
         bright_rim = self.contrast in ("flair", "t2")
-        thick = uniform() < self.thick_probability
-        means = {tissue: uniform(*MEANS[self.contrast][tissue]) for tissue in TISSUES}
-        if not self.lesions:
-            means["lesion"] = means["white"]
+        thick = uniform() < limits.thick_probability
+        means = {name: uniform(*getattr(tissue, self.contrast, ANY_MEAN)) for name, tissue in TISSUES.items()}
         self.draw = Draw(
             seed=int(self.R.randint(2**31)),
-            means=means,
+            means=means | {"lesion": means["white"]},
             deviations=self._deviations(),
             matrix=self._matrix(),
-            elastic=uniform(0, self.elastic_mm),
+            elastic=uniform(0, limits.elastic),
             texture_scale=uniform(1.0, 3.0),
-            shading=uniform(0, self.shading_fraction),
-            gyri=uniform(0, self.gyri_fraction),
-            rim=uniform(0, self.rim_fraction) if bright_rim else 0.0,
+            shading=uniform(0, limits.shading),
+            gyri=uniform(0, limits.gyri),
+            rim=uniform(0, limits.rim) if bright_rim else 0.0,
             rim_width=uniform(1.5, 4.0),
-            septum=uniform(0, self.rim_fraction) if bright_rim else 0.0,
-            cap=uniform(0, self.rim_fraction) if bright_rim else 0.0,
-            resolution=tuple(uniform(*self.resolution_mm) * uniform(0.8, 1.2, 3)),
-            thickness=uniform(*self.thickness_mm) if thick else 1.0,
+            septum=uniform(0, limits.rim) if bright_rim else 0.0,
+            cap=uniform(0, limits.rim) if bright_rim else 0.0,
+            resolution=tuple(uniform(*limits.resolution) * uniform(0.8, 1.2, 3)),
+            thickness=uniform(*limits.thickness) if thick else 1.0,
             slice_axis=int(self.R.choice(3, p=(0.2, 0.15, 0.65))),
-            bias=uniform(0, self.bias_fraction),
-            noise=uniform(*self.noise_fraction),
-            closing=uniform(*self.closing_mm),
-            defects=uniform(0, self.defects_mm) if uniform() < self.defects_probability else 0.0,
+            bias=uniform(0, limits.bias),
+            noise=uniform(*limits.noise),
+            closing=uniform(*limits.closing),
+            defects=uniform(0, limits.defects) if uniform() < limits.defects_probability else 0.0,
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -281,85 +189,50 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         key = self.first_key(result)
         if not key:
             return result
-        labels, affine = oriented_labels(result[key], str(result.get("case", key)))
+        labels = checked_labels(result[key], str(result.get("case", key)))
         if "seed" in result:
             self.set_random_state(int(result["seed"]))
         self.randomize()
         image, brain_mask, labels, start = made_volume(labels, self.draw, self.skull)
-        affine = affine @ nib.affines.from_matvec(np.eye(3), start)
-        for name, volume in ((self.image_key, image), (self.brain_mask_key, brain_mask), (key, labels)):
+        affine = np.asarray(result[key].affine) @ nib.affines.from_matvec(np.eye(3), start)
+        for name, volume in (("image", image), ("brain_mask", brain_mask), (key, labels)):
             result[name] = MetaTensor(torch.from_numpy(np.ascontiguousarray(volume))[None], affine=affine)
         return result
 
     def _deviations(self) -> dict[str, float]:
-        level = self.R.uniform(*self.texture_fraction)
+        level = self.R.uniform(*self.limits.texture)
         deviations = {tissue: level * self.R.uniform(0.7, 1.3) for tissue in TISSUES}
         deviations["cerebellar_cortex"] *= self.R.uniform(1, 1.8)  # its folds are not labeled
-        return deviations if self.lesions else deviations | {"lesion": deviations["white"]}
+        return deviations | {"lesion": deviations["white"]}
 
     def _matrix(self) -> np.ndarray:
-        angles = np.deg2rad(self.R.uniform(-self.rotation_degrees, self.rotation_degrees, 3))
-        (a, b, c), (d, e, f) = np.cos(angles), np.sin(angles)
-        rotation = (
-            np.array([[1, 0, 0], [0, a, -d], [0, d, a]])
-            @ np.array([[b, 0, e], [0, 1, 0], [-e, 0, b]])
-            @ np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]])
-        )
-        size = 1 + self.R.uniform(-self.scale_fraction, self.scale_fraction, 3)
-        flip = -1 if self.R.uniform() < self.flip_probability else 1
-        return np.diag([flip, 1, 1]) @ rotation / size
+        angles = np.deg2rad(self.R.uniform(-self.limits.rotation, self.limits.rotation, 3))
+        size = 1 + self.R.uniform(-self.limits.scale, self.limits.scale, 3)
+        flip = -1 if self.R.uniform() < self.limits.flip_probability else 1
+        return np.diag([flip, 1, 1]) @ create_rotate(3, angles)[:3, :3] / size
 
 
 def make_head(label_map: str | os.PathLike, seed: int, transform: RandLabelToImaged) -> dict[Hashable, Any]:
     """Make the volume of a label map file that this seed draws, see `RandLabelToImaged`."""
-    source = load_volume(label_map)
-    labels = torch.from_numpy(np.asarray(source.dataobj).astype(np.int16))[None]
-    return transform({"label_map": MetaTensor(labels, affine=source.affine), "seed": seed, "case": str(label_map)})
+    load = LoadImaged("label_map", reader=ScanReader, ensure_channel_first=True)
+    orient = Orientationd("label_map", "RAS", labels=None)
+    return transform(orient(load({"label_map": str(label_map), "seed": seed, "case": str(label_map)})))
 
 
-def _probability(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be in [0, 1], got {value}; did you pass a percentage?")
-    return float(value)
-
-
-def _strength(name: str, value: float, highest: float) -> float:
-    if not 0 <= value <= highest:
-        raise ValueError(f"`{name}` must be in [0, {highest}], got {value}; 0 leaves this effect out.")
-    return float(value)
-
-
-def _range(name: str, values: Sequence[float], highest: float) -> tuple[float, float]:
-    if len(values) != 2 or not 0 <= values[0] <= values[1] <= highest:
-        raise ValueError(f"`{name}` must be (lowest, highest) with 0 <= lowest <= highest <= {highest}, got {values}.")
-    return float(values[0]), float(values[1])
-
-
-def oriented_labels(label_map: torch.Tensor, case: str = "The label map") -> tuple[np.ndarray, np.ndarray]:
-    """Check a label map and turn its axes to RAS.
-
-    Args:
-        label_map: Labels (1, X, Y, Z), in any orientation where it has an affine.
-        case: What an error calls it.
-
-    Returns:
-        Labels (X, Y, Z), int16, and their affine.
+def checked_labels(label_map: MetaTensor, case: str) -> np.ndarray:
+    """Check a label map (1, X, Y, Z), and give its labels (X, Y, Z), int16; ``case`` is its name in an error.
 
     Raises:
         ValueError: When it has another shape, other voxels than 1 mm, other labels than 0 to 1023 or no brain.
     """
     if label_map.ndim != 4 or len(label_map) != 1:
         raise ValueError(f"{case}: a label map must have shape (1, X, Y, Z), got {tuple(label_map.shape)}.")
-    affine = np.asarray(label_map.affine, dtype=float) if isinstance(label_map, MetaTensor) else np.eye(4)
-    spacing = nib.affines.voxel_sizes(affine)
+    spacing = nib.affines.voxel_sizes(np.asarray(label_map.affine))
     if np.abs(spacing - 1).max() > 0.05:
         raise ValueError(
             f"{case}: a label map must have voxels of 1 mm, got {np.round(spacing, 3).tolist()}: resample it."
         )
     labels = np.asarray(label_map[0])
-    orientation = nib.orientations.io_orientation(affine)
-    affine = affine @ nib.orientations.inv_ornt_aff(orientation, labels.shape)
-    labels = nib.orientations.apply_orientation(labels, orientation)
     if not 0 <= labels.min() <= labels.max() <= LARGEST_LABEL:
         raise ValueError(f"{case}: labels must be 0 to {LARGEST_LABEL}, got {labels.min():g} to {labels.max():g}.")
     labels = labels.astype(np.int16)
@@ -367,7 +240,7 @@ def oriented_labels(label_map: torch.Tensor, case: str = "The label map") -> tup
         labels[labels == other] = label
     if not ((labels > 0) & (labels < OUTSIDE) & (labels != FLUID_AROUND)).any():
         raise ValueError(f"{case}: no brain in it (labels 1 to {OUTSIDE - 1}): is it a FreeSurfer label map?")
-    return labels, affine
+    return labels
 
 
 def made_volume(
@@ -394,7 +267,7 @@ def made_volume(
     moved, exact = moved[second], exact[second]
     image = _painted(moved, draw, paint_random)
     if draw.rim > 0 or draw.cap > 0:
-        white = np.isin(moved, TISSUES["white"] + TISSUES["lesion"])
+        white = np.isin(moved, WHITE)
         image *= 1 + white * _periventricular(moved, draw, rim_random)
     image = _scanned(image, draw, scan_random)
     brain_mask = with_defects(exact, draw.defects, mask_random)
@@ -489,8 +362,8 @@ def _grown(half: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 def _table(values: Mapping[str, float]) -> np.ndarray:
     table = np.zeros(LARGEST_LABEL + 1, dtype=np.float32)
-    for tissue, labels in TISSUES.items():
-        table[list(labels)] = values[tissue]
+    for name, tissue in TISSUES.items():
+        table[list(tissue.labels)] = values[name]
     return table
 
 
@@ -501,7 +374,7 @@ def _painted(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -> np.nda
     texture = 0.6 * fine / fine.std() + 0.8 * smooth_field(rng, labels.shape, 2 * draw.texture_scale)
     image += _table(draw.deviations)[labels] * texture
     if draw.gyri > 0:
-        image *= 1 + np.isin(labels, TISSUES["cortex"]) * draw.gyri * smooth_field(rng, labels.shape, 12.0)
+        image *= 1 + np.isin(labels, CORTEX) * draw.gyri * smooth_field(rng, labels.shape, 12.0)
     return image * (1 + draw.shading * smooth_field(rng, labels.shape, 18.0))
 
 

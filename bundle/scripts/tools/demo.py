@@ -31,7 +31,7 @@ sys.path.insert(0, str(BUNDLE))
 from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.outputs import atomic, check_writable  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
-from scripts.data.label_maps import RandLabelToImaged  # noqa: E402
+from scripts.data.label_maps import Limits, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import add_lesions  # noqa: E402
 from scripts.data.nifti import load_volume  # noqa: E402
 from scripts.tools.phantoms import CENTER, label_map, make_phantoms  # noqa: E402
@@ -47,14 +47,9 @@ def make_scan(folder: Path, seed: int) -> list[Path]:
     """Paint a FLAIR head with lesions, without its skull, and write ``head_flair.nii.gz`` and ``head_seg.nii.gz``."""
     grid = [np.arange(start, end) + 0.5 for start, end in HEAD.values()]
     affine = nib.affines.from_matvec(np.eye(3), CENTER + [axis[0] for axis in grid])
-    transform = RandLabelToImaged(  # a good scanner, and a good brain extraction
-        resolution_mm=(0.4, 0.8),
-        noise_fraction=(0.02, 0.05),
-        shading_fraction=0.03,
-        bias_fraction=0.1,
-        thick_probability=0,
-        defects_probability=0,
-    )
+    limits = Limits(resolution=(0.4, 0.8), noise=(0.02, 0.05), shading=0.03, bias=0.1)
+    limits = limits._replace(thick_probability=0.0, defects_probability=0.0)  # a good scanner and brain extraction
+    transform = RandLabelToImaged(limits=limits)
     transform.set_random_state(seed)
     drawn = MetaTensor(torch.from_numpy(label_map(seed, grid))[None], affine=affine)
     painted = transform({"label_map": drawn, "case": CASE})

@@ -25,7 +25,7 @@ sys.path.insert(0, str(BUNDLE))
 from scripts.common.errors import report_errors  # noqa: E402
 from scripts.common.outputs import atomic, check_outputs, check_writable  # noqa: E402
 from scripts.data.dataset import split_maps, volume_seed  # noqa: E402
-from scripts.data.label_maps import CONTRASTS, RandLabelToImaged, make_head  # noqa: E402
+from scripts.data.label_maps import CONTRASTS, Limits, RandLabelToImaged, make_head  # noqa: E402
 from scripts.data.made_lesions import PLACES, MadeLesions, add_lesions  # noqa: E402
 from scripts.tools.phantoms import write_tables  # noqa: E402
 
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     tables = ["synthetic_heads.csv", *(f"split_{split}.txt" for split in heads)]
     make = partial(RandLabelToImaged, contrast=options.contrast, skull=options.skull)
-    transform = make(noise_fraction=(0.0, 0.0)) if options.rescans else make()  # each scan has noise of its own
+    transform = make(limits=Limits(noise=(0.0, 0.0))) if options.rescans else make()  # each scan has noise of its own
     names = [name for case in cases for name in _names(case, options.rescans)]
     check_outputs(output / table for table in tables)
     check_outputs(
