@@ -209,7 +209,7 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         angles = np.deg2rad(self.R.uniform(-self.limits.rotation, self.limits.rotation, 3))
         size = 1 + self.R.uniform(-self.limits.scale, self.limits.scale, 3)
         flip = -1 if self.R.uniform() < self.limits.flip_probability else 1
-        return np.diag([flip, 1, 1]) @ create_rotate(3, angles)[:3, :3] / size
+        return np.diag([flip, 1, 1]) @ create_rotate(3, angles.tolist())[:3, :3] / size
 
 
 def make_head(label_map: str | os.PathLike, seed: int, transform: RandLabelToImaged) -> dict[Hashable, Any]:

@@ -142,7 +142,7 @@ def add_lesions(
     candidates = {kind: np.argwhere(places(brain_mask, labels, kind)) for kind in place}
     depth = np.full(image.shape, -100.0, dtype=np.float32)
     for volume in volume_ml * rng.dirichlet(np.full(number, 1.5)):
-        spots = candidates[place[rng.integers(len(place))]]
+        spots = candidates[place[int(rng.integers(len(place)))]]
         _put(depth, blob(rng, volume), spots[rng.integers(len(spots))])
     depth = np.where(places(brain_mask, labels, "anywhere"), depth, -100)
     weight = ndimage.gaussian_filter(np.clip(depth / BORDER_MM + 0.5, 0, 1), 0.5) * brain_mask
