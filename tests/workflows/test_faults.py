@@ -46,7 +46,7 @@ class Preprocess:
     """Slices of six scans."""
 
     command = ("preprocess", "train")
-    work = "scripts.data.dataset:ComputeScan.__call__"
+    work = "scripts.data.dataset:compute_scan"
 
     def __init__(self, data):
         self.options = {"dataset_dir": data / "scans", "modalities": MODALITIES, "canvas_size": [32, 32], **PLAIN}

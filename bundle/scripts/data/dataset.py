@@ -286,7 +286,7 @@ def compute_slices(
     failed = {str(scan["case"]): str(scan["error"]) for scan in data if "error" in scan}
     usable = [scan for scan in data if "error" not in scan]
     if cache_dir is None:
-        results: list[Any] = [ComputeScan(transform)((scan, None)) for scan in usable]
+        results: list[Any] = [compute_scan(transform, scan) for scan in usable]
     else:
         folder, options = Path(cache_dir), options_of(transform)
         files = [folder / f"{scan['case']}_{checksum(scan, options)}.pt" for scan in usable]
@@ -294,7 +294,7 @@ def compute_slices(
         if waiting:
             check_writable(folder)
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
-            work = pool.map(ComputeScan(transform), waiting)
+            work = pool.map(lambda item: compute_scan(transform, *item), waiting)
             bar = tqdm(work, desc=f"{name} scans", unit="scan", total=len(waiting), disable=not (progress and waiting))
             errors = {str(scan["case"]): error for (scan, _), error in zip(waiting, bar, strict=True) if error}
         failed |= errors
@@ -306,31 +306,28 @@ def compute_slices(
     return results
 
 
-class ComputeScan:
+def compute_scan(transform: Callable[[Any], Any], scan: Mapping[str, Any], file: Path | None = None) -> Any:
     """Compute the slices of a scan; its error is the result, so that the other scans go on.
 
     Args:
-        transform: As of `SliceDataset`.
+        transform: As of `SliceDataset`; several threads may use it.
+        scan: What it takes.
+        file: Where to write the slices; None: nowhere.
+
+    Returns:
+        The sentence of an error, or else the slices, or None where they were written.
+
+    Raises:
+        OSError: When nothing can be written any more.
     """
-
-    def __init__(self, transform: Callable[[Any], Any]):
-        self.transform = transform
-
-    def __call__(self, item: tuple[Mapping[str, Any], Path | None]) -> Any:
-        """Give the sentence of an error, or else the slices; where a file is given, they are written there instead.
-
-        Raises:
-            OSError: When nothing can be written any more.
-        """
-        scan, file = item
-        try:
-            slices = [_plain(part) for part in copy.deepcopy(self.transform)(dict(scan))]  # several threads use it
-        except Exception as error:
-            return innermost_message(error)
-        if file is None:
-            return slices
-        save_tensors(file, slices)
-        return None
+    try:
+        slices = [_plain(part) for part in copy.deepcopy(transform)(dict(scan))]
+    except Exception as error:
+        return innermost_message(error)
+    if file is None:
+        return slices
+    save_tensors(file, slices)
+    return None
 
 
 def _plain(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..common.case_runner import shown_list
+from ..common.checks import check_settings
 from .layouts import MODALITIES, Place, case_of, ending_of, endings_of, names_of, place_of_file, places_of, subject_of
 from .lists import check_case_name, existing_folder, inside, read_json, read_split, shown
 from .nifti import check_forms, file_stem, is_dicom, is_volume_name, number_of_slices, read_header
@@ -72,7 +73,7 @@ def find_scans(
         raise ValueError(f"`modalities` must be a list of names such as ['flair'], got {modalities!r}.")
     if brain_mask == "auto":
         raise ValueError("`brain_mask` names files, got auto: to strip skulls, set `brain_extraction` to auto.")
-    _check_slice_range(slice_range)
+    check_settings(slice_range=slice_range)
     left_out: dict[str, str] = {}
     source: object = split if isinstance(split, str) else dataset_dir
     if image is not None:
@@ -381,17 +382,6 @@ def _with_labels(scans: Sequence[Scan], label: str, healthy: bool, are_named: bo
         return [{**scan, "error": lacking[scan["case"]]} if scan["case"] in lacking else scan for scan in scans]
     _tell(f"Without a label, left out (`unlabeled_are_healthy` takes them as healthy): {len(lacking)}", [*lacking])
     return [scan for scan in scans if scan["case"] not in lacking]
-
-
-def _check_slice_range(slice_range: Any) -> None:
-    if slice_range is None:
-        return
-    pair = isinstance(slice_range, Sequence) and len(slice_range) == 2
-    if not pair or not all(type(k) is int for k in slice_range) or not 0 <= slice_range[0] < slice_range[1]:
-        raise ValueError(
-            "`slice_range` must be [first, after the last] of whole numbers with 0 <= first < after the last, got "
-            f"{shown(slice_range)}."
-        )
 
 
 def _checked(scans: Sequence[Scan], slice_range: Sequence[int] | None, planes: Sequence[str]) -> list[Scan]:
