@@ -1,4 +1,4 @@
-"""The documentation: its tables of options agree with the configs, and its links lead somewhere."""
+"""The documentation: its lists of options agree with the configs, and its links lead somewhere."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from scripts.common.checks import RULES
 ROOT = CONFIGS.parents[1]
 PAGES = [ROOT / "README.md", *sorted((CONFIGS.parent / "docs").glob("*.md"))]
 EXTEND = (CONFIGS.parent / "docs" / "extend.md").read_text()
-TABLES = dict(re.findall(r"^### [^\n]*: `(\w+)\.json`\n(.*?)(?=^##)", EXTEND, re.MULTILINE | re.DOTALL))
+LISTS = dict(re.findall(r"^### [^\n]*: `(\w+)\.json`\n(.*?)(?=^##)", EXTEND, re.MULTILINE | re.DOTALL))
 
 
 def options_of(name):
@@ -19,9 +19,9 @@ def options_of(name):
     return {key: json.dumps(value) for key, value in content.items() if key in RULES and key != "bundle_root"}
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_table_of_options_has_all_that_may_be_set_with_its_default(name):
-    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`|(computed)) \| (.+) \|$", TABLES[name], re.MULTILINE)
+@pytest.mark.parametrize("name", LISTS)
+def test_list_of_options_has_all_that_may_be_set_with_its_default(name):
+    rows = re.findall(r"^\* `(\w+)` \((?:`(.*?)`|(computed))\): (.+)$", LISTS[name], re.MULTILINE)
     content = json.loads((CONFIGS / f"{name}.json").read_text())
     base = content.get("_base_", "")
     expected = options_of(name)
