@@ -54,6 +54,13 @@ def test_mask_with_a_margin_and_mask_of_a_head_with_noise_around_it_are_none():
     assert not told(noise, np.roll(made_scan() > 0, 8, axis=0))
 
 
+def test_lost_slices():
+    voxels = made_scan()
+    voxels[:, 4::6] = 0
+    (line,) = told(voxels)
+    assert "has 5 empty slices between others along its second axis" in line
+
+
 @pytest.mark.parametrize(
     ("slices", "spacing", "line"),
     [

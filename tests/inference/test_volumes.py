@@ -171,6 +171,19 @@ def test_results_are_a_derivative_of_bids_on_request(volume, model_file, tmp_pat
     assert "3 of 3 scans are finished already." in capsys.readouterr().out
 
 
+def test_second_run_into_a_data_set_takes_the_brain_mask_of_the_other_tool(volume, model_file, tmp_path):
+    image = tmp_path / "sub-01/anat/sub-01_FLAIR.nii.gz"
+    write_volume(image, volume[0]["flair"], volume[1])
+    given = tmp_path / "derivatives/bet/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
+    write_volume(given, (volume[0]["flair"] > 0).astype(np.uint8), volume[1])
+    results = tmp_path / "derivatives" / "ours"
+    options = {"dataset_dir": str(tmp_path), "layout": "bids", "brain_mask": "mask", "save_brain_mask": True}
+    for scale in (1.0, 0.9):
+        infer(model_file, results, threshold_scale=scale, **options)
+        record = json.loads((results / "sub-01/anat/sub-01_record.json").read_text())
+        assert [file[0] for file in record["inputs"]] == [str(image), str(given)]
+
+
 def test_description_of_another_data_set_is_not_replaced(volume, model_file, tmp_path):
     write_volume(tmp_path / "sub-01/anat/sub-01_FLAIR.nii.gz", volume[0]["flair"], volume[1])
     (tmp_path / "dataset_description.json").write_text("{}")

@@ -166,7 +166,7 @@ def _check_file(path: str) -> None:
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         raise ValueError(f"{path} is no file: give a NIfTI file.")
     if not path.endswith(VOLUME_SUFFIXES):
-        raise ValueError(f"{path} has another ending than {', '.join(VOLUME_SUFFIXES)}: give a NIfTI file.")
+        raise ValueError(f"{path} has another ending than {', '.join(VOLUME_SUFFIXES)}: convert it to NIfTI.")
     with open(path, "rb") as file:
         if file.read(32).startswith(POINTERS):
             raise FileNotFoundError(f"{path} only names its content, which is not there: {get}.")

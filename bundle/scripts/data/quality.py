@@ -51,7 +51,7 @@ def check_scan(
     backgrounds = [background_of(modality) for modality in image]
     shown = np.logical_or.reduce([modality != value for modality, value in zip(voxels, backgrounds, strict=True)])
     spacing = nib.affines.voxel_sizes(np.asarray(image.affine.cpu(), dtype=np.float64))
-    found = [check_orientation(image.meta), size := check_size(mask, shown, spacing)]
+    found = [check_orientation(image.meta), check_gaps(shown), size := check_size(mask, shown, spacing)]
     if given is not None:
         found += [check_place(given[0].cpu().numpy() > 0.5, shown), check_holes(mask, shown, spacing)]
     if size is None and (sign := sign_of_skull(image, brain_mask)):
@@ -73,6 +73,18 @@ def check_orientation(meta: dict) -> str | None:
             "has a header without orientation (qform and sform codes of 0): left and right are assumed, compare them "
             "in a viewer, or export the scan again with its orientation."
         )
+    return None
+
+
+def check_gaps(shown: np.ndarray) -> str | None:
+    """Tells a scan with empty slices between others; ``shown`` are voxels unlike the background, bool (H, W, D)."""
+    for axis, name in enumerate(("first", "second", "third")):
+        slices = np.flatnonzero(shown.any(axis=tuple({0, 1, 2} - {axis})))
+        if len(slices) and (empty := slices[-1] - slices[0] + 1 - len(slices)):
+            return (
+                f"has {empty} empty slices between others along its {name} axis, expected none: convert it from DICOM "
+                "anew, slices may be lost."
+            )
     return None
 
 
