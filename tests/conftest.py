@@ -21,6 +21,8 @@ from scripts.method.itermask import IterMask
 from scripts.method.lesion_network import LesionNetwork
 from scripts.method.networks import ReconstructionUNet
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # each of the processes that share the tests has a core of its own
 # commands that tests start and compare would else take as many threads as are free just then
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 

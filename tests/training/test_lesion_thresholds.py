@@ -25,11 +25,13 @@ def test_healthy_slices_exceed_the_thresholds_of_slices_as_often_as_asked(model)
     brain = torch.zeros(4, 1, 48, 48)
     brain[..., 4:44, 4:44] = 1
     image = torch.randn(4, 1, 48, 48, generator=torch.Generator().manual_seed(0))
-    low = calibrate_lesions(model, [{"image": image, "brain_mask": brain}], -1.0, 2.0, 0.02, 0.01)
+    scans, heads = ({"image": image**power, "brain_mask": brain, "certain": [power > 1] * 4} for power in (1, 3))
+    low = calibrate_lesions(model, [scans, heads], -1.0, 2.0, 0.02, 0.01)
     assert low == pytest.approx(2.05, abs=0.15)  # of normal numbers
     assert low < float(model.slice_high_threshold) == pytest.approx(2.33, abs=0.2)
     assert [float(model.low_threshold), float(model.high_threshold)] == [-1, 2]
     model.check_calibrated()
+    assert calibrate_lesions(model, [heads], -1.0, 2.0, 0.02, 0.01) > 2 * low  # no scan is there
 
 
 def test_thresholds_of_volumes_rise_until_healthy_scans_are_hardly_marked(model):

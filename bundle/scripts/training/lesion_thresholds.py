@@ -29,9 +29,12 @@ def calibrate_lesions(
 ) -> float:
     """Set the thresholds of volumes to given logits, and those of slices to what healthy slices exceed.
 
+    Painted heads are cleaner than scans, so they count only where there is no scan.
+
     Args:
         model: Trained; its four thresholds are set.
-        batches: Healthy slices under ``image`` and ``brain_mask``, never used for training.
+        batches: Healthy slices under ``image`` and ``brain_mask``, never used for training, and whether they are
+            ``certain`` to be healthy, as those of painted heads are.
         low_threshold: Logit above which a voxel of a volume may be lesion.
         high_threshold: Logit that a component must reach.
         false_positive_rate: Part of the healthy pixels above the lower threshold of slices, in (0, 1).
@@ -45,12 +48,15 @@ def calibrate_lesions(
     """
     model.eval()
     device = model.low_threshold.device
-    scores = []
+    scores, painted = [], []
     for batch in batches:
         image, brain_mask = batch["image"].to(device), batch["brain_mask"].to(device) > 0
         logit = model.predict(standardize(image, brain_mask)[0], brain_mask)[:, model.modalities :]
         scores.append(model.slice_score(logit, brain_mask)[brain_mask].cpu())
-    healthy = torch.cat(scores) if scores else torch.empty(0)
+        certain = torch.as_tensor(batch["certain"], device=device).view(-1, 1, 1, 1) > 0
+        painted.append(certain.expand_as(brain_mask)[brain_mask].cpu())
+    healthy, of_heads = (torch.cat(each) if each else torch.empty(0) for each in (scores, painted))
+    healthy = healthy if of_heads.all() else healthy[~of_heads]
     model.low_threshold.fill_(low_threshold)
     model.high_threshold.fill_(high_threshold)
     model.slice_low_threshold.fill_(exceeded_by(healthy, false_positive_rate))
