@@ -167,13 +167,14 @@ def test_threshold_scale_is_a_factor_on_the_odds(head):
     ("shown", "planes"),
     [
         ((80, 90, 85), ["axial", "coronal", "sagittal"]),
-        ((80, 90, 40), ["axial"]),
+        ((80, 90, 65), ["axial", "coronal", "sagittal"]),
+        ((80, 90, 39), ["axial"]),
         ((20, 90, 80), ["sagittal"]),
         ((80, 1, 85), ["coronal"]),
-        ((60, 50, 40), ["axial"]),
+        ((39, 30, 20), ["axial"]),
     ],
 )
-def test_planes_are_those_that_show_the_brain_whole(shown, planes):
+def test_planes_are_those_that_show_enough_of_the_brain(shown, planes):
     brain = torch.zeros(100, 100, 100, dtype=torch.bool)
     brain[tuple(slice(5, 5 + length) for length in shown)] = True
     assert v.shown_planes(brain, (1, 1, 1)) == planes

@@ -17,7 +17,7 @@ from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple
 from torch import Tensor
 
 from ..common.checks import check_settings
-from ..method.volume import PIXEL_SIZE, PLANES, robust_scale
+from ..method.volume import PIXEL_SIZE, PLANES, SHORTEST_SIDE, robust_scale
 from .brain import brain_mask_of, lesion_of
 from .nifti import content_size, load_volume, open_content
 from .quality import check_labels, check_scan
@@ -25,7 +25,6 @@ from .stripping import brain_mask_or_strip
 
 LOWEST, HIGHEST = -3.0, 3.0
 SELECTIONS = ("healthy", "largest_lesion", "all")
-SHORTEST_SIDE = 60.0  # mm of a slice; a plane in which a scan shows less holds no slices
 LARGEST_SCALED = 1e9  # what the arithmetic of the method bears; a brain's own voxels are near -3 to 3
 MOST_TRAILING = 1 << 20  # bytes behind the voxels of a file
 

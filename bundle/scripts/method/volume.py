@@ -19,7 +19,7 @@ PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (2, 1))}
 MULTIPLE = 16  # pixels: the network halves slices up to four times
 MARGIN = 4  # pixels around the brain of a slice
 SAMPLE = 200_000  # voxels that median and deviation are measured on
-WHOLE = 80.0  # mm: a brain that is shorter along an axis is a slab or a slice
+SHORTEST_SIDE = 40.0  # mm: planes whose slices show less of a brain, or of a scan, along one axis are not used
 
 
 class VolumeResult(NamedTuple):
@@ -39,7 +39,7 @@ class VolumeResult(NamedTuple):
 
 
 def shown_planes(brain_mask: Tensor, spacing: Sequence[float]) -> list[str]:
-    """The planes whose slices show a brain (X, Y, Z) in full length and width: one of a slice or slab, else all three.
+    """The planes whose slices show enough of a brain (X, Y, Z): one of a slice or a thin slab, else all three.
 
     Where there is none, it is that across the shortest axis.
     """
@@ -47,7 +47,7 @@ def shown_planes(brain_mask: Tensor, spacing: Sequence[float]) -> list[str]:
     for axis, step in enumerate(spacing):
         shown = _planes_with(brain_mask, axis)
         lengths.append(float(shown[-1] - shown[0] + 1) * float(step))
-    whole = [name for name, (_, order) in PLANES.items() if min(lengths[axis] for axis in order) >= WHOLE]
+    whole = [name for name, (_, order) in PLANES.items() if min(lengths[axis] for axis in order) >= SHORTEST_SIDE]
     return whole or [min(PLANES, key=lambda name: lengths[PLANES[name][0]])]
 
 
