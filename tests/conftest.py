@@ -17,6 +17,7 @@ from monai.bundle import ConfigWorkflow
 from scripts.common.model_file import save_model
 from scripts.common.paths import config_files
 from scripts.data.nifti import ITK_SUFFIXES, NIFTI_SUFFIXES
+from scripts.evaluation.metrics import overlap_from_counts
 from scripts.method.itermask import IterMask
 from scripts.method.lesion_network import LesionNetwork
 from scripts.method.networks import ReconstructionUNet
@@ -135,6 +136,13 @@ def warnings_of(caplog):
     """What the bundle warned of."""
     records = [record for record in caplog.records if record.levelno >= logging.WARNING]
     return [record.getMessage() for record in records if record.name.startswith("scripts.")]
+
+
+def overlap(pred_mask, label):
+    """Dice, sensitivity and precision of each image of a batch (N, ...)."""
+    pred_mask, label = np.asarray(pred_mask) > 0, np.asarray(label) > 0
+    axes = tuple(range(1, label.ndim))
+    return overlap_from_counts((pred_mask & label).sum(axes), pred_mask.sum(axes), label.sum(axes))
 
 
 def free_port():

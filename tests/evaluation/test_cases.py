@@ -1,9 +1,8 @@
-"""How the counts of a case are made, and where its picture is written."""
+"""How the counts of a case are made."""
 
-import pytest
 import torch
 from scripts.evaluation.baselines import IteratedZScoreBaseline
-from scripts.evaluation.cases import Evaluation, safe_file_name
+from scripts.evaluation.cases import Evaluation
 
 
 def test_what_is_marked_outside_the_brain_does_not_count(tmp_path, make_sample):
@@ -24,10 +23,3 @@ def test_what_is_marked_outside_the_brain_does_not_count(tmp_path, make_sample):
         return case.marked[""].tolist(), case.row["components"], healthy.marked[""].tolist(), healthy.healthy_slices
 
     assert counted(pred_mask) == counted(pred_mask | ~brain_mask) == ([8, 16, 0], 1, [8, 16, 16], 2)
-
-
-@pytest.mark.parametrize("name", ["../up", "a b/c", "ümlaut", ".hidden", "a\nb", ""])
-def test_odd_case_names_make_safe_file_names(name):
-    safe = safe_file_name(name)
-    assert set(safe) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-    assert safe and not safe.startswith(".") and safe != safe_file_name(name + "!")

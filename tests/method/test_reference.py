@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import overlap
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from scripts.data.transforms import BrainMaskd, ScaleBrainIntensityd, SlicesOfScand
-from scripts.evaluation.metrics import overlap, ssim_map
+from scripts.evaluation.metrics import ssim_map
 from scripts.method import itermask
 from scripts.method.frequency import high_frequency
 from scripts.method.itermask import IterMask, hide

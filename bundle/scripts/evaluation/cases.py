@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import math
-import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +17,12 @@ from monai.engines import SupervisedEvaluator
 from torch import Tensor
 
 from ..common.case_runner import CaseRunner, raise_failed
-from ..common.outputs import atomic, check_outputs, check_writable, locked
+from ..common.outputs import check_outputs, check_writable, locked
 from ..data.dataset import SliceDataset
 from .baselines import Baseline
 from .iterations import ITERATIONS_FILE
 from .metrics import counts_above, lesion_scores, overlap_from_counts
-from .pictures import case_picture
+from .pictures import draw_case
 from .samples import Sample, case_row, warn_of_label
 from .summaries import (
     METHOD,
@@ -39,12 +35,6 @@ from .summaries import (
 )
 
 FILES = ("cases.csv", "curves.csv", "summary.json", ITERATIONS_FILE)
-
-
-def safe_file_name(name: str) -> str:
-    """A file name for any case name: harmless characters stay, and a checksum keeps changed names apart."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")
-    return safe if name and safe == name else f"{safe}_{zlib.crc32(name.encode()):08x}"
 
 
 @dataclass
@@ -88,18 +78,12 @@ class Evaluation:
     def __post_init__(self) -> None:
         self.members = read_subsets(self.subsets)
         self.folder = Path(self.output_dir)
-        self.lock = ExitStack()
-        atexit.register(self.lock.close)  # of a run that fails
         if idist.get_rank() == 0:
-            self._check_folder()
+            check_writable(self.folder)
+            check_outputs(self.folder / name for name in FILES)
         self.failures = CaseRunner()
         self.scores = {f"baseline_{name}_": baseline for name, baseline in self.baselines.items()}
         self.cases: list[CaseScores] = []
-
-    def _check_folder(self) -> None:
-        check_writable(self.folder)
-        check_outputs(self.folder / name for name in FILES)
-        self.lock.enter_context(locked(self.folder / "summary.json"))
 
     def _score(self, sample: Sample, healthy: Tensor, row: dict[str, Any] | None) -> CaseScores:
         """Count what the method and the baselines mark in a case, and in its healthy slices, bool (D,)."""
@@ -143,16 +127,13 @@ class Evaluation:
         """Draw the slice with the largest lesion (without one: with the most marked pixels); return the file's name."""
         true_positives, marked = case.marked[METHOD][:2]
         dice = float(overlap_from_counts(true_positives, marked, row["lesion_pixels"])["dice"])
-        score = f"no lesion, {row['false_positive_pixels']} pixels marked"
-        areas = [mask.flatten(1).sum(dim=1) for mask in (sample.label, sample.pred_mask)]
-        index = int((areas[0] if areas[0].any() else areas[1]).argmax())
-        planes = {key: plane[index] for key, plane in vars(sample).items() if getattr(plane, "ndim", 0) == 4}
+        score = f"no lesion, {row['false_positive_pixels']} pixels marked" if math.isnan(dice) else f"Dice {dice:.3f}"
+        areas = (sample.label if sample.label.any() else sample.pred_mask).flatten(1).sum(dim=1)
+        index = int(areas.argmax())
+        planes = {key: part[index].numpy() for key, part in vars(sample).items() if getattr(part, "ndim", 0) == 4}
         where = f", slice {self.first_slice + sample.first_slice + index}" if len(sample.image) > 1 else ""
-        title = f"{sample.name}{where}, {self.title}: {score if math.isnan(dice) else f'Dice {dice:.3f}'}"
-        picture = case_picture({key: plane.numpy() for key, plane in planes.items()}, self.modalities, title)
-        name = f"pictures/{safe_file_name(sample.name)}.png"
-        with atomic(self.folder / name) as temporary:
-            picture.save(temporary)
+        name = f"pictures/{sample.name}.png"
+        draw_case(planes, self.modalities, f"{sample.name}{where}, {self.title}: {score}", self.folder / name)
         return name
 
     def run(self, evaluator: SupervisedEvaluator) -> None:
@@ -185,11 +166,11 @@ class Evaluation:
         source = "lesion-free slices of the scored volumes" if self.healthy_from_cases else "validation slices"
         summary = {"method": self.title, **summary, "baseline_threshold_source": source}
         if idist.get_rank() == 0:
-            write_tables(self.folder, rows, summary, curves)
+            with locked(self.folder / "summary.json", wait=True):
+                write_tables(self.folder, rows, summary, curves)
             if self.draw_iterations:
                 self.draw_iterations(rows=rows)
             print_summary(summary, [METHOD, *self.scores], self.folder)
-        self.lock.close()
         raise_failed(failed, len(failed) + number)
         return summary
 

@@ -13,9 +13,9 @@ import torch
 from ..common.outputs import atomic
 from ..inference.inferer import IterMaskInferer
 from ..method.model import Model
-from .pictures import LABEL_COLOR, PRED_COLOR, brain_box, enlarge, gray, outline, tile, to_display
+from .pictures import LABEL_COLOR, PRED_COLOR, Panel, brain_box, draw
 from .samples import Sample, sample_name
-from .summaries import SIZE_CLASSES, in_class
+from .summaries import SIZE_CLASSES
 
 ITERATIONS_FILE = "iterations.png"
 MOST_MASKS = 5
@@ -29,8 +29,8 @@ def typical_case(rows: Sequence[Mapping[str, Any]]) -> str | None:
     rows = [row for row in rows if row["lesion_pixels"] > 0 and row["iterations"] > 1]
     if not rows:
         return None
-    middle = np.median([row["dice"] for row in rows])
-    medium = [row for row in rows if in_class(np.array(row["lesion_pixels_128"]), *SIZE_CLASSES["medium"])]
+    middle, (low, high) = np.median([row["dice"] for row in rows]), SIZE_CLASSES["medium"]
+    medium = [row for row in rows if low <= row["lesion_pixels_128"] < high]
     return min(medium or rows, key=lambda row: (abs(row["dice"] - middle), row["case"]))["case"]
 
 
@@ -69,16 +69,13 @@ def draw_iterations(
     index = int(result.label.flatten(1).sum(dim=1).argmax())
     planes = {key: getattr(result, key)[index, 0].numpy() for key in ("image", "brain_mask", "label", "pred_mask")}
     box = brain_box(planes)
-    image, brain, label, mask = (plane[box] for plane in planes.values())
-    shown = gray(image, *np.percentile(image[brain], [0.5, 99.5]))
+    image, _, label, mask = (plane[box] for plane in planes.values())
     last = int(result.iterations[index])
-    panels = [("image", shown)]
+    panels = [Panel("image", image)]
     for count in np.unique(np.linspace(1, last, min(MOST_MASKS, last)).round().astype(int))[:-1]:
         refined = after(int(count) - 1).pred_mask[index, 0].numpy()[box]
-        panels.append((f"mask of iteration {count}", outline(shown, refined, PRED_COLOR)))
-    panels.append((f"result, iteration {last}", outline(shown, mask, PRED_COLOR)))
-    panels.append(("label", outline(shown, label, LABEL_COLOR)))
-    panels = [(caption, enlarge(to_display(panel), 320)) for caption, panel in panels]
-    half = len(panels) if len(panels) <= 4 else -(-len(panels) // 2)
+        panels.append(Panel(f"mask of iteration {count}", image, {PRED_COLOR: refined}))
+    panels.append(Panel(f"result, iteration {last}", image, {PRED_COLOR: mask}))
+    panels.append(Panel("label", image, {LABEL_COLOR: label}))
     with atomic(Path(output_dir) / ITERATIONS_FILE) as temporary:
-        tile([row for row in (panels[:half], panels[half:]) if row], f"{name}: how the mask is refined").save(temporary)
+        draw([(f"{name}: how the mask is refined", panels)], temporary, width=2.4 * len(panels))
