@@ -9,21 +9,12 @@ import pytest
 from scripts.evaluation.metrics import average_precision
 from scripts.evaluation.summaries import (
     MAP_THRESHOLDS,
+    group_means,
     healthy_words,
     mean,
     read_subsets,
-    size_class_means,
-    subset_means,
     summarize_score,
 )
-
-
-def test_size_classes_share_no_case():
-    sizes = np.array([1, 199.9, 200, 799.9, 800, 5000])
-    dice = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    means = size_class_means("dice", dice, sizes)
-    assert means == pytest.approx({"dice_small": 0.1, "dice_medium": 0.5, "dice_large": 0.9})
-    assert math.isnan(size_class_means("dice", dice[:2], sizes[:2])["dice_large"])
 
 
 def test_thresholds_of_maps_tell_apart_probabilities_near_1_and_errors_of_any_size():
@@ -52,14 +43,14 @@ def test_subset_files_of_every_editor(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "error", "message"),
     [
-        ("small", "`subsets` must not use the names small, medium, large"),
-        ("visible", "`subsets` expects a file with a case name a line for visible"),
+        ("small", ValueError, "`subsets` must not use the names small, medium, large"),
+        ("visible", FileNotFoundError, "none.txt: give a text file with one case name a line"),
     ],
 )
-def test_subset_of_a_taken_name_or_without_file_is_refused(tmp_path, name, message):
-    with pytest.raises(ValueError, match=message):
+def test_subset_of_a_taken_name_or_without_file_is_refused(tmp_path, name, error, message):
+    with pytest.raises(error, match=message):
         read_subsets({name: str(tmp_path / "none.txt")})
 
 
@@ -68,15 +59,15 @@ def test_mean_leaves_out_what_is_undefined():
     assert math.isnan(mean([math.nan])) and math.isnan(mean([]))
 
 
-def test_differences_of_a_subset_are_paired():
+def test_differences_of_a_group_are_paired():
     dice = {"": np.array([0.9, 0.5, 0.1]), "baseline_": np.array([0.6, 0.4, math.nan])}
-    found = subset_means(dice, np.array([True, True, False]), "small ones")
+    found = group_means(dice, np.array([True, True, False]), "small ones")
     assert found["cases_small ones"] == 2
     assert found["dice_small ones"] == pytest.approx(0.7)
     assert found["baseline_dice_small ones"] == pytest.approx(0.5)
     assert found["baseline_difference_small ones"] == pytest.approx((0.3 + 0.1) / 2)
-    everywhere = subset_means(dice, np.array([True, True, True]), "")
-    assert everywhere.keys() == {f"baseline_difference{end}" for end in ("", "_ci_low", "_ci_high")}
+    everywhere = group_means(dice, np.array([True, True, True]), "")
+    assert everywhere["cases"] == 3 and everywhere["baseline_difference"] == pytest.approx((0.3 + 0.1) / 2)
 
 
 @pytest.mark.parametrize(

@@ -44,23 +44,6 @@ def overlap_from_counts(
     return {name: score + missing for name, score in scores.items()}
 
 
-def overlap(pred_mask: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
-    """Dice, sensitivity and precision of each image of a batch, see ``overlap_from_counts``.
-
-    Args:
-        pred_mask: Masks (N, ...), 1 or True = anomalous.
-        label: Lesions (N, ...), 1 or True = lesion.
-
-    Raises:
-        ValueError: When the shapes differ.
-    """
-    pred_mask, label = np.asarray(pred_mask) > 0, np.asarray(label) > 0
-    if pred_mask.shape != label.shape:
-        raise ValueError(f"`pred_mask` and `label` must have the same shape, got {pred_mask.shape} and {label.shape}.")
-    axes = tuple(range(1, label.ndim))
-    return overlap_from_counts((pred_mask & label).sum(axes), pred_mask.sum(axes), label.sum(axes))
-
-
 def lesion_scores(pred_mask: np.ndarray, label: np.ndarray, voxel_ml: float = math.nan) -> dict[str, float]:
     """Count the lesions and the marked components of one case: 26 neighbors in a volume, 8 in a slice.
 
@@ -120,10 +103,13 @@ def average_precision(true_positives: np.ndarray, predicted: np.ndarray, labeled
     return float((recall_steps * _ratio(hits, marked, 0.0)).sum())
 
 
-def threshold_at_fraction(predicted: np.ndarray, brain_pixels: int, fraction: float, thresholds: np.ndarray) -> float:
-    """The lowest of some thresholds, ascending, that marks no more than ``fraction`` of the (healthy) brain."""
+def threshold_at_fraction(predicted: np.ndarray, brain_pixels: int, fraction: float) -> int:
+    """The number of the lowest threshold that marks no more than ``fraction`` of the (healthy) brain; else the last.
+
+    ``predicted`` (T,) are the pixels above each threshold, in ascending order of the thresholds.
+    """
     low_enough = predicted <= fraction * brain_pixels
-    return float(thresholds[np.argmax(low_enough)] if low_enough.any() else thresholds[-1])
+    return int(np.argmax(low_enough)) if low_enough.any() else len(predicted) - 1
 
 
 def bootstrap_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from PIL import Image
 from ..common.outputs import check_output, write_text
 from ..data.lists import inside
 from .iterations import ITERATIONS_FILE
-from .summaries import SUMMARY_COLUMNS, healthy_words, score_name
+from .summaries import SUMMARY_COLUMNS, healthy_words, interval, main_numbers, number_of, score_name, shown
 
 METHOD = "anomaly_map"  # the method's name in curves.csv
 
@@ -52,32 +52,24 @@ table.querySelectorAll("th button").forEach((button, column) => button.addEventL
 }));
 """
 
-CASE_COLUMNS = {  # title and digits
-    "case": ("case", 0),
-    "dice": ("Dice", 3),
-    "sensitivity": ("sensitivity", 3),
-    "precision": ("precision", 3),
-    "dice_per_image_best": ("best Dice", 3),
-    "average_precision": ("AP", 3),
-    "lesion_pixels_128": ("lesion px (128)", 0),
-    "lesions_found": ("lesions found", 0),
-    "lesions": ("of", 0),
-    "false_components": ("false components", 0),
-    "lesion_f1": ("lesion F1", 3),
-    "false_positive_fraction": ("FP fraction", 3),
-    "false_positive_ml": ("FP ml", 3),
-    "false_positive_pixels": ("FP px", 0),
-    "ssim_healthy_brain": ("SSIM", 3),
-    "iterations": ("iterations", 1),
+CASE_COLUMNS = {
+    "case": "case",
+    "dice": "Dice",
+    "sensitivity": "sensitivity",
+    "precision": "precision",
+    "dice_per_image_best": "best Dice",
+    "average_precision": "AP",
+    "lesion_pixels_128": "lesion px (128)",
+    "lesions_found": "lesions found",
+    "lesions": "of",
+    "false_components": "false components",
+    "lesion_f1": "lesion F1",
+    "false_positive_fraction": "FP fraction",
+    "false_positive_ml": "FP ml",
+    "false_positive_pixels": "FP px",
+    "ssim_healthy_brain": "SSIM",
+    "iterations": "iterations",
 }
-
-
-def _number(value: Any) -> float:
-    return math.nan if value in (None, "") else float(value)
-
-
-def _shown(value: float, digits: int = 3) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def read_curves(path: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -87,7 +79,7 @@ def read_curves(path: Path) -> dict[str, dict[str, np.ndarray]]:
         for row in csv.DictReader(file):
             rows.setdefault(row.pop("score"), []).append(row)
     return {
-        score: {name: np.array([_number(row.get(name)) for row in found]) for name in found[0]}
+        score: {name: np.array([number_of(row.get(name)) for row in found]) for name in found[0]}
         for score, found in rows.items()
     }
 
@@ -109,17 +101,15 @@ def picture(path: Path, alt: str, longest: int = 1400, style: str = "") -> str:
 
 def summary_html(summary: Mapping[str, Any], scores: Sequence[str]) -> str:
     """The main numbers, a row for the method and each baseline."""
-    header = "".join(f"<th>{escape(title)}</th>" for title in SUMMARY_COLUMNS)
+    prefixes = ["" if score == METHOD else f"{score}_" for score in scores]
+    header = "".join(f"<th>{escape(title)}</th>" for title in ("score", *SUMMARY_COLUMNS, "Dice, 95 %", "F1, 95 %"))
     rows = []
-    for score in scores:
-        prefix = "" if score == METHOD else f"{score}_"
-        cells = "".join(f"<td>{_shown(_number(summary.get(prefix + key)))}</td>" for key in SUMMARY_COLUMNS.values())
-        for name in ("dice", "lesion_f1"):
-            low, high = (_shown(_number(summary.get(f"{prefix}{name}_ci_{end}"))) for end in ("low", "high"))
-            cells += f"<td>{low} to {high}</td>"
-        rows.append(f"<tr><td>{escape(score_name(prefix, str(summary['method'])))}</td>{cells}</tr>")
-    head = f"<tr><th>score</th>{header}<th>Dice, 95 %</th><th>F1, 95 %</th></tr>"
-    return f"<div class=scroll><table id=summary><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    for prefix, (name, numbers) in zip(prefixes, main_numbers(summary, prefixes), strict=True):
+        intervals = (interval(summary, prefix + key) for key in ("dice", "lesion_f1"))
+        cells = "".join(f"<td>{escape(text)}</td>" for text in (name, *numbers, *intervals))
+        rows.append(f"<tr>{cells}</tr>")
+    head = f"<thead><tr>{header}</tr></thead>"
+    return f"<div class=scroll><table id=summary>{head}<tbody>{''.join(rows)}</tbody></table></div>"
 
 
 @contextmanager
@@ -144,58 +134,51 @@ def shown_range(curve: Mapping[str, np.ndarray]) -> tuple[float, float]:
 
 
 def charts(curves: Mapping[str, Mapping[str, np.ndarray]], summary: Mapping[str, Any]) -> list[str]:
-    """Scores over the threshold, Dice over the part of the healthy brain that is marked, and both histograms."""
+    """Scores over the threshold, and Dice over the part of the healthy brain that is marked, where these are known."""
     images: list[str] = []
     curve, method = curves[METHOD], str(summary["method"])
+    if np.isnan(curve["dice"]).all():
+        return images
     low, high = shown_range(curve)
-    shown = (curve["threshold"] >= low) & (curve["threshold"] <= high)
-    if not np.isnan(curve["dice"]).all():
-        with _chart("threshold of the anomaly map", "mean over cases", "scores over thresholds", images) as axes:
-            for name, style in (("dice", "-"), ("sensitivity", "--"), ("precision", ":")):
-                axes.plot(curve["threshold"][shown], curve[name][shown], style, label=name)
-            for caption, threshold, dice in (
-                ("label-free", "threshold", "dice"),
-                ("best single threshold", "best_threshold", "dice_best_threshold"),
-            ):
-                value = _number(summary[dice])
-                axes.plot(_number(summary[threshold]), value, "o", label=f"{caption}: Dice {value:.3f}")
+    shown_part = (curve["threshold"] >= low) & (curve["threshold"] <= high)
+    with _chart("threshold of the anomaly map", "mean over cases", "scores over thresholds", images) as axes:
+        for name, style in (("dice", "-"), ("sensitivity", "--"), ("precision", ":")):
+            axes.plot(curve["threshold"][shown_part], curve[name][shown_part], style, label=name)
+        for caption, threshold, dice in (
+            ("label-free", "threshold", "dice"),
+            ("best single threshold", "best_threshold", "dice_best_threshold"),
+        ):
+            value = number_of(summary[dice])
+            axes.plot(number_of(summary[threshold]), value, "o", label=f"{caption}: Dice {value:.3f}")
     fractions = {score: one["healthy_pixels_above"] for score, one in curves.items()}
-    if fractions[METHOD].max() > 0 and not np.isnan(curve["dice"]).all():
+    if fractions[METHOD].max() > 0:
         with _chart("part of the healthy brain marked", "mean Dice", "Dice over false positives", images) as axes:
             for score, healthy in fractions.items():
                 name = f"map of {method}" if score == METHOD else score_name(score, method)
                 axes.plot(healthy / max(healthy.max(), 1), curves[score]["dice"], label=name)
-            marked = _number(summary["false_positive_fraction"])
-            axes.plot(marked, _number(summary["dice"]), "o", label=f"mask of {method}")
+            marked = number_of(summary["false_positive_fraction"])
+            axes.plot(marked, number_of(summary["dice"]), "o", label=f"mask of {method}")
             axes.set_xlim(1e-4, 1)
-    lesion, healthy, name = curve["lesion_pixels_above"], curve["healthy_pixels_above"], "healthy slices"
-    if healthy.max() == 0:
-        healthy, name = curve["pixels_above"] - lesion, "brain outside the lesion"
-    edges = np.geomspace(low, high, 61)
-    at = np.searchsorted(curve["threshold"], edges).clip(max=len(lesion) - 1)
-    with _chart("anomaly score", "part of the pixels", "distribution of the scores", images) as axes:
-        for label, above in ((name, healthy), ("lesion", lesion)):
-            axes.stairs(-np.diff(above[at]) / max(above.max(), 1), edges, fill=True, alpha=0.5, label=label)
     return images
 
 
 def _worst_first(row: Mapping[str, str]) -> tuple[float, float]:
     """Lowest Dice first; then the cases without lesion, the one with the largest marked part of the brain first."""
-    return (math.inf if row["dice"] == "" else float(row["dice"])), -_number(row["false_positive_fraction"])
+    return (math.inf if row["dice"] == "" else float(row["dice"])), -number_of(row["false_positive_fraction"])
 
 
 def cases_html(rows: Sequence[Mapping[str, str]], folder: Path) -> str:
     """Every case with its numbers and picture, worst first; a click on a heading sorts."""
     baselines = [name for name in rows[0] if name.startswith("baseline_") and name.endswith("_dice")]
-    columns = CASE_COLUMNS | {name: (name.replace("_dice", " Dice").replace("_", " "), 3) for name in baselines}
-    columns = {name: shown for name, shown in columns.items() if any(row.get(name) not in (None, "") for row in rows)}
-    header = "".join(f"<th scope=col><button>{escape(title)}</button></th>" for title, _ in columns.values())
+    columns = CASE_COLUMNS | {name: name.replace("_dice", " Dice").replace("_", " ") for name in baselines}
+    columns = {name: title for name, title in columns.items() if any(row.get(name) not in (None, "") for row in rows)}
+    header = "".join(f"<th scope=col><button>{escape(title)}</button></th>" for title in columns.values())
     bodies = []
     for row in sorted(rows, key=_worst_first):
         cells = ""
-        for name, (_, digits) in columns.items():
-            shown = row[name] if name == "case" else _shown(_number(row[name]), digits)
-            cells += f'<td data-value="{escape(row[name])}">{escape(shown)}</td>'
+        for name in columns:
+            text = row[name] if name == "case" or row[name].isdigit() else shown(row[name])
+            cells += f'<td data-value="{escape(row[name])}">{escape(text)}</td>'
         body = f"<tr>{cells}</tr>"
         if row.get("picture"):
             image = picture(inside(folder, row["picture"], "cases.csv"), row["case"])

@@ -30,7 +30,7 @@ SUMMARY_COLUMNS = {
     "best thr.": "dice_best_threshold",
 }
 LESION_COLUMNS = ("lesions", "lesions_found", "components", "false_components", "lesion_f1")
-SIZE_CLASSES = {"small": (1, 200), "medium": (200, 800), "large": (800, math.inf)}
+SIZE_CLASSES = {"small": (1, 200), "medium": (200, 800), "large": (800, math.inf)}  # pixels, at 128 x 128
 BELOW_EVERY_SCORE = -1000.0
 
 
@@ -77,17 +77,6 @@ def with_interval(name: str, values: np.ndarray) -> dict[str, float]:
     return {name: mean(values), f"{name}_ci_low": low, f"{name}_ci_high": high}
 
 
-def size_class_means(name: str, values: np.ndarray, lesion_pixels_128: np.ndarray) -> dict[str, float]:
-    """Means over the cases with a small, a medium and a large lesion, as ``<name>_small`` and so on."""
-    classes = SIZE_CLASSES.items()
-    return {f"{name}_{size}": mean(values[in_class(lesion_pixels_128, *ends)]) for size, ends in classes}
-
-
-def in_class(lesion_pixels_128: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Which cases have a lesion of at least ``low`` and less than ``high`` pixels, at 128 x 128."""
-    return (lesion_pixels_128 >= low) & (lesion_pixels_128 < high)
-
-
 def summarize_score(
     marked: np.ndarray, counts: np.ndarray, labeled: np.ndarray, thresholds: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, np.ndarray]]:
@@ -107,7 +96,7 @@ def summarize_score(
         [average_precision(hits, above, size) for (hits, above), size in zip(counts, labeled, strict=True)]
     )
     hits, above = counts.sum(axis=0)
-    summary = {name: mean(values) for name, values in columns.items()} | with_interval("dice", columns["dice"])
+    summary = {name: mean(values) for name, values in columns.items()}
     summary["average_precision"] = average_precision(hits, above, int(labeled.sum()))
     if (labeled > 0).any():
         curve = {name: scores[labeled > 0].mean(axis=0) for name, scores in curves.items()}
@@ -119,53 +108,60 @@ def summarize_score(
     return columns, summary, curve | {"lesion_pixels_above": hits, "pixels_above": above}
 
 
-def matched_threshold(prefix: str, cases: Sequence[CaseScores]) -> float:
-    """The threshold at which a baseline marks no more of the healthy slices than the method; NaN where none are."""
+def masks_of(prefix: str, cases: Sequence[CaseScores]) -> tuple[float, np.ndarray]:
+    """The threshold of a score, and the counts (N, 3) of its masks.
+
+    A baseline without a threshold of its own takes the one at which it marks no more of the healthy slices than the
+    method does, which knows no label. The threshold is NaN where there is none, or not one for all cases.
+    """
+    if prefix in cases[0].marked:
+        applied = {case.thresholds[prefix] for case in cases if case.row is not None}  # slices and volumes have others
+        threshold = applied.pop() if len(applied) == 1 else math.nan
+        return threshold, np.array([case.marked[prefix] for case in cases])
     pixels = sum(case.healthy_pixels for case in cases)
     if not pixels:
-        return math.nan
-    counts = np.sum([case.counts[prefix][2] for case in cases], axis=0)
+        return math.nan, np.full((len(cases), 3), np.nan)
     fraction = sum(case.marked[METHOD][2] for case in cases) / pixels
-    return threshold_at_fraction(counts, pixels, fraction, thresholds_of(prefix))
-
-
-def masks_at(prefix: str, cases: Sequence[CaseScores], threshold: float) -> np.ndarray:
-    """The counts (N, 3) of a baseline's masks at one of its thresholds; NaN at none."""
-    if math.isnan(threshold):
-        return np.full((len(cases), 3), np.nan)
-    index = int(np.searchsorted(thresholds_of(prefix), np.float32(threshold)))
-    return np.stack([case.counts[prefix][:, index] for case in cases])
+    index = threshold_at_fraction(sum(case.counts[prefix][2] for case in cases), pixels, fraction)
+    return float(thresholds_of(prefix)[index]), np.array([case.counts[prefix][:, index] for case in cases])
 
 
 def read_subsets(subsets: Mapping[str, str]) -> dict[str, set[str]]:
     """Read the files that name the cases of each subset, one a line.
 
     Raises:
-        ValueError: When a file is missing or empty, or a name is that of a size class.
+        FileNotFoundError: When a file is missing.
+        ValueError: When a file is empty, or a name is that of a size class.
     """
     if not SIZE_CLASSES.keys().isdisjoint(subsets):
         raise ValueError(
             f"`subsets` must not use the names {', '.join(SIZE_CLASSES)}, which are classes of lesion size: "
             "name it otherwise."
         )
-    for name, file in subsets.items():
-        if not Path(file).is_file():
-            raise ValueError(
-                f"`subsets` expects a file with a case name a line for {name}, {file} is missing: correct its path."
-            )
-    return {name: {*read_split(str(file))} for name, file in subsets.items()}
+    return {name: {*read_split(file, f"The subset {name}")} for name, file in subsets.items()}
 
 
-def subset_means(dice: Mapping[str, np.ndarray], members: np.ndarray, name: str) -> dict[str, Any]:
-    """Mean Dice of each score over the cases of a subset, and how far the method is ahead of each baseline there.
+def _members(rows: Sequence[Mapping[str, Any]], subsets: Mapping[str, set[str]]) -> dict[str, np.ndarray]:
+    """Which cases belong to all (""), to each size class and to each subset, (N,), bool.
 
-    ``dice`` (N,) and ``members`` (N,), bool, are of all cases; the name "" is that of all, whose Dice stands elsewhere.
+    A subset names cases, or the scans of slices.
+    """
+    sizes = np.array([row["lesion_pixels_128"] for row in rows])
+    names = [{row["case"], row["case"].rpartition("_")[0]} for row in rows]
+    members = {"": np.ones(len(rows), bool)}
+    members |= {name: (low <= sizes) & (sizes < high) for name, (low, high) in SIZE_CLASSES.items()}
+    return members | {name: np.array([not subset.isdisjoint(own) for own in names]) for name, subset in subsets.items()}
+
+
+def group_means(dice: Mapping[str, np.ndarray], members: np.ndarray, name: str) -> dict[str, Any]:
+    """Mean Dice of each score over the cases of a group, and how far the method is ahead of each baseline there.
+
+    ``dice`` (N,) and ``members`` (N,), bool, are of all cases; the name of the group is "" for all of them.
     """
     suffix = f"_{name}" if name else ""
-    found: dict[str, Any] = {f"cases{suffix}": int(members.sum())} if name else {}
+    found: dict[str, Any] = {f"cases{suffix}": int(members.sum())}
     for prefix, values in dice.items():
-        if name:
-            found |= with_interval(f"{prefix}dice{suffix}", values[members])
+        found |= with_interval(f"{prefix}dice{suffix}", values[members])
         if prefix != METHOD:  # paired, case by case
             found |= with_interval(f"{prefix}difference{suffix}", (dice[METHOD] - values)[members])
     return found
@@ -176,8 +172,6 @@ def summarize(
 ) -> tuple[list[dict], dict[str, Any], list[dict]]:
     """Score the method and the baselines over all cases.
 
-    A baseline without a threshold of its own takes that of `matched_threshold`, which knows no label.
-
     Args:
         cases: Labeled cases, at least one, and healthy slices.
         prefixes: Of the method and of each baseline.
@@ -186,48 +180,35 @@ def summarize(
     Returns:
         Rows of the case table, the summary, and rows of the curves over thresholds.
     """
-    scored = [case for case in cases if case.row is not None]
-    rows = [dict(case.row or {}) for case in scored]
-    labeled, sizes = (np.array([row[name] for row in rows]) for name in ("lesion_pixels", "lesion_pixels_128"))
+    scored = np.array([case.row is not None for case in cases])
+    rows = [dict(case.row) for case in cases if case.row is not None]
+    labeled = np.array([row["lesion_pixels"] for row in rows])
     healthy_pixels = sum(case.healthy_pixels for case in cases) or math.nan
-    summary: dict[str, Any] = {"cases": len(rows)}
+    summary: dict[str, Any] = {"healthy_slices": sum(case.healthy_slices for case in cases)}
     curves: list[dict] = []
     for prefix in prefixes:
-        if prefix in scored[0].marked:
-            applied = {case.thresholds[prefix] for case in scored}  # whole volumes and slices may have each their own
-            threshold = applied.pop() if len(applied) == 1 else math.nan
-            marked, everywhere = (np.array([case.marked[prefix] for case in group]) for group in (scored, cases))
-        else:
-            threshold = matched_threshold(prefix, cases)
-            marked, everywhere = (masks_at(prefix, group, threshold) for group in (scored, cases))
-        counts, thresholds = np.stack([case.counts[prefix][:2] for case in scored]), thresholds_of(prefix)
-        columns, scores, curve = summarize_score(marked[:, :2], counts, labeled, thresholds)
-        scores |= size_class_means("dice", columns["dice"], sizes)
-        scores |= {"threshold": threshold, "false_positive_fraction": float(everywhere[:, 2].sum() / healthy_pixels)}
+        threshold, marked = masks_of(prefix, cases)
+        counts = np.stack([case.counts[prefix] for case in cases])
+        thresholds = thresholds_of(prefix)
+        columns, scores, curve = summarize_score(marked[scored, :2], counts[scored, :2], labeled, thresholds)
+        scores |= {"threshold": threshold, "false_positive_fraction": float(marked[:, 2].sum() / healthy_pixels)}
         for name in LESION_COLUMNS:
             if prefix + name in rows[0]:
                 scores |= with_interval(name, np.array([row[prefix + name] for row in rows], float))
         summary |= {prefix + name: value for name, value in scores.items()}
         for name, values in columns.items():
-            for row, value in zip(rows, values, strict=True):
-                row[prefix + name] = float(value)
-        healthy = np.sum([case.counts[prefix][2] for case in cases], axis=0)
-        curve = {"threshold": thresholds, **curve, "healthy_pixels_above": healthy}
-        curves += _curve_rows(prefix.removesuffix("_") or "anomaly_map", curve)
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[prefix + name] = value
+        curve = {"threshold": thresholds, **curve, "healthy_pixels_above": counts[:, 2].sum(axis=0)}
+        score = prefix.removesuffix("_") or "anomaly_map"
+        lines = zip(*(column.tolist() for column in curve.values()), strict=True)
+        curves += [{"score": score, **dict(zip(curve, line, strict=True))} for line in lines]
     dice = {prefix: np.array([row[f"{prefix}dice"] for row in rows]) for prefix in prefixes}
-    for subset, names in {"": None, **subsets}.items():
-        members = np.array([names is None or not names.isdisjoint(_names(row)) for row in rows])
-        summary |= subset_means(dice, members, subset)
+    for group, members in _members(rows, subsets).items():
+        summary |= group_means(dice, members, group)
     for name in ("ssim_healthy", "ssim_healthy_brain", "iterations"):
         summary[name] = mean([row[name] for row in rows])
-    summary |= {f"cases_{size}": int(in_class(sizes, *ends).sum()) for size, ends in SIZE_CLASSES.items()}
-    summary["healthy_slices"] = sum(case.healthy_slices for case in cases)
     return rows, summary | without_lesion(rows), curves
-
-
-def _curve_rows(score: str, columns: Mapping[str, np.ndarray]) -> list[dict]:
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [{"score": score, **dict(zip(columns, row, strict=True))} for row in values]
 
 
 def without_lesion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -235,13 +216,7 @@ def without_lesion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     healthy = [row for row in rows if row["lesion_pixels"] == 0]
     names = ("false_positive_ml", "false_positive_pixels", "false_positive_fraction")
     means = {f"{name}_without_lesion": mean([row[name] for row in healthy]) for name in names}
-    known = {name: value for name, value in means.items() if not math.isnan(value)}
-    return {"cases_without_lesion": len(healthy), **known}
-
-
-def _names(row: Mapping[str, Any]) -> set[str]:
-    """A case's own name, and for a slice that of its scan."""
-    return {str(row["case"]), str(row["case"]).rpartition("_")[0]}
+    return {"cases_without_lesion": len(healthy), **means}
 
 
 def _no_nan(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,9 +232,32 @@ def write_tables(
     write_json(output_dir / "summary.json", _no_nan(summary))
 
 
+def number_of(value: Any) -> float:
+    """A number of the tables, NaN where it is undefined."""
+    return math.nan if value in (None, "") else float(value)
+
+
+def shown(value: Any, digits: int = 3) -> str:
+    """A number of the tables for people, "-" where it is undefined."""
+    number = number_of(value)
+    return "-" if math.isnan(number) else f"{number:.{digits}f}"
+
+
+def interval(summary: Mapping[str, Any], name: str) -> str:
+    """The 95 % interval of an entry of the summary, for people."""
+    return " to ".join(shown(summary.get(f"{name}_ci_{end}")) for end in ("low", "high"))
+
+
 def score_name(prefix: str, method: str) -> str:
     """The name of a score for people, by its prefix with or without "_" at the end."""
     return prefix.removesuffix("_").replace("_", " ") or method
+
+
+def main_numbers(summary: Mapping[str, Any], prefixes: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The name of each score with its `SUMMARY_COLUMNS`, for people."""
+    for prefix in prefixes:
+        numbers = [shown(summary.get(prefix + key)) for key in SUMMARY_COLUMNS.values()]
+        yield score_name(prefix, str(summary["method"])), numbers
 
 
 def healthy_words(summary: Mapping[str, Any]) -> str:
@@ -268,37 +266,28 @@ def healthy_words(summary: Mapping[str, Any]) -> str:
     if not number:
         return ""
     ml, pixels, fraction = (
-        summary.get(f"false_positive_{name}_without_lesion") for name in ("ml", "pixels", "fraction")
+        number_of(summary.get(f"false_positive_{name}_without_lesion")) for name in ("ml", "pixels", "fraction")
     )
-    size = f"{pixels:.1f} pixels" if ml is None else f"{ml:.2f} ml"
+    size = f"{pixels:.1f} pixels" if math.isnan(ml) else f"{ml:.2f} ml"
     cases = "1 case" if number == 1 else f"{number} cases"
     return f"{cases} without lesion: {size} marked in each on average, {fraction:.3%} of the brain, all of it false."
 
 
 def _lesion_words(summary: Mapping[str, Any], prefixes: Sequence[str]) -> Iterator[str]:
     """What says something where there are lesions alone: the main numbers, a line for each score, and intervals."""
-
-    def interval(name: str) -> str:
-        low, high = summary[f"{name}_ci_low"], summary[f"{name}_ci_high"]
-        return f"{summary[name]:.4f} (95 % interval {low:.4f} to {high:.4f})"
-
-    yield f"{'':26}" + "".join(f"{title:>12}" for title in SUMMARY_COLUMNS)
-    for prefix in prefixes:
-        values = [summary.get(prefix + key, math.nan) for key in SUMMARY_COLUMNS.values()]
-        shown = "".join(f"{'-' if math.isnan(value) else format(value, '.4f'):>12}" for value in values)
-        yield f"{score_name(prefix, summary['method']):26}{shown}"
-    sizes = ", ".join(f"{summary[f'cases_{size}']} {size}" for size in SIZE_CLASSES)
-    yield f"{summary['cases']} cases ({sizes} lesions), {summary['healthy_slices']} healthy slices"
+    for name, numbers in [("", [*SUMMARY_COLUMNS]), *main_numbers(summary, prefixes)]:
+        yield f"{name:26}" + "".join(f"{number:>12}" for number in numbers)
     yield '"best thr.": Dice of the one threshold that is best for the test labels, which is no result'
     mixed = math.isnan(summary["threshold"])
     threshold = "thresholds of volumes and of slices" if mixed else f"threshold {summary['threshold']:.4g}"
-    yield f"Dice {interval('dice')} at the label-free {threshold}"
+    yield f"{summary['cases']} cases, {summary['healthy_slices']} healthy slices, label-free {threshold}"
+    for name, key in (("Dice", "dice"), ("Lesion-wise F1", "lesion_f1")):
+        yield f"{name} {shown(summary[key])} (95 % interval {interval(summary, key)})"
     lesions, found, components, false = (summary[name] for name in LESION_COLUMNS[:4])
-    yield f"Lesion-wise F1 {interval('lesion_f1')}"
     yield f"In a case {found:.1f} of {lesions:.1f} lesions are found, {false:.1f} of {components:.1f} components false"
-    for name in sorted(key.removeprefix("cases_") for key in summary if key.startswith("cases_")):
-        if f"dice_{name}_ci_low" in summary:
-            yield f"{name}: Dice {interval(f'dice_{name}')}, {summary[f'cases_{name}']} cases"
+    for group in (key.removeprefix("cases_") for key in summary if key.startswith("cases_")):
+        if (number := summary[f"cases_{group}"]) and (dice := f"dice_{group}") in summary:
+            yield f"{group}: Dice {shown(summary[dice])} (95 % interval {interval(summary, dice)}), {number} cases"
 
 
 def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_dir: Path) -> None:
