@@ -17,7 +17,7 @@ from scripts.tools.phantoms import phantom
 @pytest.fixture(scope="module")
 def volume():
     """A phantom with a bright lesion (40 x 48 x 6) in FLAIR and T1, and its affine."""
-    arrays = phantom(3, shape=(40, 48, 6), lesion="bright", contrast=1.0)
+    arrays = phantom(3, shape=(40, 48, 6), lesion="bright")
     return arrays, np.array([[4.0, 0, 0, -70], [0, 4, 0, -90], [0, 0, 8, -10], [0, 0, 0, 1]])
 
 

@@ -39,7 +39,7 @@ def network():
 @pytest.fixture(scope="module")
 def volume():
     """Voxels of a phantom with a lesion, and its slices (14, 2, H, W), the last channel being the brain mask."""
-    voxels = phantom(7, shape=SHAPE, lesion="bright", contrast=0.9)["flair"].astype(np.float32)
+    voxels = phantom(7, shape=SHAPE, lesion="bright")["flair"].astype(np.float32)
     return voxels, torch.from_numpy(np.stack([voxels, voxels > 0])).movedim(-1, 0)
 
 
@@ -120,7 +120,7 @@ def test_mask_is_the_same_after_a_round_trip_through_nifti(volume, network, tmp_
     scan = MetaTensor(torch.cat([scan, (scan > 0).float()])[None], affine=torch.from_numpy(phantom_affine(SHAPE))[None])
     in_memory = IterMaskInferer(outputs=("mask", "anomaly_map"))(scan, network)[0]
     assert mask.any() and np.array_equal(mask, in_memory[0].numpy())
-    assert np.array_equal(anomaly_map, in_memory[1].numpy())
+    np.testing.assert_allclose(anomaly_map, in_memory[1].numpy(), atol=ROUNDING)
 
 
 def test_torchscript_gives_the_same_mask(volume, network, tmp_path):

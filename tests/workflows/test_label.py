@@ -66,7 +66,7 @@ def read_nrrd(content):
 
 def scan_image(axcodes):
     """A phantom with a bright lesion in voxels of that orientation."""
-    arrays = phantom(3, shape=SHAPE, lesion="bright", contrast=1.0)
+    arrays = phantom(3, shape=SHAPE, lesion="bright")
     image = nib.Nifti1Image(arrays["flair"], phantom_affine(SHAPE))
     start = nib.orientations.io_orientation(image.affine)
     return image.as_reoriented(nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(axcodes)))

@@ -7,7 +7,6 @@ draws what was found. With ``--train`` it also trains, evaluates and segments on
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -20,11 +19,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
@@ -34,6 +28,7 @@ from scripts.common.paths import config_files  # noqa: E402
 from scripts.data.label_maps import Limits, RandLabelToImaged  # noqa: E402
 from scripts.data.made_lesions import add_lesions  # noqa: E402
 from scripts.data.nifti import load_volume  # noqa: E402
+from scripts.evaluation.pictures import LABEL_COLOR, PRED_COLOR, Panel, draw  # noqa: E402
 from scripts.tools.phantoms import CENTER, label_map, make_phantoms  # noqa: E402
 
 CASE = "head"
@@ -41,6 +36,7 @@ HEAD = {"x": (-76, 76), "y": (-95, 95), "z": (-83, 75)}  # mm around the brain's
 LESION_ML, LESIONS, LESION_CONTRAST = 25.0, 10, 4.0  # together; their number; deviations of white matter
 PLACES = ("periventricular", "periventricular", "anywhere")
 GRAY_LEVELS = 500  # of white matter
+PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis across each
 
 
 def make_scan(folder: Path, seed: int) -> list[Path]:
@@ -93,52 +89,29 @@ def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory() -> str:
-    """The largest memory that a command of this process took, in words."""
-    if resource is None:
-        return "an unknown amount of memory"
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9:.1f} GB of memory"
-
-
-def draw(image_file: Path, label_file: Path, mask_file: Path, picture: Path) -> None:
-    """Draw three planes through the largest lesion: the scan, and the scan with label (green) and mask (red)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    image, label, mask = (np.asarray(load_volume(path).dataobj) for path in (image_file, label_file, mask_file))
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 8.4), facecolor="black", layout="tight")
-    for plane, axis in enumerate((2, 1, 0)):
-        index = int(np.moveaxis(label > 0, axis, 0).sum(axis=(1, 2)).argmax())
-        slices = [np.take(array, index, axis).T for array in (image, label, mask)]
-        for row in (0, 1):
-            panel = axes[row, plane]
-            panel.imshow(slices[0], cmap="gray", origin="lower", vmin=0, vmax=np.percentile(image[image > 0], 99.8))
-            panel.axis("off")
-        for voxels, color in zip(slices[1:], ("lime", "red"), strict=True):
-            if voxels.any():
-                axes[1, plane].contour(voxels > 0, [0.5], colors=color, linewidths=1)
-    figure.suptitle("Synthetic FLAIR; below: the true lesions (green) and the mask (red)", color="white")
-    with atomic(picture) as temporary:
-        figure.savefig(temporary, dpi=80)
-    pyplot.close(figure)
+def cut(volume: np.ndarray, label: np.ndarray, axis: int = 2) -> np.ndarray:
+    """The slice of a volume (X, Y, Z) across an axis where most of the label lies."""
+    return volume.take(int(np.moveaxis(label, axis, 0).sum(axis=(1, 2)).argmax()), axis)
 
 
 def segment(output: Path, seed: int) -> None:
     """Paint a head, segment it, and say and draw how well that went."""
     print("Painting a FLAIR head with lesions (some seconds)", flush=True)
-    image, label = make_scan(output, seed)
-    seconds = run_bundle("inference", "inference", image=image, output_dir=output / "masks")
-    mask = output / "masks" / CASE / f"{CASE}_anomaly_mask.nii.gz"
-    truth, found = (np.asarray(load_volume(path).dataobj) > 0 for path in (label, mask))
+    files = make_scan(output, seed)
+    seconds = run_bundle("inference", "inference", image=files[0], output_dir=output / "masks")
+    files.append(output / "masks" / CASE / f"{CASE}_anomaly_mask.nii.gz")
+    image, truth, found = (np.asarray(load_volume(path).dataobj) for path in files)
     dice = 2 * np.count_nonzero(truth & found) / (np.count_nonzero(truth) + np.count_nonzero(found))
+    rows: list[tuple[str, list[Panel]]] = [("Synthetic FLAIR", []), ("Its lesions (green) and the mask (red)", [])]
+    for name, axis in PLANES.items():
+        plane, lesions, mask = (cut(volume, truth, axis) for volume in (image, truth, found))
+        rows[0][1].append(Panel(name, plane))
+        rows[1][1].append(Panel(name, plane, {LABEL_COLOR: lesions, PRED_COLOR: mask}))
     picture = output / f"{CASE}.png"
-    draw(image, label, mask, picture)
+    with atomic(picture) as temporary:
+        draw(rows, temporary)
     print(f"\nDice {dice:.2f}: {found.sum() / 1000:.1f} ml are marked, the lesions have {truth.sum() / 1000:.1f} ml.")
-    print(f"The command took {seconds:.0f} s and {peak_memory()}.")
-    print(f"Picture: {picture}\nMask:    {mask}")
+    print(f"The command took {seconds:.0f} s.\nPicture: {picture}\nMask:    {files[-1]}")
     view, inference = (os.path.relpath(BUNDLE / "configs" / f"{name}.json") for name in ("view", "inference"))
     print("\nNext, look at it in a browser (needs pip install -r requirements-view.txt):")
     print(f"$ python -m monai.bundle run view --config_file {view} --results_dir {output / 'masks'}")
@@ -150,28 +123,12 @@ def train(output: Path, seed: int, subjects: tuple[int, int, int], iterations: i
     """Make phantoms, train on the healthy ones, and evaluate on those with a lesion; a second run goes on."""
     scans, training, evaluation = (output / name for name in ("scans", "training", "evaluation"))
     print(f"\nPhantoms: brains in FLAIR, T1 and T2, in {scans}", flush=True)
-    make_phantoms(scans, *subjects, seed=seed, num_workers=os.cpu_count() or 1)
+    make_phantoms(scans, *subjects, seed=seed)
     length = {} if iterations is None else {"iterations": iterations}
     model, slices = training / "model.pt", {"slice_range": "[8,16]"}
     run_bundle("training", "demo", dataset_dir=scans, output_dir=training, seed=seed, **length)
     run_bundle("evaluate", "evaluate_slices", dataset_dir=scans, output_dir=evaluation, model_file=model, **slices)
-    print_results(evaluation / "cases.csv", scans / "phantoms.csv")
-    print(f"Table: {evaluation / 'cases.csv'}\nPictures: {evaluation / 'pictures'}\nModel: {model}")
-
-
-def print_results(cases_file: Path, phantoms_file: Path) -> None:
-    """Print mean Dice for each kind of lesion, of the method and of thresholding."""
-    with open(phantoms_file, newline="") as file:
-        kinds = {row["case"]: row["kind"] for row in csv.DictReader(file)}
-    with open(cases_file, newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = {"dice": "IterMask2", "baseline_zscore_dice": "z-score", "baseline_smoothed_dice": "smoothed z-score"}
-    print(f"\n{'mean Dice':16}" + "".join(f"{title:>18}" for title in columns.values()))
-    for kind in (*sorted({*kinds.values()} - {"healthy"}), "all"):
-        members = [row for row in rows if kind in ("all", kinds[row["case"][:-4]])]
-        means = [np.mean([float(row[column] or "nan") for row in members]) for column in columns]
-        print(f"{kind + ' lesions':16}" + "".join(f"{mean:18.3f}" for mean in means))
-    print("\nAll thresholds were chosen on healthy slices, at the same fraction of false positives.")
+    print(f"Model:   {model}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,25 +7,18 @@ on any grid.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
-from ..common.outputs import atomic, check_outputs, check_writable, write_csv, write_text
+from ..common.outputs import atomic, check_writable, write_text
 from ..data.made_lesions import add_lesions
-from ..data.nifti import load_volume
 
-VERSION = 5  # of the drawing; raise it when the same seed gives other voxels
-MODALITIES = ("flair", "t1", "t2")
-LESIONS = ("bright", "dark")
 SPLITS = ("training", "validation", "testing")
-COLUMNS = ("case", "split", "kind", "contrast", "lesion_ml")
 
 FIELD_OF_VIEW = np.array([168.0, 196.0, 48.0])  # mm, of a phantom: a slab of axial slices through the ventricles
 CENTER = np.array([1.5, -17.0, 14.0])  # mm; scanner coordinates of the middle of a brain
@@ -35,10 +28,10 @@ FLUID, FLUID_LABELS = 24, (24, 4, 43, 14, 15)
 CORTEX_LABELS, WHITE_LABELS = (3, 42, 8, 47), (2, 41, 7, 46, 16)
 # Signal of fluid, cortex, deep gray matter and white matter.
 SIGNAL = {"flair": (0.18, 0.92, 0.85, 0.70), "t1": (0.20, 0.62, 0.72, 1.00), "t2": (1.65, 0.90, 0.80, 0.62)}
-# Contrast of the strongest lesion in deviations of white matter.
-LESION_CONTRAST = {
-    "bright": {"flair": 12.0, "t1": -7.0, "t2": 14.0},
-    "dark": {"flair": -8.0, "t1": -9.0, "t2": 12.0},
+# Contrast of a lesion in deviations of white matter.
+LESIONS = {
+    "bright": {"flair": 11.0, "t1": -6.0, "t2": 12.0},
+    "dark": {"flair": -7.0, "t1": -8.0, "t2": 11.0},
 }
 LESION_ML = (10.0, 60.0)
 
@@ -185,10 +178,7 @@ def _deep_structures(half: Points, size: float) -> list[tuple[np.ndarray, int, i
 
 
 def phantom(
-    seed: int | Sequence[int],
-    shape: Sequence[int] = (96, 112, 24),
-    lesion: str | None = None,
-    contrast: float = 0.8,
+    seed: int | Sequence[int], shape: Sequence[int] = (96, 112, 24), lesion: str | None = None
 ) -> dict[str, np.ndarray]:
     """Make one subject in memory; with and without a lesion it is the same brain in the same scan.
 
@@ -197,30 +187,20 @@ def phantom(
         shape: Voxels (X, Y, Z), RAS; the field of view stays 168 x 196 x 48 mm.
         lesion: None for a healthy brain; "bright" (on FLAIR and T2, dark on T1) or "dark" (on FLAIR and T1, bright on
             T2).
-        contrast: Strength of the lesion in (0, 1].
 
     Returns:
         "flair", "t1", "t2" (int16, 0 outside of the brain), "seg" (uint8, 1 in the lesion) and "mask" (uint8, 1 in the
         brain), each of ``shape``.
-
-    Raises:
-        ValueError: When ``lesion``, ``contrast`` or ``shape`` is not one of those.
     """
-    if len(shape) != 3 or min(shape) < 2:
-        raise ValueError(f"`shape` must be three numbers of voxels (X, Y, Z), each 2 or more, got {tuple(shape)}.")
-    if lesion is not None and lesion not in LESIONS:
-        raise ValueError(f"`lesion` must be None or one of {', '.join(LESIONS)}, got {lesion!r}.")
-    if not 0 < contrast <= 1:
-        raise ValueError(f"`contrast` must be in (0, 1], got {contrast}.")
     grid = [((np.arange(n) + 0.5) / n - 0.5) * size for n, size in zip(shape, FIELD_OF_VIEW, strict=True)]
     labels = label_map(seed, grid)
     brain_mask, label = labels > 0, np.zeros(shape, bool)
     tissue = np.select([np.isin(labels, one) for one in (FLUID_LABELS, CORTEX_LABELS, WHITE_LABELS)], [0, 1, 3], 2)
     images, rng = {}, np.random.default_rng([*np.atleast_1d(seed), 2])
-    for name in MODALITIES:
-        image = np.take(SIGNAL[name], tissue).astype(np.float32)
+    for name, signal in SIGNAL.items():
+        image = np.take(signal, tissue).astype(np.float32)
         if lesion is not None:
-            image, label = _with_lesion(image, labels, seed, contrast * LESION_CONTRAST[lesion][name])
+            image, label = _with_lesion(image, labels, seed, LESIONS[lesion][name])
         image = ndimage.gaussian_filter(image, (0.5, 0.5, 0)) * np.exp(0.07 * _smooth_field(rng, grid, 60.0))
         noise = rng.uniform(0.02, 0.035) * rng.standard_normal((2, *shape))
         measured = rng.uniform(250, 1200) * np.hypot(image + noise[0], noise[1])
@@ -245,9 +225,7 @@ def _with_lesion(
 def phantom_affine(shape: Sequence[int]) -> np.ndarray:
     """Voxel to scanner coordinates (4, 4) in mm, RAS; 1.75 x 1.75 x 2 mm voxels at the default shape."""
     spacing = FIELD_OF_VIEW / shape
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = CENTER - FIELD_OF_VIEW / 2 + spacing / 2
-    return affine
+    return nib.affines.from_matvec(np.diag(spacing), CENTER - FIELD_OF_VIEW / 2 + spacing / 2)
 
 
 def make_phantoms(
@@ -257,13 +235,11 @@ def make_phantoms(
     testing: int = 24,
     seed: int = 0,
     shape: Sequence[int] = (96, 112, 24),
-    num_workers: int = 0,
 ) -> Path:
     """Write a data set in the folder convention of BraTS: healthy training and validation, a lesion in each test case.
 
-    ``NAME/NAME_flair.nii.gz`` (``_t1``, ``_t2``, ``_seg``, ``_mask``), ``split_training.txt`` and so on with a name a
-    line, and ``phantoms.csv``. A subject depends on ``seed``, its split and its number only, and is kept when it is
-    there already with the same ``seed`` and ``shape``.
+    ``NAME/NAME_flair.nii.gz`` (``_t1``, ``_t2``, ``_seg``, ``_mask``), and ``split_training.txt`` and so on with a name
+    a line. A subject depends on ``seed``, its split and its number only.
 
     Args:
         output_dir: Folder to write, made when missing.
@@ -272,27 +248,28 @@ def make_phantoms(
         testing: Number of subjects with a lesion; bright and dark ones take turns.
         seed: Seed of the data set.
         shape: Voxels (X, Y, Z) of each volume.
-        num_workers: Threads to write with; 0 writes without any.
 
     Returns:
         ``output_dir``.
 
     Raises:
-        ValueError: When a number is negative, or a file is in the way that this function did not write.
+        ValueError: When a file is in the way that this function did not write.
         OSError: When ``output_dir`` cannot be written.
     """
+    output_dir, affine = check_writable(output_dir), phantom_affine(shape)
+
+    def write(case: tuple[str, int]) -> None:
+        split, index = case
+        lesion = [*LESIONS][index % len(LESIONS)] if split == "testing" else None
+        name = _name(split, index)
+        for key, voxels in phantom((seed, SPLITS.index(split), index), shape, lesion).items():
+            with atomic(output_dir / name / f"{name}_{key}.nii.gz") as temporary:
+                nib.save(nib.Nifti1Image(voxels, affine), temporary)
+
     numbers = dict(zip(SPLITS, (training, validation, testing), strict=True))
-    for name, number in (numbers | {"seed": seed, "num_workers": num_workers}).items():
-        if number < 0:
-            raise ValueError(f"`{name}` must be 0 or more, got {number}.")
-    output_dir = check_writable(output_dir)
-    cases = [(split, index) for split in SPLITS for index in range(numbers[split])]
-    check_outputs(output_dir / name for name in ("phantoms.csv", *(f"split_{split}.txt" for split in SPLITS)))
-    check_outputs(path for case in cases for path in _paths(output_dir, _name(*case)).values())
-    write = partial(_write_case, output_dir, seed, tuple(shape))
-    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        rows = list(tqdm(pool.map(write, cases), total=len(cases), desc="phantoms", unit="subject"))
-    write_tables(output_dir, "phantoms", COLUMNS, rows, SPLITS)
+    write_splits(output_dir, {split: [_name(split, k) for k in range(number)] for split, number in numbers.items()})
+    cases = [(split, index) for split, number in numbers.items() for index in range(number)]
+    thread_map(write, cases, desc="phantoms", unit="subject")
     return output_dir
 
 
@@ -300,39 +277,7 @@ def _name(split: str, index: int) -> str:
     return f"phantom_{split}_{index:03d}"
 
 
-def _paths(output_dir: Path, name: str) -> dict[str, Path]:
-    return {key: output_dir / name / f"{name}_{key}.nii.gz" for key in (*MODALITIES, "seg", "mask")}
-
-
-def _write_case(output_dir: Path, seed: int, shape: tuple[int, ...], case: tuple[str, int]) -> dict[str, object]:
-    """Write the files of one subject unless they are there, and return its line of ``phantoms.csv``."""
-    split, index = case
-    name, subject_seed = _name(split, index), (seed, SPLITS.index(split), index)
-    lesion = LESIONS[index % len(LESIONS)] if split == "testing" else None
-    contrast = round(np.random.default_rng([*subject_seed, 3]).uniform(0.75, 1.0), 3)
-    settings = f"phantom {VERSION}, seed {seed}, {'x'.join(map(str, shape))}"  # a later run reads it in the headers
-    paths = _paths(output_dir, name)
-    if not all(path.is_file() and _settings_of(path) == settings for path in paths.values()):
-        volumes = phantom(subject_seed, shape, lesion, contrast)
-        for key, path in paths.items():
-            image = nib.Nifti1Image(volumes[key], phantom_affine(shape))
-            image.header["descrip"] = settings
-            image.header.set_xyzt_units("mm")
-            with atomic(path) as temporary:
-                nib.save(image, temporary)
-    ml = round(np.count_nonzero(load_volume(paths["seg"]).dataobj) * float(np.prod(FIELD_OF_VIEW / shape)) / 1000, 3)
-    return dict(zip(COLUMNS, (name, split, lesion or "healthy", contrast if lesion else "", ml), strict=True))
-
-
-def _settings_of(path: Path) -> str:
-    return nib.Nifti1Image.from_filename(path).header["descrip"].item().decode()
-
-
-def write_tables(
-    output_dir: Path, name: str, columns: Sequence[str], rows: Sequence[dict[str, object]], splits: Sequence[str]
-) -> None:
-    """Write a file of case names for each split, and the table ``NAME.csv`` of all cases."""
-    for split in splits:
-        names = [f"{row['case']}\n" for row in rows if row["split"] == split]
-        write_text(output_dir / f"split_{split}.txt", "".join(names))
-    write_csv(output_dir / f"{name}.csv", columns, rows)
+def write_splits(output_dir: Path, names: Mapping[str, Sequence[str]]) -> None:
+    """Write the names of the cases of each split, one a line, where training and evaluation look for them."""
+    for split, cases in names.items():
+        write_text(output_dir / f"split_{split}.txt", "".join(f"{case}\n" for case in cases))
