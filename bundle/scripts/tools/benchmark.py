@@ -7,34 +7,29 @@ variant is the plain one. *Of the device* is the share of what a large matrix pr
 from __future__ import annotations
 
 import argparse
-import gzip
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
 from monai.data import list_data_collate
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
 from scripts.common.errors import report_errors  # noqa: E402
-from scripts.common.outputs import write_text  # noqa: E402
 from scripts.common.paths import config_files  # noqa: E402
 from scripts.data.scans import find_scans  # noqa: E402
 from scripts.tools.demo import make_scan  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
 
-PARTS = ("training", "segmentation", "reading", "command")
-ORDERS = {"float32, channels first": torch.contiguous_format, "float32, channels last": torch.channels_last}
 SLAB = 20  # slices of a volume that are segmented as slices
 
 
@@ -47,57 +42,46 @@ def read_config(*names: str, **overrides: object) -> ConfigParser:
     return parser
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def fastest(variants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+def fastest(variants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Seconds of each variant: the fastest of several turns, after one that does not count."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats + 1):
         for name, work in variants.items():
-            synchronize(device)
             start = time.perf_counter()
             work()
-            synchronize(device)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
     return {name: min(found[1:] or found) for name, found in times.items()}
 
 
-def settings_of(device: torch.device, compiled: bool) -> dict[str, tuple[str, bool, bool]]:
-    """Variants of how networks compute: precision, channels last, compiled."""
-    variants = {
-        "float32, channels first": ("float32", False, False),
-        "float32, channels last": ("float32", True, False),
-        "bfloat16, channels last": ("bfloat16", True, False),
-    }
-    return variants | ({"bfloat16, channels last, compiled": ("bfloat16", True, True)} if compiled else {})
+def table(title: str, unit: str, times: Mapping[str, float], amount: float, flops: float = 0, device: str = "") -> str:
+    """A table in Markdown of what each variant does in a second, and the ratio to the first one.
 
-
-def matrix_rate(device: torch.device, precision: str) -> float:
-    """Floating point operations a second of a large matrix product: what the device can do."""
-    size = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, precision)) for _ in range(2))
-    return 2 * size**3 / fastest({"product": lambda: left @ right}, 5, device)["product"]
-
-
-def rows_of(
-    times: Mapping[str, float], flops: Mapping[str, float], rates: Mapping[str, float], batch_size: int
-) -> list[list[str]]:
-    """For each variant its slices a second, the ratio to the first one, and the share of the matrix rate."""
+    Args:
+        title: Of the first column.
+        unit: What ``amount`` counts.
+        times: Seconds of each variant; a name begins with its precision where ``flops`` is given.
+        amount: Done in these seconds.
+        flops: Floating point operations in these seconds, for a column of the share of the matrix rate; 0: none.
+        device: Where they were done.
+    """
     first = next(iter(times.values()))
-    return [
-        [name, f"{batch_size / t:.1f}", f"{first / t:.2f}", f"{flops[name] / t / rates[name.partition(',')[0]]:.0%}"]
-        for name, t in times.items()
-    ]
+    rows = [[title, f"{unit}/s", "ratio"], ["---"] * 3]
+    rows += [[name, f"{amount / seconds:.3g}", f"{first / seconds:.2f}"] for name, seconds in times.items()]
+    if flops:
+        rates = {precision: matrix_rate(device, precision) for precision in ("float32", "bfloat16")}
+        shares = (flops / seconds / rates[name.partition(",")[0]] for name, seconds in times.items())
+        for row, cell in zip(rows, ["of the device", "---", *(f"{share:.0%}" for share in shares)], strict=True):
+            row.append(cell)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def matrix_rate(device: str, precision: str) -> float:
+    """Floating point operations a second of a large matrix product: what the device can do."""
+    size = 1024 if device == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, precision)) for _ in range(2))
+    return 2 * size**3 / fastest({"product": lambda: left @ right}, 5)["product"]
 
 
 class TrainingStep:
@@ -106,182 +90,103 @@ class TrainingStep:
     Args:
         names: The config and its override configs.
         options: Options to set.
-        channels_last: Memory order of the networks.
+        order: Memory order of the networks, "contiguous_format" or "channels_last".
         compiled: Compile the networks.
     """
 
-    def __init__(self, names: Sequence[str], options: Mapping[str, object], channels_last: bool, compiled: bool):
-        order = "channels_last" if channels_last else "contiguous_format"
+    def __init__(self, names: Sequence[str], options: Mapping[str, object], order: str, compiled: bool = False):
         parser = read_config(*names, **options)
         parser["model"] = f"$@network_def.to(@device, memory_format=torch.{order})"
-        parts = ("device", "network", "loss", "optimizer", "train#prepare_batch", "train#dataloader")
-        self.device, self.network, self.loss, self.optimizer, self.prepare, loader = map(
+        parts = ("network", "loss", "optimizer", "train#prepare_batch", "train#dataloader", "device")
+        self.network, self.loss, self.optimizer, self.prepare, loader, self.device = map(
             parser.get_parsed_content, parts
         )
         self.network.train()
         self.forward = torch.compile(self.network) if compiled else self.network
-        self.loader, self.batches = loader, iter(loader)
-
-    def next_batch(self) -> tuple:
-        """Inputs and targets of the next step; the data are endless."""
-        try:
-            batch = next(self.batches)
-        except StopIteration:
-            self.batches = iter(self.loader)
-            batch = next(self.batches)
-        return self.prepare(batch, self.device)
+        self.batch = next(iter(loader))
 
     def __call__(self) -> None:
-        inputs, targets = self.next_batch()
+        inputs, targets = self.prepare(self.batch, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(self.forward(inputs), targets).backward()
         self.optimizer.step()
 
     def flops(self) -> int:
         """Floating point operations of the forward and backward pass of a step."""
-        inputs, targets = self.next_batch()
+        inputs, targets = self.prepare(self.batch, self.device)
         with FlopCounterMode(display=False) as counter:
             self.loss(self.network(inputs), targets).backward()
         return counter.get_total_flops()
 
 
-def benchmark_training(options: argparse.Namespace, device: torch.device) -> str:
+def benchmark_training(options: argparse.Namespace) -> str:
     """Training steps of the lesion network and of the published method."""
+    variants = {
+        "float32, channels first": ("contiguous_format", False),
+        "float32, channels last": ("channels_last", False),
+        "bfloat16, channels last": ("channels_last", False),
+    }
+    if options.compile:
+        variants["bfloat16, channels last, compiled"] = ("channels_last", True)
+    settings = {"dataset_dir": options.dataset_dir, "output_dir": options.folder, "batch_size": options.batch_size}
+    settings |= {"device": torch.device(options.device), "slice_range": None, "planes": ["axial"]}
     tables = []
-    variants = settings_of(device, options.compile)
-    rates = {precision: matrix_rate(device, precision) for precision in ("float32", "bfloat16")}
     for title, names in (("train.json", ["train"]), ("train.json with paper.json", ["train", "paper"])):
-        settings = {"dataset_dir": options.dataset_dir, "device": device, "batch_size": options.batch_size}
-        settings |= {"slice_range": None, "planes": ["axial"]}
         steps = {
-            name: TrainingStep(
-                names,
-                {**settings, "output_dir": options.folder, "precision": precision},
-                channels_last,
-                compiled,
-            )
-            for name, (precision, channels_last, compiled) in variants.items()
+            name: TrainingStep(names, {**settings, "precision": name.partition(",")[0]}, *variant)
+            for name, variant in variants.items()
         }
-        times = fastest(steps, options.repeats, device)
-        flops = dict.fromkeys(steps, float(next(iter(steps.values())).flops()))
-        columns = [f"{title}, batches of {options.batch_size}", "slices/s", "ratio", "of the device"]
-        tables.append(markdown(columns, rows_of(times, flops, rates, options.batch_size)))
-    found = ", ".join(f"{name} {rate / 1e12:.2f} TFLOP/s" for name, rate in rates.items())
-    return "\n".join(tables) + f"\nMatrix product: {found}.\n"
-
-
-@contextmanager
-def counted(model: nn.Module) -> Iterator[list[tuple[nn.Module, torch.Tensor]]]:
-    """Each network of a model with each input that it gets while the block runs, in whatever thread."""
-    seen: list[tuple[nn.Module, torch.Tensor]] = []
-    hooks = [
-        network.register_forward_pre_hook(lambda network, inputs: seen.append((network, inputs[0])))
-        for network in model.children()
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def flops_of(calls: Sequence[tuple[nn.Module, torch.Tensor]]) -> float:
-    """Floating point operations of some calls of networks."""
-    total, known = 0.0, {}
-    for network, inputs in calls:
-        key = (id(network), inputs.shape[1:])
-        if key not in known:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                network(inputs[:1])
-            known[key] = counter.get_total_flops()
-        total += known[key] * len(inputs)
-    return total
-
-
-def benchmark_segmentation(options: argparse.Namespace, device: torch.device) -> str:
-    """A prepared volume, and some of its slices, from tensors to mask."""
-    config = read_config("inference", device=device, model_file=options.model_file)
-    model, inferer = config.get_parsed_content("network"), config.get_parsed_content("inferer")
-    inferer.progress = False
-    scan = find_scans("", ["flair"], image=options.image, brain_mask=options.brain_mask)[0]
-    volume = list_data_collate([config.get_parsed_content("preprocessing")(scan)])["image"]
-    middle = volume.shape[-1] // 2
-    tables = []
-    rates = {precision: matrix_rate(device, precision) for precision in ("float32", "bfloat16")}
-    for title, images in (("volume", volume), ("slices", volume[..., middle - SLAB // 2 : middle + SLAB // 2])):
-        runs, flops = {}, {}
-        for name, order in (
-            ("float32, channels first", torch.contiguous_format),
-            ("float32, channels last", torch.channels_last),
-        ):
-
-            def run(images: torch.Tensor = images, order: torch.memory_format = order) -> None:
-                with torch.no_grad():
-                    inferer(images.to(device), model.to(memory_format=order))
-
-            with counted(model) as calls:
-                run()
-            runs[name], flops[name] = run, flops_of(calls)
-        times = fastest(runs, options.repeats, device)
-        columns = [f"{title}, {' x '.join(map(str, images.shape[2:]))} voxels", "slices/s", "ratio", "of the device"]
-        tables.append(markdown(columns, rows_of(times, flops, rates, images.shape[-1])))
+        times, flops = fastest(steps, options.repeats), next(iter(steps.values())).flops()
+        title = f"{title}, batches of {options.batch_size}"
+        tables.append(table(title, "slices", times, options.batch_size, flops, options.device))
     return "\n".join(tables)
 
 
-def benchmark_reading(options: argparse.Namespace, device: torch.device) -> str:
-    """Reading and preparing a scan against unpacking its file."""
-    transform = read_config("inference").get_parsed_content("preprocessing")
-    scan = find_scans("", ["flair"], image=options.image, brain_mask=options.brain_mask)[0]
-    variants = {
-        "unpacking the file": lambda: gzip.decompress(Path(options.image).read_bytes()),
-        "reading and preparing it": lambda: transform(dict(scan)),
-    }
-    times = fastest(variants, options.repeats, torch.device("cpu"))
-    first = times["unpacking the file"]
-    return markdown(["one scan", "s", "ratio"], [[name, f"{t:.3f}", f"{first / t:.2f}"] for name, t in times.items()])
+def benchmark_segmentation(options: argparse.Namespace) -> str:
+    """A prepared volume, and some of its slices, from tensors to mask."""
+    config = read_config("inference", device=torch.device(options.device), model_file=options.model_file)
+    model, inferer = config.get_parsed_content("network"), config.get_parsed_content("inferer")
+    inferer.progress = False
+    scan = find_scans("", ["flair"], image=options.image)[0]
+    volume = list_data_collate([config.get_parsed_content("preprocessing")(scan)])["image"]
+    middle = volume.shape[-1] // 2
+    slab = volume[..., middle - SLAB // 2 : middle + SLAB // 2]
+    orders = {"float32, channels first": torch.contiguous_format, "float32, channels last": torch.channels_last}
+
+    @torch.no_grad()
+    def run(images: torch.Tensor, order: torch.memory_format) -> None:
+        inferer(images.to(options.device), model.to(memory_format=order))
+
+    tables = []
+    for kind, images in (("volume", volume), ("slices", slab)):
+        times = fastest({name: partial(run, images, order) for name, order in orders.items()}, options.repeats)
+        title = f"{kind}, {' x '.join(map(str, images.shape[2:]))} voxels"
+        tables.append(table(title, "slices", times, images.shape[-1]))
+    return "\n".join(tables)
 
 
-def benchmark_command(options: argparse.Namespace, device: torch.device) -> str:
+def benchmark_command(options: argparse.Namespace) -> str:
     """The command that segments a scan, from its start to the files; another version of the bundle beside it."""
 
-    def command(bundle: str | Path) -> Callable[[], object]:
-        def run() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                line = [sys.executable, "-m", "monai.bundle", "run", "inference", "--config_file"]
-                line += [
-                    "configs/inference.json",
-                    "--image",
-                    str(Path(options.image).resolve()),
-                    "--output_dir",
-                    folder,
-                ]
-                subprocess.run(line, cwd=bundle, check=True, capture_output=True)
+    def run(bundle: str | Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
+            command += ["--config_file", "configs/inference.json", "--image", options.image, "--output_dir", folder]
+            subprocess.run(command, cwd=bundle, check=True, capture_output=True)
 
-        return run
-
-    variants = {str(options.against): command(options.against)} if options.against else {}
-    times = fastest({**variants, "this bundle": command(BUNDLE)}, options.repeats, device)
-    first = next(iter(times.values()))
-    rows = [[name, f"{t:.2f}", f"{first / t:.2f}"] for name, t in times.items()]
-    return markdown(["one scan, from start to files", "s", "ratio"], rows)
+    variants = {options.against: partial(run, options.against)} if options.against else {}
+    times = fastest({**variants, "this bundle": partial(run, BUNDLE)}, options.repeats)
+    return table("one scan, from start to files", "scans", times, 1)
 
 
-def make_data(options: argparse.Namespace) -> None:
-    """A synthetic head, and phantoms to train on, in place of the data that was not given."""
-    folder = Path(options.folder)
-    if options.image is None:
-        options.image = str(make_scan(folder, seed=0)[0])
-    if options.dataset_dir is None and "training" in options.parts:
-        options.dataset_dir = str(folder / "scans")
-        make_phantoms(folder / "scans", 8, 4, 2, num_workers=2)
+PARTS = {"training": benchmark_training, "segmentation": benchmark_segmentation, "command": benchmark_command}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
-    parser.add_argument("--image", help="a FLAIR volume (default: a synthetic head of 1 mm)")
-    parser.add_argument("--brain_mask", help="its brain mask (default: as for inference)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="what to measure (default: all)")
+    parser.add_argument("--image", type=os.path.abspath, help="a FLAIR volume (default: a synthetic head of 1 mm)")
     parser.add_argument("--dataset_dir", help="scans that the training takes (default: phantoms)")
     parser.add_argument("--model_file", default=str(BUNDLE / "models" / "model.pt"), help="weights to segment with")
     parser.add_argument("--against", help="another version of the folder `bundle`, to compare the command with")
@@ -289,21 +194,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="turns of each variant, of which the fastest counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the networks of the training too")
-    parser.add_argument("--output_file", help="write the tables there too (Markdown)")
     options = parser.parse_args(arguments)
     report_errors()
-    device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-    text = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
-    print(text, flush=True)
+    name = "CPU" if options.device == "cpu" else torch.cuda.get_device_name(options.device)
+    print(f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as options.folder:
-        make_data(options)
+        options.image = options.image or str(make_scan(Path(options.folder), seed=0)[0])
+        if options.dataset_dir is None and "training" in options.parts:
+            options.dataset_dir = str(make_phantoms(Path(options.folder) / "scans", 8, 4, 2))
         for part in options.parts:
-            table = f"\n### {part.capitalize()}\n\n{globals()[f'benchmark_{part}'](options, device)}"
-            print(table, flush=True)
-            text += table
-    if options.output_file:
-        write_text(options.output_file, text)
+            print(f"\n### {part.capitalize()}\n\n{PARTS[part](options)}", flush=True)
 
 
 if __name__ == "__main__":
