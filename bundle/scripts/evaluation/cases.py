@@ -157,7 +157,8 @@ class Evaluation:
         """
         shares: Any = idist.all_gather({"cases": self.cases, "failed": self.failures.failed})
         failed = {case: sentence for share in shares for case, sentence in share["failed"].items()}
-        cases = sorted((case for share in shares for case in share["cases"]), key=_name)
+        found: list[CaseScores] = [case for share in shares for case in share["cases"]]
+        cases = sorted(found, key=lambda case: case.row["case"] if case.row else "")
         number = sum(case.row is not None for case in cases)
         if not number:
             raise_failed(failed, len(failed))
@@ -173,10 +174,6 @@ class Evaluation:
             print_summary(summary, [METHOD, *self.scores], self.folder)
         raise_failed(failed, len(failed) + number)
         return summary
-
-
-def _name(case: CaseScores) -> str:
-    return "" if case.row is None else str(case.row["case"])
 
 
 class EvaluationHandler:

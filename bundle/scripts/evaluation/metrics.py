@@ -12,6 +12,7 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+LESION_COLUMNS = ("lesions", "lesions_found", "components", "false_components", "lesion_f1")
 LEAST_LESION = 0.01  # ml; smaller pieces of a label do not count as lesions
 
 
@@ -51,8 +52,8 @@ def lesion_scores(pred_mask: np.ndarray, label: np.ndarray, voxel_ml: float = ma
     marked component is false when none of its voxels is labeled.
 
     Returns:
-        ``lesions``, ``lesions_found``, ``components``, ``false_components`` and ``lesion_f1``, 2TP / (2TP + FP + FN)
-        of found lesions, false components and missed lesions; NaN where no lesion counts.
+        The `LESION_COLUMNS`; ``lesion_f1`` is 2TP / (2TP + FP + FN) of found lesions, false components and missed
+        lesions, NaN where no lesion counts.
     """
     neighbors = np.ones((3,) * label.ndim)
     lesion_numbers, lesions = ndimage.label(label, neighbors)
@@ -63,8 +64,7 @@ def lesion_scores(pred_mask: np.ndarray, label: np.ndarray, voxel_ml: float = ma
     number, found = int(counts.sum()), int((counts & touched).sum())
     false = components - len(np.unique(component_numbers[pred_mask & label]))
     f1 = 2 * found / (found + false + number) if number else math.nan
-    names = ("lesions", "lesions_found", "components", "false_components", "lesion_f1")
-    return dict(zip(names, (number, found, components, false, f1), strict=True))
+    return dict(zip(LESION_COLUMNS, (number, found, components, false, f1), strict=True))
 
 
 def ssim_map(image: Tensor, reconstruction: Tensor, data_range: float) -> Tensor:

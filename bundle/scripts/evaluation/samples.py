@@ -24,9 +24,12 @@ REFERENCE_SIZE = 128
 SLICES_AT_ONCE = 16  # of large volumes, so that what is computed of them needs little memory
 
 
-def _voxel_ml(image: Tensor) -> float:
-    """The volume of a voxel; NaN where it has no meta data, or is a slice."""
-    return voxel_ml(image.affine.numpy()) if isinstance(image, MetaTensor) and image.ndim == 4 else math.nan
+def _voxel(image: Tensor) -> dict[str, Any]:
+    """The volume of a voxel, and its size as `Sample` has it; nothing where it has no meta data, or is a slice."""
+    if not isinstance(image, MetaTensor) or image.ndim < 4:
+        return {}
+    rows, columns, slices = affine_to_spacing(image.affine).tolist()
+    return {"voxel_ml": voxel_ml(image.affine.numpy()), "spacing": (slices, rows, columns)}
 
 
 @dataclass
@@ -85,8 +88,7 @@ class Sample:
             threshold=float(channels["threshold"].max()),
             grid=(inputs.shape[1], inputs.shape[2]),
             first_slice=box[2].start,
-            voxel_ml=_voxel_ml(image),
-            spacing=_spacing(image),
+            **_voxel(image),
         )
 
 
@@ -123,14 +125,6 @@ def _box(shown: Tensor) -> tuple[slice, ...]:
 def _slices(volume: Tensor, box: Sequence[slice]) -> Tensor:
     """What lies in a box of a volume (C, H, W, D), as slices (D, C, H, W)."""
     return volume[(slice(None), *box)].movedim(-1, 0).contiguous()
-
-
-def _spacing(image: Tensor) -> tuple[float, ...]:
-    """Of a volume's slices, rows and columns in mm; 1 where it has no meta data, or is a slice."""
-    if not isinstance(image, MetaTensor) or image.ndim < 4:
-        return 1.0, 1.0, 1.0
-    rows, columns, slices = affine_to_spacing(image.affine).tolist()
-    return slices, rows, columns
 
 
 def warn_of_label(sample: Sample) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ..common.outputs import write_csv, write_json
 from ..data.lists import read_split
-from .metrics import average_precision, bootstrap_interval, overlap_from_counts, threshold_at_fraction
+from .metrics import LESION_COLUMNS, average_precision, bootstrap_interval, overlap_from_counts, threshold_at_fraction
 
 METHOD = ""  # the prefix of the method's own columns; a baseline's is "baseline_<name>_"
 SUMMARY_COLUMNS = {
@@ -29,7 +29,6 @@ SUMMARY_COLUMNS = {
     "FP frac.": "false_positive_fraction",
     "best thr.": "dice_best_threshold",
 }
-LESION_COLUMNS = ("lesions", "lesions_found", "components", "false_components", "lesion_f1")
 SIZE_CLASSES = {"small": (1, 200), "medium": (200, 800), "large": (800, math.inf)}  # pixels, at 128 x 128
 BELOW_EVERY_SCORE = -1000.0
 

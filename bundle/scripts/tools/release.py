@@ -27,8 +27,6 @@ ROOMS = ("method", "data", "training", "inference", "evaluation", "common")  # o
 SCRIPTS = ("scripts/__init__.py", *(f"scripts/{room}/*.py" for room in ROOMS))
 CONTENT = ("LICENSE", "configs/*.json", "configs/logging.conf", "docs/*", "models/model.pt", *SCRIPTS)
 REQUIRED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md", "models/model.pt")
-OLDEST_DATE = (1980, 1, 1, 0, 0, 0)
-
 
 FRONT_MATTER = """---
 license: mit
@@ -55,7 +53,8 @@ def files_of(bundle: Path) -> list[Path]:
 def make_release(bundle: Path, output_dir: Path) -> Path:
     """Pack a bundle under its release name, so that the same files always give the same bytes.
 
-    Files are stored in the order of their names, uncompressed (weights and pictures hardly shrink), all with one date.
+    Files are stored in the order of their names, uncompressed (weights and pictures hardly shrink), all with the first
+    date that a zip file knows.
 
     Args:
         bundle: Folder of the bundle.
@@ -73,7 +72,7 @@ def make_release(bundle: Path, output_dir: Path) -> Path:
     release = output_dir / f"{NAME}_v{version}.zip"
     with atomic(release) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for path in files:
-            entry = zipfile.ZipInfo(f"{NAME}/{path.relative_to(bundle).as_posix()}", OLDEST_DATE)
+            entry = zipfile.ZipInfo(f"{NAME}/{path.relative_to(bundle).as_posix()}")
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, path.read_bytes())
     return release
