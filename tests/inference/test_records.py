@@ -37,7 +37,6 @@ class Run:
         volumes._begin(SimpleNamespace(state=SimpleNamespace(batch={"case": ["one"]})))
         for result in RESULTS:
             write_text(self.case / f"one_{result}.nii.gz", "result")
-        volumes._start_clock()
         volumes._finish(finished_engine(volumes.pending[0]))
         volumes.lock.close()
 
@@ -113,3 +112,8 @@ def test_table_that_a_person_changed_stops_the_run(run, tmp_path):
     (tmp_path / "out/volumes.csv").write_text("by hand")
     with pytest.raises(ValueError, match="volumes.csv was changed since it was written"):
         run.volumes()
+
+
+def test_number_of_a_process_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="number the processes from 0"):
+        Volumes([], str(tmp_path), "", {}, rank=2, world_size=2)

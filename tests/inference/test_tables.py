@@ -7,9 +7,11 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from conftest import make_scan, run_bundle, save_small_model
+from monai.data import MetaTensor
 from scripts.common.errors import innermost_message
-from scripts.inference.tables import LESION_COLUMNS, VOLUME_COLUMNS, measure_volume, volume_row, write_tables
+from scripts.inference.tables import LESION_COLUMNS, VOLUME_COLUMNS, measure_volume, rows_of, write_tables
 
 
 def oblique(spacing, degrees=25.0):
@@ -43,7 +45,12 @@ def two_areas():
 
 
 def measured(mask, anomaly_map, affine):
-    return measure_volume(mask, anomaly_map, affine, ~mask, affine)
+    images = (MetaTensor(torch.as_tensor(array[None].copy()), affine) for array in (mask, anomaly_map, ~mask))
+    return measure_volume(*images)
+
+
+def center_of(lesion):
+    return [float(lesion[f"{axis}_mm"]) for axis in "xyz"]
 
 
 def test_areas_of_known_size_and_place_in_an_oblique_grid(two_areas):
@@ -56,7 +63,7 @@ def test_areas_of_known_size_and_place_in_an_oblique_grid(two_areas):
     for lesion, voxels, center, score, peak in ((large, 24, (2.5, 6, 10.5), 5, 6), (small, 2, (9, 3, 1.5), 2, 3)):
         assert lesion["ml"] == pytest.approx(voxels * voxel_ml) and lesion["mean_score"] == pytest.approx(score)
         assert lesion["peak_probability"] == peak
-        assert lesion["center_mm"] == pytest.approx((affine @ [*center, 1])[:3].tolist())
+        assert center_of(lesion) == pytest.approx((affine @ [*center, 1])[:3].tolist())
 
 
 def test_numbers_in_mm_do_not_depend_on_the_order_of_the_axes(two_areas):
@@ -65,7 +72,7 @@ def test_numbers_in_mm_do_not_depend_on_the_order_of_the_axes(two_areas):
     expected = measured(*two_areas, affine)["lesions"]
     found = measured(*(array[::-1].transpose(1, 2, 0) for array in two_areas), turned)["lesions"]
     for one, other in zip(expected, found, strict=True):
-        assert one["center_mm"] == pytest.approx(other["center_mm"])
+        assert center_of(one) == pytest.approx(center_of(other))
         assert one["ml"] == pytest.approx(other["ml"]) and one["mean_score"] == pytest.approx(other["mean_score"])
 
 
@@ -118,7 +125,7 @@ def test_tables_agree_with_the_masks_on_disk(segmented, scans_and_model):
         assert float(row["marked_ml"]) == pytest.approx(marked.sum() * 0.12, rel=1e-4)
         ml = np.array([float(lesion["ml"]) for lesion in lesions])
         assert ml.sum() == pytest.approx(float(row["marked_ml"]), rel=1e-4) and (np.diff(ml) <= 0).all()
-        centers = np.array([[float(lesion[f"{axis}_mm"]) for axis in "xyz"] for lesion in lesions])
+        centers = np.array([center_of(lesion) for lesion in lesions])
         expected = nib.affines.apply_affine(mask.affine, np.argwhere(marked).mean(axis=0))
         np.testing.assert_allclose(ml @ centers / ml.sum(), expected, atol=0.01)
         scores = np.array([float(lesion["mean_score"]) for lesion in lesions])
@@ -187,5 +194,5 @@ def test_table_of_no_volume_is_not_made_but_an_earlier_one_becomes_empty(segment
 def test_row_tells_the_threshold_and_how_often_the_run_warned():
     numbers = measured(np.zeros((3, 4, 5), bool), np.zeros((3, 4, 5)), np.eye(4)) | {"seconds": 1.5}
     record = {"case": "one", "numbers": numbers, "warnings": ["a", "b"], "model_sha256": "0" * 64}
-    row = volume_row(record | {"threshold_scale": 1.2})
+    row, _ = rows_of(record | {"threshold_scale": 1.2})
     assert (row["threshold_scale"], row["warnings"], row["model"]) == ("1.2", 2, "0" * 12)

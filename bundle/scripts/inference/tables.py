@@ -17,11 +17,12 @@ The numbers are those of the mask as it was written: one that a person corrects 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.data import MetaTensor
 from nibabel.affines import apply_affine
 from skimage.measure import label, regionprops_table
 
@@ -55,82 +56,66 @@ def measure_lesions(mask: np.ndarray, anomaly_map: np.ndarray, affine: np.ndarra
         affine: From voxels to mm (4, 4).
 
     Returns:
-        For each area ``ml``, ``center_mm`` [x, y, z], ``mean_score`` and ``peak_probability``.
+        The columns of ``lesions.csv`` but for ``case``, for each area.
     """
     wanted = ("area", "centroid", "intensity_mean", "intensity_max")
     found = regionprops_table(label(mask, connectivity=3), anomaly_map, properties=wanted)
     centers = apply_affine(affine, np.stack([found[f"centroid-{axis}"] for axis in range(3)], axis=1))
-    return [
-        {
-            "ml": float(found["area"][lesion] * voxel_ml(affine)),
-            "center_mm": centers[lesion].tolist(),
-            "mean_score": float(found["intensity_mean"][lesion]),
-            "peak_probability": float(found["intensity_max"][lesion]),
-        }
-        for lesion in np.argsort(-found["area"], kind="stable")
-    ]
+    rows = []
+    for number, area in enumerate(np.argsort(-found["area"], kind="stable"), start=1):
+        size, score, peak = (float(found[name][area]) for name in ("area", "intensity_mean", "intensity_max"))
+        center = dict(zip(("x_mm", "y_mm", "z_mm"), centers[area].tolist(), strict=True))
+        scores = {"mean_score": score, "peak_probability": peak}
+        rows.append({"lesion": number, "ml": size * voxel_ml(affine), **center, **scores})
+    return rows
 
 
-def measure_volume(
-    mask: np.ndarray,
-    anomaly_map: np.ndarray,
-    affine: np.ndarray,
-    brain_mask: np.ndarray,
-    brain_affine: np.ndarray,
-) -> Numbers:
+def measure_volume(mask: MetaTensor, anomaly_map: MetaTensor, brain_mask: MetaTensor) -> Numbers:
     """Measure one segmented volume.
 
     Args:
-        mask: Marked voxels (H, W, D), bool, in the grid of the scan.
-        anomaly_map: Their scores (H, W, D).
-        affine: Of the scan, from voxels to mm (4, 4).
-        brain_mask: Brain voxels in RAS order (X, Y, Z), bool.
-        brain_affine: Of the brain mask (4, 4).
+        mask: Marked voxels (1, H, W, D), in the grid of the scan.
+        anomaly_map: Their scores (1, H, W, D).
+        brain_mask: Brain voxels (1, X, Y, Z), in a grid of its own.
 
     Returns:
         The columns of ``volumes.csv`` that a volume gives, but in ``lesions`` what `measure_lesions` gives.
     """
-    number = int(np.count_nonzero(mask))
+    marked, scores, brain = (image.as_tensor()[0].cpu().numpy() for image in (mask, anomaly_map, brain_mask))
+    affine, brain_affine = (image.affine.cpu().double().numpy() for image in (mask, brain_mask))
+    number = int(np.count_nonzero(marked))
     return {
         "marked_voxels": number,
         "marked_ml": number * voxel_ml(affine),
-        "lesions": measure_lesions(mask, anomaly_map, affine),
-        "brain_ml": int(np.count_nonzero(brain_mask)) * voxel_ml(brain_affine),
+        "lesions": measure_lesions(marked > 0, scores, affine),
+        "brain_ml": int(np.count_nonzero(brain)) * voxel_ml(brain_affine),
     }
 
 
-def volume_row(record: Mapping[str, Any]) -> Numbers:
-    """The row of a scan in ``volumes.csv``, of its record."""
-    numbers = record["numbers"]
-    own = {
-        "threshold_scale": record.get("threshold_scale"),
-        "case": record["case"],
-        "lesions": len(numbers["lesions"]),
-        "warnings": len(record["warnings"]),
-        "model": record["model_sha256"][:HASH_LENGTH],
-    }
-    return {column: _short({**numbers, **own}[column]) for column in VOLUME_COLUMNS}
+def rows_of(record: Mapping[str, Any]) -> tuple[Numbers, list[Numbers]] | None:
+    """The row of a scan in ``volumes.csv`` and its rows in ``lesions.csv``, by its record.
 
-
-def lesion_rows(record: Mapping[str, Any]) -> list[Numbers]:
-    """The rows of a scan in ``lesions.csv``, of its record."""
-    rows = [
-        (record["case"], number, lesion["ml"], *lesion["center_mm"], lesion["mean_score"], lesion["peak_probability"])
-        for number, lesion in enumerate(record["numbers"]["lesions"], start=1)
-    ]
-    return [dict(zip(LESION_COLUMNS, map(_short, row), strict=True)) for row in rows]
-
-
-def is_measured(record: Mapping[str, Any]) -> bool:
-    """Whether a record has all that the tables tell of a scan: it is not while the scan is at work."""
+    None where the record does not tell them all: the scan is at work, or a person changed the record.
+    """
     try:
-        return bool(volume_row(record)) and lesion_rows(record) is not None
-    except (KeyError, TypeError, ValueError):
-        return False
+        lesions = record["numbers"]["lesions"]
+        volume = {
+            **record["numbers"],
+            "case": record["case"],
+            "lesions": len(lesions),
+            "warnings": len(record["warnings"]),
+            "threshold_scale": record.get("threshold_scale"),
+            "model": record["model_sha256"][:HASH_LENGTH],
+        }
+        rows = [_row({"case": record["case"], **lesion}, LESION_COLUMNS) for lesion in lesions]
+        return _row(volume, VOLUME_COLUMNS), rows
+    except (KeyError, TypeError):
+        return None
 
 
-def _short(value: object) -> object:
-    return format(value, ".6g") if isinstance(value, float) else value
+def _row(values: Numbers, columns: Sequence[str]) -> Numbers:
+    row = {column: values[column] for column in columns}
+    return {column: format(value, ".6g") if isinstance(value, float) else value for column, value in row.items()}
 
 
 def write_tables(output_dir: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
@@ -140,7 +125,7 @@ def write_tables(output_dir: str | os.PathLike, records: Iterable[Mapping[str, A
         output_dir: It exists.
         records: Those of all scans; without a finished one an earlier table becomes empty, and none is made.
     """
-    folder, finished = Path(output_dir), [record for record in records if is_measured(record)]
+    folder, finished = Path(output_dir), [rows for record in records if (rows := rows_of(record))]
     if finished or os.path.lexists(folder / VOLUMES):
-        write_csv(folder / LESIONS, LESION_COLUMNS, [row for record in finished for row in lesion_rows(record)])
-        write_csv(folder / VOLUMES, VOLUME_COLUMNS, map(volume_row, finished))
+        write_csv(folder / LESIONS, LESION_COLUMNS, [lesion for _, lesions in finished for lesion in lesions])
+        write_csv(folder / VOLUMES, VOLUME_COLUMNS, [volume for volume, _ in finished])

@@ -8,22 +8,21 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch.distributed as dist
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 
 from ..common.case_runner import CaseRunner, raise_failed
-from ..common.distributed import is_first, partition, wait_for_others
 from ..common.outputs import check_outputs, check_writable, file_digest, locked, read_json, write_json
 from ..common.paths import PRODUCT
 from ..data.quality import check_marked
 from ..data.scans import FOUND_BRAIN, RESULTS, Scan
 from .results import DESCRIPTION, IGNORED, ResultFiles
-from .tables import LESIONS, VOLUMES, is_measured, measure_volume, write_tables
+from .tables import LESIONS, VOLUMES, measure_volume, rows_of, write_tables
 from .writer import write_brain_mask
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,8 @@ class Volumes:
         pending: The scans that are left to do.
 
     Raises:
-        ValueError: When a table or the data set's description would replace what this product did not write.
+        ValueError: When ``rank`` is none of the processes, or a table or the data set's description would replace what
+            this product did not write.
     """
 
     def __init__(
@@ -74,11 +74,13 @@ class Volumes:
         self.files = ResultFiles(output_dir, layout)
         self.files.check_apart(subject["case"] for subject in subjects)
         self.settings = {MODEL: file_digest(model_file) if os.path.isfile(model_file) else None, **settings}
-        mine = partition(subjects, rank, world_size)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` must be in [0, {world_size}), got {rank}: number the processes from 0.")
+        mine = subjects[rank::world_size]
         if world_size > 1:
             print(f"Process {rank + 1} of {world_size}: {len(mine)} of {len(subjects)} scans.")
         self._check_folder()
-        self.number, self.runner, self.lock = len(mine), CaseRunner(), ExitStack()
+        self.number, self.rank, self.runner, self.lock = len(mine), rank, CaseRunner(), ExitStack()
         usable = self.runner.usable(mine)
         self.records = {subject["case"]: self._record(subject) for subject in usable}
         left = [subject for subject in usable if not self._is_finished(subject["case"])]
@@ -101,7 +103,7 @@ class Volumes:
         record = read_json(self.files.record(case))
         same = {key: value for key, value in record.items() if key not in OUTCOME} == self.records[case]
         whole = all(path.is_file() and path.stat().st_size for path in self._results(case).values())
-        return same and whole and is_measured(record)
+        return same and whole and rows_of(record) is not None
 
     def _may_be_written(self, subject: Scan) -> bool:
         """Whether nothing is in the way of a scan's results; what is, is noted as its failure."""
@@ -125,23 +127,20 @@ class Volumes:
         changed = set()
         for record in [read_json(self.files.record(subject["case"])) for subject in self.pending]:
             for name, value in json.loads(json.dumps(self.settings)).items():
-                if is_measured(record) and record.get(name) != value:
+                if rows_of(record) is not None and record.get(name) != value:
                     before, after = json.dumps(record.get(name)), json.dumps(value)
                     changed.add("other weights" if name == MODEL else f"{name} {before} -> {after}")
         return sorted(changed)
 
     def attach(self, engine: Engine) -> None:
         """Note every scan that the evaluator begins and finishes."""
-        engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_clock)
         engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish)
-
-    def _start_clock(self) -> None:
-        self.started = time.monotonic()
 
     def _begin(self, engine: Engine) -> None:
         batch: Any = engine.state.batch
         (case,) = batch["case"]
+        self.started = time.monotonic()
         self.lock.close()
         self.lock.enter_context(locked(self.output_dir / self.files.record(case).name))
         if self.files.record(case).exists():
@@ -155,7 +154,7 @@ class Volumes:
         if FOUND_BRAIN in results:
             write_brain_mask(results[FOUND_BRAIN], item["brain_mask"], item["image"].meta["filename_or_obj"])
         self.files.describe(case, [path for path, *_ in self.records[case]["inputs"]])
-        numbers = _numbers(output["pred_mask"], output["pred_anomaly_map"], item["brain_mask"])
+        numbers = measure_volume(output["pred_mask"], output["pred_anomaly_map"], item["brain_mask"])
         if sentence := check_marked(numbers["marked_ml"], numbers["brain_ml"]):
             logger.warning(f"{case} {sentence}")
         outcome = {
@@ -183,21 +182,22 @@ class Volumes:
             print(f"Finished scans are done anew, with {', '.join(changed)}.")
         if self.pending:
             with self.lock:
-                self.runner.run(evaluator, show=is_first())
+                self.runner.run(evaluator, show=self.rank == 0)
         self._write_tables()
         if len(self.runner.failed) < self.number:
             first, *others = self._results("sub-CASE" if self.files.is_bids else "<case>").values()
             print(f"Masks and anomaly maps: {', '.join([str(first.resolve()), *(path.name for path in others)])}")
             print(f"Tables: {self.output_dir.resolve()}/{VOLUMES}, {LESIONS}")
-        wait_for_others()
+        _wait_for_others()
         raise_failed(self.runner.failed, self.number)
 
 
-def _numbers(mask: MetaTensor, anomaly_map: MetaTensor, brain_mask: MetaTensor) -> dict[str, Any]:
-    """What `measure_volume` finds in a volume's results (1, H, W, D) and its brain mask."""
-    arrays = [image.as_tensor()[0].cpu().numpy() for image in (mask, anomaly_map, brain_mask)]
-    affines = [np.asarray(image.affine.cpu(), dtype=np.float64) for image in (mask, brain_mask)]
-    return measure_volume(arrays[0] > 0, arrays[1], affines[0], arrays[2] > 0, affines[1])
+def _wait_for_others() -> None:
+    """Wait under torchrun until every process is here, because it ends all of them when one fails."""
+    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=timedelta(days=1))
+        dist.barrier()
 
 
 def _files(subject: Scan) -> list[str]:
