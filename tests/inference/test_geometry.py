@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from scripts.inference.geometry import largest_part, part_cut_off, window, with_room
+from scripts.inference.geometry import window
 from scripts.inference.inferer import IterMaskInferer
 
 FIELD = torch.tensor([30.0, 24.0])
@@ -62,18 +62,6 @@ def test_brain_that_the_window_cuts_is_told(caplog):
     assert "volume: the window of the network leaves out" in caplog.text and "shows 30 x 24 mm" in caplog.text
 
 
-def test_largest_component_and_what_a_window_cuts_of_it():
-    brain = torch.zeros(10, 12, 3, dtype=torch.bool)
-    brain[2:8, 3:9], brain[9, 11, 2] = True, True
-    found = largest_part(brain)
-    assert found.sum() == 6 * 6 * 3 and not found[9, 11, 2]
-    assert torch.equal(largest_part(found), found) and not largest_part(found & False).any()
-    padding = window(found.any(dim=2)[None], torch.tensor([1.0, 1.0]), torch.tensor([4.0, 6.0]))
-    assert padding == [-3, -3, -3, -3]
-    assert part_cut_off(found, padding) == pytest.approx(1 - 4 / 6)
-    assert part_cut_off(found, [5, 5, 5, 5]) == 0
-
-
 @pytest.mark.parametrize(
     ("field_of_view", "expected"),
     [
@@ -88,16 +76,7 @@ def test_largest_component_and_what_a_window_cuts_of_it():
     ],
 )
 def test_window_is_the_field_of_view_around_the_brain(field_of_view, expected):
-    brain = torch.zeros(5, 20, 20, dtype=torch.bool)
-    brain[2, 4:10, 10:14] = True
-    spacing = torch.tensor([2.0, 3.0])
-    assert window(brain, spacing, torch.tensor(field_of_view, dtype=torch.float32)) == expected
-    assert window(torch.zeros_like(brain), spacing, torch.tensor([10.0, 10.0])) == [0, 0, 0, 0]
-
-
-def test_each_modality_of_a_scan_has_its_own_room():
-    volume = torch.stack([torch.full((20, 20, 3), value) for value in (-3.0, 5.0, 0.0)])
-    volume[:2, 5:15, 5:15], volume[2, 5:15, 5:15] = 9, 1
-    padded = with_room(volume, [1, 0, -2, 3])
-    assert padded.shape == (3, 21, 21, 3) and padded[:, -1, 0, 1].tolist() == [-3, 5, 0]
-    assert with_room(torch.ones(2, 4, 4, 1), [1, 1, 1, 1])[:, 0, 0, 0].tolist() == [1, 0]  # a brain without outside
+    brain = torch.zeros(20, 20, 5, dtype=torch.bool)
+    brain[4:10, 10:14, 2] = True
+    assert window(brain, [2, 3, 1], field_of_view) == [0, 0, *expected]
+    assert window(torch.zeros_like(brain), [2, 3, 1], [10, 10]) == [0] * 6

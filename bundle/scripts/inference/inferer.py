@@ -17,8 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.checks import check_settings
+from ..data.morphology import largest_component
+from ..data.transforms import LOWEST
 from ..method.volume import segment_volume
-from .geometry import largest_part, part_cut_off, window, with_room
+from .geometry import window
 
 OUTPUTS = ("mask", "anomaly_map", "reconstruction", "iterations", "threshold")
 FAR_FROM_PLANES = 10.0  # mm
@@ -86,20 +88,20 @@ class IterMaskInferer(Inferer):
                 f"`inputs` must have shape (N, {expected}, H, W) or (N, {expected}, H, W, D), the last channel being "
                 f"the brain mask, got {list(inputs.shape)}: check `modalities`."
             )
-        by_slices = hasattr(network, "refine")
+        iterates = hasattr(network, "refine")
         plain = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
-        if plain.ndim == 4 and by_slices:
+        affine, name = _space_of(inputs)
+        if plain.ndim == 4 and iterates:
             result = self._refine(plain, network)
         elif plain.ndim == 4:
             spacing = [network.pixel_size] * 3
-            result = torch.stack([self._segment(slice_[..., None], network, spacing, "slice") for slice_ in plain])
-            result = result[..., 0]
+            slices = [self._segment(slice_[..., None], network, spacing, "slice") for slice_ in plain]
+            result = torch.stack(slices)[..., 0]
+        elif iterates:
+            result = torch.stack([self._refine_axial_slices(volume, network, affine, name) for volume in plain])
         else:
-            affine, name = _space_of(inputs)
             spacing = affine_to_spacing(affine).tolist()
-            segment = self._refine_axial_slices if by_slices else self._segment
-            options = (affine,) if by_slices else ()
-            result = torch.stack([segment(volume, network, spacing, name, *options) for volume in plain])
+            result = torch.stack([self._segment(volume, network, spacing, name) for volume in plain])
         return convert_to_dst_type(result, inputs, dtype=torch.float32)[0] if isinstance(inputs, MetaTensor) else result
 
     def _segment(self, volume: Tensor, network: Any, spacing: Sequence[float], name: str) -> Tensor:
@@ -117,41 +119,34 @@ class IterMaskInferer(Inferer):
             "iterations": torch.ones_like(mask),
             "threshold": torch.full_like(mask, found.threshold),
         }
-        return torch.cat([channels[name] for name in self.outputs])
+        return torch.cat([channels[output] for output in self.outputs])
 
-    def _refine_axial_slices(
-        self, volume: Tensor, network: Any, spacing: Sequence[float], name: str, affine: Tensor
-    ) -> Tensor:
+    def _refine_axial_slices(self, volume: Tensor, network: Any, affine: Tensor, name: str) -> Tensor:
         """Segment the axial slices of a volume (M + 1, X, Y, Z) to (K, X, Y, Z).
 
-        The networks see them in the field of view that they were trained with, around the largest part of the brain.
+        The networks see them in the field of view that they were trained with, around the largest part of the brain:
+        stray voxels are no brain.
         """
-        padding = [0, 0, 0, 0]
-        brain = largest_part(volume[-1] > 0.5)
-        if bool((network.field_of_view > 0).all()):
-            padding = window(brain.any(dim=2)[None], torch.tensor(spacing[:2]), network.field_of_view)
-            if (lost := part_cut_off(brain, padding)) > 0:
-                logger.warning(
-                    f"{name}: the window of the network leaves out {lost:.1%} of the brain, where nothing is marked: "
-                    f"it shows {' x '.join(f'{mm:.0f}' for mm in network.field_of_view.tolist())} mm, as in training."
-                )
-        warn_of_planes(brain.flatten(0, 1).any(dim=0).cpu(), affine.cpu(), network.planes, name)
-        shown = with_room(volume, padding)
+        brain = torch.from_numpy(largest_component(volume[-1].cpu().numpy() > 0.5, connectivity=3))
+        padding = window(brain, affine_to_spacing(affine).tolist(), network.field_of_view.tolist())
+        if (lost := 1 - float(F.pad(brain, padding).sum() / brain.sum().clamp(min=1))) > 0 and brain.any():
+            logger.warning(
+                f"{name}: the window of the network leaves out {lost:.1%} of the brain, where nothing is marked: it "
+                f"shows {' x '.join(f'{mm:.0f}' for mm in network.field_of_view.tolist())} mm, as in training."
+            )
+        _warn_of_planes(brain, affine.cpu(), network.planes, name)
+        shown = torch.cat([F.pad(volume[:-1], padding, value=LOWEST), F.pad(volume[-1:], padding)])
         found = self._refine(shown.permute(3, 0, 1, 2), network).permute(1, 2, 3, 0)
-        return F.pad(found, [0, 0, *(-number for number in padding)])
+        return F.pad(found, [-number for number in padding])
 
     def _refine(self, slices: Tensor, network: Any) -> Tensor:
         with_brain = (slices[:, -1] > 0.5).flatten(1).any(dim=1).nonzero()[:, 0]
         channels = sum(network.modalities if name == "reconstruction" else 1 for name in self.outputs)
         result = slices.new_zeros(len(slices), channels, *slices.shape[2:])
         with tqdm(total=len(with_brain), unit="slice", disable=not self.progress, leave=False) as bar:
-            # a hook's result would take the place of the network's
-            seen = [module.register_forward_hook(lambda *_: bar.update(0) and None) for module in network.children()]
             for part in with_brain.split(self.batch_size):
                 result[part] = self._refine_batch(slices[part], network)
                 bar.update(len(part))
-            for hook in seen:
-                hook.remove()
         return result
 
     def _refine_batch(self, slices: Tensor, network: Any) -> Tensor:
@@ -184,23 +179,15 @@ def _space_of(inputs: Tensor) -> tuple[Tensor, str]:
     return inputs.affine.reshape(-1, 4, 4)[0], source if isinstance(source, str) else source[0]
 
 
-def warn_of_planes(with_brain: Tensor, affine: Tensor, planes: Tensor, name: str) -> None:
-    """Log how many slices of a volume lie far from the planes that a model was trained on.
+def _warn_of_planes(brain: Tensor, affine: Tensor, planes: Tensor, name: str) -> None:
+    """Log how many axial slices of a brain (X, Y, Z) lie far from those that a model was trained on.
 
     Positions are those of the scan's header, so they mean something where scans are registered as the training's.
-
-    Args:
-        with_brain: Which slices hold brain, bool (D,).
-        affine: Of the volume in RAS order (4, 4).
-        planes: Lowest and highest position of the training slices in mm; inf and -inf: unknown, nothing is said.
-        name: Of the volume, for the message.
     """
-    low, high = planes.tolist()
-    if low > high:
-        return
-    positions = affine[2, 3] + affine[2, 2] * with_brain.nonzero()[:, 0].to(affine)
+    low, high = planes.tolist()  # in mm; inf and -inf where unknown
+    positions = affine[2, 3] + affine[2, 2] * brain.flatten(0, 1).any(dim=0).nonzero()[:, 0]
     far = int(((positions < low - FAR_FROM_PLANES) | (positions > high + FAR_FROM_PLANES)).sum())
-    if far:
+    if far and low <= high:
         logger.warning(
             f"{name}: {far} of {len(positions)} axial slices lie more than {FAR_FROM_PLANES:g} mm from those that the "
             f"model was trained on (z = {low:g} to {high:g} mm): their masks are not to be trusted."
