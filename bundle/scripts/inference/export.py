@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from monai.networks import convert_to_onnx
+from monai.utils import optional_import
 from torch import Tensor, nn
 
 from ..common.outputs import atomic, check_outputs, check_writable
@@ -21,31 +21,20 @@ SLICE_SIZE = 128  # pixels, of a network that sees slices of any size
 
 @torch.no_grad()
 def network_inputs(model: Model) -> dict[str, Tensor]:
-    """What each network of a model sees of one slice of noise.
+    """What each network of a calibrated model sees of one slice of noise, (1, C, H, W), by the network's name."""
+    networks = {name: getattr(model, name) for name in model.networks}
+    seen: dict[nn.Module, Tensor] = {}
 
-    Args:
-        model: Calibrated networks.
+    def remember(network: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen[network] = inputs[0]
 
-    Returns:
-        Input (1, C, H, W) by the name of the network.
-    """
-    seen: dict[str, Tensor] = {}
-    handles = [
-        getattr(model, name).register_forward_pre_hook(lambda network, inputs, name=name: _remember(seen, name, inputs))
-        for name in model.networks
-    ]
+    handles = [network.register_forward_pre_hook(remember) for network in networks.values()]
     size = getattr(model, "image_size", SLICE_SIZE)
     image = torch.randn((1, model.modalities, size, size), generator=torch.Generator().manual_seed(0))
-    try:
-        model(torch.cat([image, torch.ones_like(image[:, :1])], dim=1).to(next(model.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _remember(seen: dict[str, Tensor], name: str, inputs: tuple) -> None:
-    seen.setdefault(name, inputs[0].detach().clone())
+    model(torch.cat([image, torch.ones_like(image[:, :1])], dim=1))
+    for handle in handles:
+        handle.remove()
+    return {name: seen[network][:1] for name, network in networks.items()}
 
 
 def export_networks(model: Model, output_dir: str) -> list[Path]:
@@ -66,7 +55,9 @@ def export_networks(model: Model, output_dir: str) -> list[Path]:
         ValueError: When a file is in the way that an export did not write.
         RuntimeError: When onnxruntime's output differs from PyTorch's by more than 0.001.
     """
-    _check_packages(PACKAGES)
+    for name in PACKAGES:
+        if not optional_import(name)[1]:
+            raise ModuleNotFoundError(f"ONNX export needs {', '.join(PACKAGES)}: pip install {' '.join(PACKAGES)}")
     folder = check_writable(output_dir)
     check_outputs(folder / f"{name}.onnx" for name in model.networks)
     model = model.cpu().eval()
@@ -80,14 +71,6 @@ def export_networks(model: Model, output_dir: str) -> list[Path]:
         print(f"{path}: input {channels}, differs from PyTorch by at most {difference:.1e}")
         files.append(path)
     return files
-
-
-def _check_packages(names: Sequence[str]) -> None:
-    for name in names:
-        try:
-            __import__(name)
-        except ImportError:
-            raise ModuleNotFoundError(f"ONNX export needs {', '.join(names)}: pip install {' '.join(names)}") from None
 
 
 def _export_network(network: nn.Module, example: Tensor, path: Path) -> None:
