@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..common.case_runner import raise_failed
 from ..common.outputs import check_output, read_json, write_text
 from ..common.paths import PRODUCT
-from ..data.morphology import box_of
+from ..data.morphology import box_of, largest_component
 from ..data.nifti import load_volume, voxel_ml
 from ..data.scans import RESULTS
 
@@ -166,10 +166,9 @@ def page_of(scan: Segmented) -> str:
 
 def _middle_of_largest(marked: np.ndarray, affine: np.ndarray) -> list[float] | None:
     """The place (mm) that is deepest within the largest lesion; None where nothing is marked."""
-    lesions, number = ndimage.label(marked, np.ones((3, 3, 3)))
-    if not number:
+    if not marked.any():
         return None
-    largest = lesions == np.bincount(lesions.ravel())[1:].argmax() + 1
+    largest = largest_component(marked, connectivity=3)
     box = box_of(largest)
     depth = ndimage.distance_transform_edt(np.pad(largest[box], 1))[1:-1, 1:-1, 1:-1]
     place = np.array(np.unravel_index(depth.argmax(), depth.shape)) + [span.start for span in box]
@@ -181,23 +180,19 @@ def _planes(
 ) -> str:
     """The page that nilearn makes of the scan under the levels, on voxels of one size around the brain."""
     plotting, _ = optional_import("nilearn.plotting")
+    image, _ = optional_import("nilearn.image")
     colors, _ = optional_import("matplotlib.colors")
-    corner, shape = _space_around(brain if brain.any() else np.ones(scan.shape, bool), scan.affine)
-    affine = np.diag([PIXEL_SIZE, PIXEL_SIZE, PIXEL_SIZE, 1.0])
-    affine[:3, 3] = corner
-    there = np.linalg.inv(scan.affine) @ affine
+    brain = brain if brain.any() else np.ones(scan.shape, bool)
     gray = scan.get_fdata(dtype=np.float32)
-    low, high = np.percentile(gray[brain], [0.5, 99.5]) if brain.any() else (gray.min(), gray.max())
+    low, high = np.percentile(gray[brain], [0.5, 99.5])
     gray = np.clip((gray - low) / max(high - low, 1e-6), 0, 1)
-    images = [
-        nib.Nifti1Image(ndimage.affine_transform(array, there[:3, :3], there[:3, 3], shape, order=order), affine)
-        for array, order in ((gray, 1), (levels.astype(np.float32), 0))
-    ]
+    box = box_of(brain, margin=round(MARGIN / min(scan.header.get_zooms()[:3])))
+    under, over = (nib.Nifti1Image(array.astype(np.float32), scan.affine).slicer[box] for array in (gray, levels))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own future, and of empty maps
         view = plotting.view_img(
-            images[1],
-            bg_img=images[0],
+            over,
+            bg_img=image.resample_img(under, np.diag([PIXEL_SIZE] * 3), interpolation="linear"),
             cut_coords=place,
             threshold=0.5,
             cmap=colors.ListedColormap([(1, green / 255, 0) for green in greens_of(number)]),
@@ -216,14 +211,6 @@ def _planes(
 def greens_of(number: int) -> list[int]:
     """The green of the color of each level, from 0 to ``number``: no two have the same."""
     return [round(255 * level / number) for level in range(number + 1)]
-
-
-def _space_around(brain: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The corner in mm, and the shape in pixels, of a box with a margin around a brain."""
-    spans = [(span.start, span.stop - 1) for span in box_of(brain)]
-    corners = nib.affines.apply_affine(affine, np.array(np.meshgrid(*spans)).reshape(3, -1).T)
-    first, last = corners.min(axis=0) - MARGIN, corners.max(axis=0) + MARGIN
-    return first, tuple(int(n) for n in np.ceil((last - first) / PIXEL_SIZE) + 1)
 
 
 def _html(scan: Segmented, planes: str, data: dict[str, Any], start: int, marked_ml: float) -> str:
