@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.data import ThreadBuffer
 from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
@@ -28,11 +27,6 @@ def shown_list(lines: Sequence[str]) -> list[str]:
     """The lines of a list, indented; of a long one the first and how many there are more."""
     more = [f"  and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
     return [*(f"  {line}" for line in lines[:MOST_LINES]), *more]
-
-
-def ends_all(sentence: str) -> bool:
-    """Whether an error is not that of a case: nothing can be written any more."""
-    return sentence.startswith("Cannot write")
 
 
 def raise_failed(failed: Mapping[str, str], number: int) -> None:
@@ -64,32 +58,6 @@ def raise_failed(failed: Mapping[str, str], number: int) -> None:
     )
 
 
-class _Told(logging.Handler):
-    """Keeps what this package warns of, each thread for itself, instead of showing it among progress bars."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.sentences: dict[int, list[str]] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.sentences.setdefault(threading.get_ident(), []).append(record.getMessage())
-
-    def take(self) -> list[str]:
-        return self.sentences.pop(threading.get_ident(), [])
-
-
-@contextmanager
-def _kept_back(told: _Told) -> Iterator[None]:
-    package = logging.getLogger(PACKAGE)
-    propagate, package.propagate = package.propagate, False
-    package.addHandler(told)
-    try:
-        yield
-    finally:
-        package.removeHandler(told)
-        package.propagate = propagate
-
-
 class _Read(NamedTuple):
     """A case that was read ahead: its data or an error, and what was to be said of it."""
 
@@ -99,7 +67,7 @@ class _Read(NamedTuple):
     warnings: list[str]
 
 
-def _read(items: Sequence[Item], transform: Callable[[Item], Any], told: _Told) -> Iterator[_Read]:
+def _read(items: Sequence[Item], transform: Callable[[Item], Any]) -> Iterator[_Read]:
     """Read cases, in a thread of its own that leaves half of the processor to the networks."""
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     for item in items:
@@ -109,11 +77,14 @@ def _read(items: Sequence[Item], transform: Callable[[Item], Any], told: _Told) 
             data = dict(transform(item))
         except BaseException as found:  # which a thread would not tell
             error = found
-        yield _Read(item["case"], data, error, [*data.pop("warnings", []), *told.take()])
+        yield _Read(item["case"], data, error, data.pop("warnings", []))
 
 
 class CaseRunner:
     """Runs an evaluator over its cases, one after another, and reads each while the one before is computed.
+
+    What is to be said of a case is what reading puts under ``warnings``, and what this package logs while the case is
+    computed: it is kept until all cases are done, instead of being shown among progress bars.
 
     Attributes:
         failed: Name of each case that failed to the sentence of its error.
@@ -123,7 +94,8 @@ class CaseRunner:
     def __init__(self) -> None:
         self.failed: dict[str, str] = {}
         self.warnings: dict[str, list[str]] = {}
-        self.told = _Told()
+        self.logged = BufferingHandler(capacity=10**6)
+        self.logged.setLevel(logging.WARNING)
 
     def usable(self, items: Sequence[Item]) -> list[Item]:
         """The items without those that were found to be bad before; their sentences are noted."""
@@ -142,42 +114,42 @@ class CaseRunner:
             Exception: When nothing can be written any more.
         """
         loader: Any = evaluator.data_loader
-        items, threads = self.usable(loader.dataset.data), torch.get_num_threads()
+        items, threads, package = self.usable(loader.dataset.data), torch.get_num_threads(), logging.getLogger(PACKAGE)
         errors: list[BaseException] = []
-        evaluator.add_event_handler(Events.EXCEPTION_RAISED, _keep, errors)
+        evaluator.add_event_handler(Events.EXCEPTION_RAISED, lambda _, error: errors.append(error))
         evaluator.logger.setLevel(logging.CRITICAL)
         evaluator.state.epoch_length = 1
-        reader = ThreadBuffer(_read(items, loader.dataset.transform, self.told))
+        reader = ThreadBuffer(_read(items, loader.dataset.transform))
+        package.addHandler(self.logged)
+        package.propagate = False
         try:
-            with _kept_back(self.told):
-                for read in tqdm(reader, desc, len(items), unit="scan", disable=not (show and items)):
-                    self.warnings[read.case] = read.warnings
-                    errors[:] = [read.error] if read.error is not None else []
-                    if read.error is None:
-                        evaluator.data_loader = [loader.collate_fn([read.data])]
-                        evaluator.run()
-                    self._note(read.case, errors)
+            for read in tqdm(reader, desc, len(items), unit="scan", disable=not (show and items)):
+                self.warnings[read.case] = read.warnings
+                errors[:] = [read.error] if read.error is not None else []
+                if read.error is None:
+                    evaluator.data_loader = [loader.collate_fn([read.data])]
+                    evaluator.run()
+                self.warnings_of(read.case)
+                if errors:
+                    self._note(read.case, errors[0])
         finally:
             reader.stop()
+            package.removeHandler(self.logged)
+            package.propagate = True
             evaluator.data_loader = loader
             torch.set_num_threads(threads)
         for line in shown_list([sentence for sentences in self.warnings.values() for sentence in sentences]):
             logger.warning(line.strip())
 
     def warnings_of(self, case: str) -> list[str]:
-        """What is to be said of the case at work so far."""
-        self.warnings[case] = [*dict.fromkeys([*self.warnings.get(case, []), *self.told.take()])]
+        """What is to be said of the case at work so far, each sentence once."""
+        sentences = self.warnings.get(case, []) + [record.getMessage() for record in self.logged.buffer]
+        self.logged.flush()
+        self.warnings[case] = [*dict.fromkeys(sentences)]
         return self.warnings[case]
 
-    def _note(self, case: str, errors: Sequence[BaseException]) -> None:
-        self.warnings_of(case)
-        for error in errors[:1]:
-            sentence = innermost_message(error)
-            if ends_all(sentence) or not isinstance(error, Exception):
-                raise error
-            self.failed[case] = sentence
-
-
-def _keep(engine: Engine, error: BaseException, errors: list[BaseException]) -> None:
-    """Note an error instead of letting the engine raise it."""
-    errors.append(error)
+    def _note(self, case: str, error: BaseException) -> None:
+        sentence = innermost_message(error)
+        if sentence.startswith("Cannot write") or not isinstance(error, Exception):  # which ends all
+            raise error
+        self.failed[case] = sentence
