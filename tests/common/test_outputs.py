@@ -126,7 +126,7 @@ IN_THE_WAY = {
     "moved away and linked back": (link_back, "is a symbolic link, and what it leads to is not replaced"),
     "link to nothing": (lambda path: (path.unlink(), path.symlink_to("gone")), "is a symbolic link"),
     "folder": (make_folder, "is in the way, where a file is to be written"),
-    "read-only": (lambda path: path.chmod(0o444), "is read-only: make it writable"),
+    "read-only": (lambda path: path.chmod(0o444), "is read-only: move or delete it"),
 }
 
 

@@ -51,12 +51,6 @@ def _options_and_words(arguments: Sequence[str]) -> tuple[dict[str, Any], list[s
     return options, words
 
 
-def _file_names(value: str | Sequence[str]) -> list[str]:
-    if isinstance(value, str):
-        value = ast.literal_eval(value) if value.startswith(("[", "(")) else value.split(",")
-    return list(value)
-
-
 def check_command_line(arguments: Sequence[str] | None = None) -> None:
     """Let errors be one line from now on, and refuse what MONAI would silently ignore or take for something else.
 
@@ -78,7 +72,10 @@ def check_command_line(arguments: Sequence[str] | None = None) -> None:
     if "args_file" in options:
         options = {**ConfigParser.load_config_file(options["args_file"]), **options}
     if "config_file" in options:
-        config = ConfigParser(ConfigParser.load_config_files(_file_names(options["config_file"])))
+        files = options["config_file"]
+        if isinstance(files, str) and files.startswith(("[", "(")):
+            files = ast.literal_eval(files)
+        config = ConfigParser(ConfigParser.load_config_files(files))
         for name in options.keys() - OPTIONS_OF_MONAI:
             _check_option(name, options[name], config)
 
@@ -133,14 +130,6 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _is_list(value: object, fits: Callable[[Any], bool]) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(fits, value))
-
-
-def _is_pair(value: object, fits: Callable[[Any], bool]) -> TypeGuard[Sequence[Any]]:
-    return _is_list(value, fits) and len(value) == 2
-
-
 def _is_device(value: Any) -> bool:
     try:
         return value is not None and not isinstance(value, int) and torch.ones(1, device=value).item() == 1
@@ -156,93 +145,84 @@ def _number(low: float, high: float) -> Rule:
     return Rule(f"a number from {low:g} to {high:g}", lambda value: _is_number(value) and low <= value <= high)
 
 
-def _positive(high: float = math.inf) -> Rule:
-    words = "a number above 0" + ("" if math.isinf(high) else f", at most {high:g}")
-    return Rule(words, lambda value: _is_number(value) and 0 < value <= high)
+def _positive(high: float) -> Rule:
+    return Rule(f"a number above 0, at most {high:g}", lambda value: _is_number(value) and 0 < value <= high)
 
 
 def _one_of(*choices: str) -> Rule:
     return Rule(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
 
 
-def _or_null(rule: Rule) -> Rule:
-    return Rule(f"{rule.words}, or null", lambda value: value is None or rule.fits(value))
+def _list_of(words: str, rule: Rule, length: int | None = None) -> Rule:
+    def fits(value: Any) -> bool:
+        right = isinstance(value, (list, tuple)) and len(value) > 0 and length in (None, len(value))
+        return right and all(map(rule.fits, value))
+
+    return Rule(words, fits)
 
 
+def _dict_of(words: str, fits: Callable[[Any], bool]) -> Rule:
+    return Rule(
+        f"{{name: {words}}}",
+        lambda value: isinstance(value, Mapping) and all(map(is_name, value)) and all(map(fits, value.values())),
+    )
+
+
+def _either(*rules: Rule) -> Rule:
+    return Rule(", or ".join(rule.words for rule in rules), lambda value: any(rule.fits(value) for rule in rules))
+
+
+NULL = Rule("null", lambda value: value is None)
 PART = Rule("in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)
 OPEN_PART = Rule("in (0, 1)", lambda value: _is_number(value) and 0 < value < 1)
 SWITCH = Rule("True or False", lambda value: isinstance(value, bool))
+SIZE, COUNT = _whole(1, 4096), _whole(0, 2**32 - 1)
+NAME = Rule("a name without slashes", is_name)
 PATH = Rule("the path of a file or folder, as text", is_path)
-FILES = Rule("a file, or a list of files", lambda value: is_path(value) or _is_list(value, is_path))
-FOLDERS = Rule("the path of a folder or file, or a list of folders", FILES.fits)
-NAMES = Rule("a list of names such as ['flair']", lambda value: _is_list(value, is_name))
-CASES = Rule(
-    "a file, a list of case names",
-    lambda value: is_path(value) or _is_list(value, lambda name: type(name) is int or is_path(name)),
-)
+PATHS = _either(PATH, _list_of("a list of them", PATH))
+CASE = Rule("a case name", lambda value: type(value) is int or is_path(value))
+CASES = _either(PATH, _list_of("a list of case names", CASE))
+PAIR = _list_of("two whole numbers", COUNT, length=2)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("output_dir", "model_file", "results_dir"), PATH),
-    "brain_mask": _or_null(PATH),
-    **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _or_null(CASES)),
+    **dict.fromkeys(("image", "dataset_dir", "label_maps_dir"), _either(PATHS, NULL)),
+    **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _either(CASES, NULL)),
     **dict.fromkeys(("allow_outside", "resume", "save_brain_mask", "pictures", "unlabeled_are_healthy"), SWITCH),
     **dict.fromkeys(("tolerance", "lesion_fraction", "upper_fraction", "lower_fraction"), PART),
     **dict.fromkeys(("initial_fraction", "false_positive_rate"), OPEN_PART),
     **dict.fromkeys(("iterations", "validation_interval", "max_iterations"), _whole(1, 10**9)),
-    **dict.fromkeys(("warmup_iterations", "least_pixels"), _whole(0, 10**9)),
-    **dict.fromkeys(("learning_rate", "largest_gradient_norm", "doubt"), _positive()),
+    **dict.fromkeys(("warmup_iterations", "least_pixels", "rank", "seed"), COUNT),
     **dict.fromkeys(("volumes_per_head", "validation_heads", "testing_heads"), _whole(0, 1000)),
-    **dict.fromkeys(("dataset_dir", "label_maps_dir"), _or_null(FOLDERS)),
-    "image": _or_null(FILES),
-    "case": _or_null(Rule("a name without slashes", is_name)),
+    **dict.fromkeys(("batch_size", "image_size"), SIZE),
+    **dict.fromkeys(("learning_rate", "largest_gradient_norm", "doubt", "ssim_data_range"), _positive(1e9)),
+    **dict.fromkeys(("threshold_scale", "largest_ml"), _positive(1000)),
+    **dict.fromkeys(("sigma", "radius", "slice_distance", "weight_decay"), _number(0, 10_000)),
+    "ema_momentum": _positive(1),
+    "lower_over_volume": SWITCH,
+    "brain_mask": _either(PATH, NULL),
+    "case": _either(NAME, NULL),
     "label": Rule(
         "a name such as seg, or PIPELINE/NAME",
         lambda value: isinstance(value, str) and value.count("/") < 2 and all(map(is_name, value.split("/"))),
     ),
-    "modalities": _or_null(NAMES),
+    "modalities": _either(_list_of("a list of names such as ['flair']", NAME), NULL),
     "slice_range": Rule(
         "[first, after the last] of whole numbers with 0 <= first < after the last, or null",
-        lambda value: value is None or (_is_pair(value, _whole(0, 2**31 - 1).fits) and value[0] < value[1]),
+        lambda value: value is None or (PAIR.fits(value) and value[0] < value[1]),
     ),
-    "batch_size": _whole(1, 4096),
-    "lower_over_volume": SWITCH,
-    "image_size": _whole(1, 2048),
-    "slice_distance": _number(0, 1000),
     "contrast": _one_of("flair", "t1", "t2", "any"),
-    "planes": Rule(
-        "a list of axial, coronal, sagittal",
-        lambda value: _is_list(value, lambda name: name in ("axial", "coronal", "sagittal")),
-    ),
-    "canvas_size": Rule(
-        "[height, width] of whole numbers from 1 to 2048", lambda value: _is_pair(value, _whole(1, 2048).fits)
-    ),
-    "num_workers": _or_null(_whole(0, 256)),
-    "rank": _whole(0, 10**6),
-    "seed": _whole(0, 2**32 - 1),
-    "ema_momentum": _positive(1),
-    "weight_decay": _number(0, 100),
-    "threshold_scale": _positive(1000),
-    "largest_ml": _positive(1000),
+    "planes": _list_of("a list of axial, coronal, sagittal", _one_of("axial", "coronal", "sagittal")),
+    "canvas_size": _list_of("[height, width] of whole numbers from 1 to 4096", SIZE, length=2),
+    "num_workers": _either(_whole(0, 256), NULL),
     "layout": _one_of("folders", "bids"),
-    "label_values": Rule(
-        "null, or a list of whole numbers above 0",
-        lambda value: value is None or _is_list(value, lambda number: type(number) is int and number > 0),
-    ),
+    "label_values": _either(_list_of("a list of whole numbers above 0", _whole(1, 10**9)), NULL),
     "brain_extraction": _one_of("auto", "background"),
     "precision": _one_of(*PRECISIONS),
-    "ssim_data_range": _positive(1e6),
-    "sigma": _number(0, 100),
-    "radius": _number(0, 10_000),
     "polarity": _one_of("hyperintense", "both"),
     "device": Rule("one that PyTorch can use here, such as cpu or cuda:0", _is_device),
-    "subsets": Rule(
-        "{name: file with a case name a line}",
-        lambda value: isinstance(value, Mapping) and all(is_name(k) and is_path(v) for k, v in value.items()),
-    ),
-    "baselines": Rule(
-        "{name: component that scores slices}",
-        lambda value: isinstance(value, Mapping) and all(is_name(k) and callable(v) for k, v in value.items()),
-    ),
+    "subsets": _dict_of("file with a case name a line", is_path),
+    "baselines": _dict_of("component that scores slices", callable),
 }
 
 
@@ -251,7 +231,7 @@ def _hint(rule: Rule, value: object) -> str:
         return "; did you pass a percentage?"
     if any(isinstance(part, str) and is_of_home(part) for part in (value if isinstance(value, list) else [value])):
         return "; write $HOME in place of ~, which the shell leaves as it is in quotes and after =."
-    if rule in (PATH, RULES["dataset_dir"], RULES["brain_mask"], RULES["label"]) and _is_number(value):
+    if rule.words.startswith(PATH.words) and _is_number(value):
         return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."
     return "."
 

@@ -115,7 +115,7 @@ def _build(settings: Mapping[str, Any], network: Callable[..., nn.Module] | None
     numbers = [number for value in size.values() for number in (value if isinstance(value, list) else [value])]
     try:
         if not all(0 <= number <= LARGEST_SIZE for number in numbers):
-            raise ValueError(f"impossible network {size}")
+            raise ValueError(f"`network` must have sizes from 0 to {LARGEST_SIZE}, got {size}")
         return method(network=network or partial(ReconstructionUNet, **size), **options)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"The description of the model cannot be used ({error}): train again.") from None

@@ -54,14 +54,9 @@ def _record_of(path: Path, folder: AnyPath | None) -> tuple[Path, str]:
     return start / RECORD, Path(os.path.relpath(path, start)).as_posix()
 
 
-def noted_digests(path: AnyPath, folder: AnyPath | None = None) -> set[str]:
-    """What this product has put in the place of a file so far.
-
-    Args:
-        path: The file, there or not.
-        folder: Whose record notes it; default: its own.
-    """
-    record, name = _record_of(_place_of(path), folder)
+def _noted_digests(path: Path, folder: AnyPath | None) -> set[str]:
+    """What this product has put in the place of a file so far."""
+    record, name = _record_of(path, folder)
     try:
         lines = record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
@@ -69,17 +64,13 @@ def noted_digests(path: AnyPath, folder: AnyPath | None = None) -> set[str]:
     return {line[:64] for line in lines if line[64:] == f"  {name}"}
 
 
-def is_unchanged(path: AnyPath, folder: AnyPath | None = None) -> bool:
-    """Whether a file is there as this product wrote it; arguments as of `noted_digests`."""
-    return os.path.isfile(path) and file_digest(path) in noted_digests(path, folder)
+def is_unchanged(path: AnyPath) -> bool:
+    """Whether a file is there as this product wrote it."""
+    return os.path.isfile(path) and file_digest(path) in _noted_digests(_place_of(path), None)
 
 
-def check_output_folder(path: Path) -> None:
-    """Refuse a file where the folder of an output is needed.
-
-    Raises:
-        ValueError: Naming it.
-    """
+def _check_folder(path: Path) -> None:
+    """Refuse a file where the folder of an output is needed."""
     above = next(parent for parent in path.parents if os.path.lexists(parent))
     if not above.is_dir():
         raise ValueError(f"{above} is in the way, where a folder is needed: move it, or choose another output.")
@@ -90,7 +81,7 @@ def check_output(path: AnyPath, folder: AnyPath | None = None, replaces: str | N
 
     Args:
         path: The file, there or not.
-        folder: As in `noted_digests`.
+        folder: Whose record notes it; default: its own.
         replaces: Digest of a file that the user asked to replace.
 
     Returns:
@@ -100,21 +91,20 @@ def check_output(path: AnyPath, folder: AnyPath | None = None, replaces: str | N
         ValueError: When something else, a symbolic link or a read-only file is in its place.
     """
     path = _place_of(path)
-    check_output_folder(path)
+    _check_folder(path)
     if path.is_symlink():
-        raise ValueError(
-            f"{path} is a symbolic link, and what it leads to is not replaced: move the link, or choose another output."
-        )
-    if not path.exists():
+        reason = "is a symbolic link, and what it leads to is not replaced"
+    elif not path.exists():
         return None
-    if not path.is_file():
-        raise ValueError(f"{path} is in the way, where a file is to be written: move it, or choose another output.")
-    if not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
-        raise ValueError(f"{path} is read-only: make it writable, or choose another output.")
-    found, noted = file_digest(path), noted_digests(path, folder)
-    if found in noted or found == replaces or not path.stat().st_size:
-        return found
-    reason = "was changed since it was written" if noted else "is in the way, and no earlier output of this command"
+    elif not path.is_file():
+        reason = "is in the way, where a file is to be written"
+    elif not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
+        reason = "is read-only"
+    else:
+        found, noted = file_digest(path), _noted_digests(path, folder)
+        if found in noted or found == replaces or not path.stat().st_size:
+            return found
+        reason = "was changed since it was written" if noted else "is in the way, and no earlier output of this command"
     raise ValueError(f"{path} {reason}: move or delete it, or choose another output.")
 
 
@@ -157,14 +147,13 @@ def atomic(path: AnyPath, folder: AnyPath | None = None, replaces: str | None = 
                 _note(path, folder, digest)
             os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or "the disk may be full"
-        if error.errno not in STORAGE_ERRORS and error.strerror:
+        if error.errno in STORAGE_ERRORS or not error.strerror:
             raise OSError(
-                f"{path} cannot be written ({reason}): make its folder writable, or choose another output."
+                f"Cannot write {path} ({error.strerror or 'the disk may be full'}): remedy that, and run the same "
+                "command again; an earlier file of this name is as it was."
             ) from None
         raise OSError(
-            f"Cannot write {path} ({reason}): remedy that, and run the same command again; an earlier file of this "
-            "name is as it was."
+            f"{path} cannot be written ({error.strerror}): make its folder writable, or choose another output."
         ) from None
     finally:
         with suppress(OSError):
@@ -201,7 +190,7 @@ def locked(path: AnyPath, wait: bool = False) -> Iterator[None]:
         RuntimeError: When another run writes it.
     """
     path = _place_of(path)
-    check_output_folder(path)
+    _check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     place = path.with_name(f".{path.name}.lock")
     while True:
