@@ -1,15 +1,9 @@
 """The numbers of segmented scans, and two tables of them at the end of a run.
 
-``volumes.csv`` has a row for each scan that is finished: ``case``; ``marked_voxels`` and ``marked_ml``; ``lesions``,
-the number of connected areas (3-D, 26 neighbors); ``brain_ml``; ``seconds`` that the run
-took for it, while it read the scan after it; ``warnings``, how many its record holds; ``threshold_scale``; ``model``,
-the first 12 characters of the SHA-256 of the model file.
-
-``lesions.csv`` has a row for each connected area: ``case``; ``lesion``, its number, the largest being 1; ``ml``;
-``x_mm``, ``y_mm`` and ``z_mm``, its center in the coordinates of the scan's own affine (to the right, to the front,
-up); ``mean_score`` and ``peak_probability``, mean and maximum of the anomaly map in it.
-
-Both tell of all scans that are finished in the folder, in whichever runs.
+``volumes.csv`` has a row for each scan that is finished in the folder, in whichever run: ``seconds`` is the time from
+its image to its results, ``warnings`` how many its record holds, ``model`` the first characters of the SHA-256 of the
+model file. ``lesions.csv`` has a row for each connected area of a mask (3-D, 26 neighbors), the largest first, with its
+center in the coordinates of the scan's own affine (to the right, to the front, up).
 
 The numbers are those of the mask as it was written: one that a person corrects later is not measured again.
 """

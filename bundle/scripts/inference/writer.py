@@ -15,6 +15,12 @@ from ..common.outputs import atomic
 from ..data.nifti import NIFTI_SUFFIXES, load_volume
 
 
+FIELDS_OF_SPACE = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units"),
+)
+
+
 class AtomicNibabelWriter(NibabelWriter):
     """MONAI's NIfTI writer, but whole or not at all, with qform, sform, their codes and the units of the scan.
 
@@ -71,15 +77,9 @@ def copy_forms(scan: str, image: nib.Nifti1Image) -> None:
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
     image.header.set_xyzt_units("mm")
-    if not (scan.endswith(NIFTI_SUFFIXES) and os.path.isfile(scan)):
+    source = load_volume(scan) if scan.endswith(NIFTI_SUFFIXES) and os.path.isfile(scan) else None
+    if not isinstance(source, nib.Nifti1Image) or source.shape[:3] != image.shape[:3]:
         return
-    source = load_volume(scan)
-    if not isinstance(source, nib.Nifti1Image):
-        return
-    if source.shape[:3] != image.shape[:3] or not np.allclose(source.affine, image.affine, atol=1e-3):
-        return
-    for form in ("qform", "sform"):
-        matrix, code = getattr(source, f"get_{form}")(coded=True)
-        getattr(image, f"set_{form}")(matrix, code=int(code), update_affine=False)
-    image.header["pixdim"][1:4] = source.header["pixdim"][1:4]
-    image.header.set_xyzt_units(*source.header.get_xyzt_units())
+    if np.allclose(source.affine, image.affine, atol=1e-3):
+        for field in FIELDS_OF_SPACE:
+            image.header[field] = source.header[field]
