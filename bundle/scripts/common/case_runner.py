@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging.handlers import BufferingHandler
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from ignite.engine import Events
@@ -58,26 +58,16 @@ def raise_failed(failed: Mapping[str, str], number: int) -> None:
     )
 
 
-class _Read(NamedTuple):
-    """A case that was read ahead: its data or an error, and what was to be said of it."""
-
-    case: str
-    data: dict[str, Any]
-    error: BaseException | None
-    warnings: list[str]
-
-
-def _read(items: Sequence[Item], transform: Callable[[Item], Any]) -> Iterator[_Read]:
-    """Read cases, in a thread of its own that leaves half of the processor to the networks."""
+def _read(items: Sequence[Item], transform: Callable[[Item], Any]) -> Iterator[tuple[str, Any]]:
+    """Name and data or error of each case, read in a thread that leaves half of the processor to the networks."""
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     for item in items:
-        data: dict[str, Any] = {}
-        error = None
+        found: Any = None
         try:
-            data = dict(transform(item))
-        except BaseException as found:  # which a thread would not tell
-            error = found
-        yield _Read(item["case"], data, error, data.pop("warnings", []))
+            found = dict(transform(item))
+        except BaseException as error:  # which a thread would not tell
+            found = error
+        yield item["case"], found
 
 
 class CaseRunner:
@@ -102,13 +92,12 @@ class CaseRunner:
         self.failed |= {str(item["case"]): str(item["error"]) for item in items if "error" in item}
         return [item for item in items if "error" not in item]
 
-    def run(self, evaluator: SupervisedEvaluator, desc: str = "scans", show: bool = True) -> None:
+    def run(self, evaluator: SupervisedEvaluator, show: bool = True) -> None:
         """Evaluate the items of the evaluator's data set, and go on after each that fails.
 
         Args:
             evaluator: Its data set holds a list of items with ``case``.
-            desc: What the progress bar counts.
-            show: Whether to show the bar.
+            show: Whether to show a progress bar.
 
         Raises:
             Exception: When nothing can be written any more.
@@ -123,15 +112,15 @@ class CaseRunner:
         package.addHandler(self.logged)
         package.propagate = False
         try:
-            for read in tqdm(reader, desc, len(items), unit="scan", disable=not (show and items)):
-                self.warnings[read.case] = read.warnings
-                errors[:] = [read.error] if read.error is not None else []
-                if read.error is None:
-                    evaluator.data_loader = [loader.collate_fn([read.data])]
+            for case, found in tqdm(reader, "scans", len(items), unit="scan", disable=not (show and items)):
+                errors[:] = [found] if isinstance(found, BaseException) else []
+                if not errors:
+                    self.warnings[case] = found.pop("warnings", [])
+                    evaluator.data_loader = [loader.collate_fn([found])]
                     evaluator.run()
-                self.warnings_of(read.case)
+                self.warnings_of(case)
                 if errors:
-                    self._note(read.case, errors[0])
+                    self._note(case, errors[0])
         finally:
             reader.stop()
             package.removeHandler(self.logged)

@@ -141,7 +141,7 @@ class Evaluation:
         show = idist.get_rank() == 0
         loader: Any = evaluator.data_loader
         if loader.batch_size == 1 and not isinstance(loader.dataset, SliceDataset):
-            self.failures.run(evaluator, "scans", show)
+            self.failures.run(evaluator, show)
             return
         if show:
             ProgressBar(desc="cases").attach(evaluator)
