@@ -109,9 +109,7 @@ def test_finished_volumes_are_not_done_again_until_something_changes(segmented, 
     assert "5 of 6 scans are finished already." in capsys.readouterr().out
     assert (results / "PIR" / "PIR_anomaly_map.nii.gz").exists() and os.stat(mask).st_mtime_ns == before
     infer(model_file, results, dataset_dir=str(scans), threshold_scale=0.9)
-    said = capsys.readouterr().out
-    assert "finished already" not in said
-    assert "Finished scans are done anew, with threshold_scale 1.0 -> 0.9." in said
+    assert "finished already" not in capsys.readouterr().out
     assert os.stat(mask).st_mtime_ns > before
 
 

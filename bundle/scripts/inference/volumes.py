@@ -122,16 +122,6 @@ class Volumes:
             self.runner.failed[case] = str(error)
         return case not in self.runner.failed
 
-    def _changed_settings(self) -> list[str]:
-        """The settings in which records of finished scans differ from those of this run."""
-        changed = set()
-        for record in [read_json(self.files.record(subject["case"])) for subject in self.pending]:
-            for name, value in json.loads(json.dumps(self.settings)).items():
-                if rows_of(record) is not None and record.get(name) != value:
-                    before, after = json.dumps(record.get(name)), json.dumps(value)
-                    changed.add("other weights" if name == MODEL else f"{name} {before} -> {after}")
-        return sorted(changed)
-
     def attach(self, engine: Engine) -> None:
         """Note every scan that the evaluator begins and finishes."""
         engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
@@ -178,8 +168,6 @@ class Volumes:
         """
         if self.finished:
             print(f"{self.finished} of {self.number} scans are finished already.")
-        if changed := self._changed_settings():
-            print(f"Finished scans are done anew, with {', '.join(changed)}.")
         if self.pending:
             with self.lock:
                 self.runner.run(evaluator, show=self.rank == 0)

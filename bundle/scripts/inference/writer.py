@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, NibabelWriter
+from monai.transforms import Orientation
 
 from ..common.outputs import atomic
 from ..data.nifti import NIFTI_SUFFIXES, load_volume
-
 
 FIELDS_OF_SPACE = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -56,15 +56,14 @@ def write_brain_mask(path: str | os.PathLike, brain_mask: MetaTensor, scan: str)
     Args:
         path: Where it goes.
         brain_mask: Brain voxels (1, H, W, D) in any order of the axes, with meta data.
-        scan: The scan's file, a NIfTI file.
+        scan: The scan's file.
     """
-    affine = np.asarray(brain_mask.affine.cpu(), dtype=np.float64)
-    image = nib.Nifti1Image(brain_mask.as_tensor()[0].cpu().numpy().astype(np.uint8), affine)
-    own = nib.orientations.io_orientation(load_volume(scan).affine)
-    image = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), own))
-    copy_forms(scan, image)
-    with atomic(path) as temporary:
-        nib.save(image, temporary)
+    axes = "".join(nib.orientations.aff2axcodes(load_volume(scan).affine))
+    oriented = Orientation(axes, labels=None)(brain_mask)
+    writer = AtomicNibabelWriter(output_dtype=np.uint8)
+    writer.set_data_array(oriented)
+    writer.set_metadata({"affine": oriented.affine, "filename_or_obj": scan}, resample=False)
+    writer.write(path)
 
 
 def copy_forms(scan: str, image: nib.Nifti1Image) -> None:
