@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scripts.common.paths import bundle_root, config_files, is_of_home
+from scripts.common.paths import bundle_root, config_files
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 
@@ -20,8 +20,3 @@ def test_base_comes_first_and_overlays_last(tmp_path):
     own = tmp_path / "own.json"
     names = [path.name for path in config_files("evaluate_slices", "paper", own)]
     assert names == ["inference.json", "evaluate.json", "evaluate_slices.json", "paper.json", "own.json"]
-
-
-def test_paths_of_a_home_folder_are_told():
-    told = [path for path in ("~", "~/a", "~me/a", "~a", "a~/b", "./~", "/~/a", Path("~/a")) if is_of_home(path)]
-    assert told == ["~", "~/a", "~me/a", Path("~/a")]

@@ -20,7 +20,6 @@ from monai.bundle.scripts import run as bundle_run
 
 from ..method.precision import PRECISIONS
 from .errors import report_errors
-from .paths import is_of_home
 
 LONGEST_NAME = 200  # bytes of a case's name: endings of files come on top, and file systems take 255
 LONGEST_PATH = 3000  # bytes
@@ -120,8 +119,11 @@ def is_name(value: object) -> TypeGuard[str]:
 
 
 def is_path(value: object) -> TypeGuard[str]:
-    """Whether a text may be the path of a file: of one line, not longer than file systems take, and without ~."""
-    if not is_text(value) or is_of_home(value):
+    """Whether a text may be the path of a file: of one line, not longer than file systems take.
+
+    One that begins with ~ is not: some libraries replace it and others do not, so that one path would be two places.
+    """
+    if not is_text(value) or value.startswith("~"):
         return False
     return len(value.encode()) <= LONGEST_PATH and max(len(part.encode()) for part in value.split(os.sep)) <= 255
 
@@ -229,7 +231,7 @@ RULES: dict[str, Rule] = {
 def _hint(rule: Rule, value: object) -> str:
     if rule.words.startswith((PART.words, OPEN_PART.words)) and _is_number(value) and 1 < value <= 100:
         return "; did you pass a percentage?"
-    if any(isinstance(part, str) and is_of_home(part) for part in (value if isinstance(value, list) else [value])):
+    if any(str(part).startswith("~") for part in (value if isinstance(value, list) else [value])):
         return "; write $HOME in place of ~, which the shell leaves as it is in quotes and after =."
     if rule.words.startswith(PATH.words) and _is_number(value):
         return "; write ./NAME for a folder, or '\"NAME\"' for a text, whose name is a number."

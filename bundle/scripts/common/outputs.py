@@ -25,7 +25,6 @@ from typing import IO
 import torch
 
 from .errors import STORAGE_ERRORS
-from .paths import is_of_home
 
 try:
     import fcntl
@@ -226,7 +225,7 @@ def check_writable(folder: AnyPath) -> Path:
         OSError: When it cannot be made or written to.
     """
     folder = Path(folder)
-    if is_of_home(folder):
+    if str(folder).startswith("~"):
         raise OSError(f"Cannot write in the output folder {folder}, whose ~ is not replaced: write $HOME in its place.")
     try:
         folder.mkdir(parents=True, exist_ok=True)

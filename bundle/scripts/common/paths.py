@@ -6,15 +6,6 @@ from pathlib import Path
 PRODUCT = "brain_mri_anomaly_segmentation"
 
 
-def is_of_home(path: str | Path) -> bool:
-    """Whether a path begins with the ~ of a home folder, which the shell leaves as it is in quotes and after ``=``.
-
-    Some libraries replace it and others do not, so that one path would be two places.
-    """
-    first, *others = str(path).split("/")
-    return first.startswith("~") and (first == "~" or bool(others))
-
-
 def bundle_root() -> str:
     """The folder that holds ``configs``, ``models`` and ``scripts``, as an absolute path."""
     return str(Path(__file__).resolve().parents[2])
