@@ -155,6 +155,7 @@ def test_message_says_what_a_value_must_be(setting, message):
         ("lesion_fraction", (0, 0.5, 1, 1.0), (-0.001, 1.001, True, None, "1")),
         ("false_positive_rate", (1e-9, 0.999), (0, 1, 0.0, 1.0)),
         ("threshold_scale", (1e-9, 1000), (0, 1000.1, float("nan"))),
+        ("largest_gradient_norm", (1e-9, float("inf")), (0, float("nan"))),
         ("image_size", (1, 4096), (0, 4097, 16.0, True, None)),
         ("seed", (0, 2**32 - 1), (-1, 2**32, "many")),
         ("slice_range", (None, [0, 1], (70, 90)), ([1, 1], [5, 4], [-1, 4], [0.0, 4.0], [1], "70")),

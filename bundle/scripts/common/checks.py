@@ -147,8 +147,9 @@ def _number(low: float, high: float) -> Rule:
     return Rule(f"a number from {low:g} to {high:g}", lambda value: _is_number(value) and low <= value <= high)
 
 
-def _positive(high: float) -> Rule:
-    return Rule(f"a number above 0, at most {high:g}", lambda value: _is_number(value) and 0 < value <= high)
+def _positive(high: float = math.inf) -> Rule:
+    words = "a number above 0" + ("" if math.isinf(high) else f", at most {high:g}")
+    return Rule(words, lambda value: _is_number(value) and 0 < value <= high)
 
 
 def _one_of(*choices: str) -> Rule:
@@ -197,7 +198,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("warmup_iterations", "least_pixels", "rank", "seed"), COUNT),
     **dict.fromkeys(("volumes_per_head", "validation_heads", "testing_heads"), _whole(0, 1000)),
     **dict.fromkeys(("batch_size", "image_size"), SIZE),
-    **dict.fromkeys(("learning_rate", "largest_gradient_norm", "doubt", "ssim_data_range"), _positive(1e9)),
+    **dict.fromkeys(("learning_rate", "largest_gradient_norm", "doubt", "ssim_data_range"), _positive()),
     **dict.fromkeys(("threshold_scale", "largest_ml"), _positive(1000)),
     **dict.fromkeys(("sigma", "radius", "slice_distance", "weight_decay"), _number(0, 10_000)),
     "ema_momentum": _positive(1),
