@@ -59,7 +59,7 @@ def write_brain_mask(path: str | os.PathLike, brain_mask: MetaTensor, scan: str)
         scan: The scan's file.
     """
     axes = "".join(nib.orientations.aff2axcodes(load_volume(scan).affine))
-    oriented = Orientation(axes, labels=None)(brain_mask)
+    oriented: Any = Orientation(axes, labels=None)(brain_mask)
     writer = AtomicNibabelWriter(output_dtype=np.uint8)
     writer.set_data_array(oriented)
     writer.set_metadata({"affine": oriented.affine, "filename_or_obj": scan}, resample=False)
