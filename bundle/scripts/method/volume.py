@@ -82,6 +82,8 @@ def robust_scale(image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor]:
 def resampling_matrix(number: int, spacing: float, size: int, pixel_size: float, center: float) -> Tensor:
     """Weights that resample a row of voxels, (size, number): a triangle as wide as the larger of both voxels.
 
+    Beyond the row lie voxels of 0, so that it does not matter where a volume ends.
+
     Args:
         number: Voxels of the row.
         spacing: Their size in mm.
@@ -91,9 +93,10 @@ def resampling_matrix(number: int, spacing: float, size: int, pixel_size: float,
     """
     place = center + (torch.arange(size) - (size - 1) / 2) * pixel_size
     width = max(spacing, pixel_size)
-    distance = (place[:, None] - spacing * torch.arange(number)).abs()
+    beyond = math.ceil(width / spacing)
+    distance = (place[:, None] - spacing * torch.arange(-beyond, number + beyond)).abs()
     weight = (1 - distance / width).clamp(min=0) * (spacing / width)
-    return weight / weight.sum(dim=1, keepdim=True).clamp(min=0.5)  # less lies beyond the row
+    return (weight / weight.sum(dim=1, keepdim=True).clamp(min=0.5))[:, beyond : beyond + number]
 
 
 class Grid:
