@@ -160,8 +160,10 @@ def benchmark_segmentation(options: argparse.Namespace) -> str:
     tables = []
     for kind, images in (("volume", volume), ("slices", slab)):
         times = fastest({name: partial(run, images, order) for name, order in orders.items()}, options.repeats)
+        with FlopCounterMode(display=False) as counter:
+            run(images, torch.channels_last)
         title = f"{kind}, {' x '.join(map(str, images.shape[2:]))} voxels"
-        tables.append(table(title, "slices", times, images.shape[-1]))
+        tables.append(table(title, "slices", times, images.shape[-1], counter.get_total_flops(), options.device))
     return "\n".join(tables)
 
 
