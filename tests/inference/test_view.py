@@ -150,8 +150,12 @@ const opacity = document.querySelector("input[id^=opacity]"), start = slider.val
 const found = { first: state(), more: await move(0), less: await move(slider.max - 1), again: await move(start) };
 found.opacity = [+opacity.value, VIEW.viewer.overlay.opacity];
 const before = VIEW.viewer.numSlice.Z, box = canvas.getBoundingClientRect();
-canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -100, clientX: box.right - 20, clientY: box.top + 50 }));
-found.wheel = VIEW.viewer.numSlice.Z - before;
+canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: box.right - 20, clientY: box.top + 50 }));
+canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -100 }));
+dispatchEvent(new KeyboardEvent("keydown", { key: "PageUp" }));
+found.moved = VIEW.viewer.numSlice.Z - before;
+const brightness = document.getElementById("brightness");
+brightness.value = 200; brightness.dispatchEvent(new Event("input")); found.filter = canvas.style.filter;
 opacity.value = 1; opacity.dispatchEvent(new Event("input")); found.clear = red();
 document.body.innerHTML = `<pre id="found">${btoa(JSON.stringify(found))}</pre>`;
 });</script></body>"""
@@ -173,6 +177,7 @@ def test_in_a_browser_slider_wheel_and_opacity_work_and_the_console_tells_no_err
         assert found[name]["shown"] == f"{ml:.2f} ml above {threshold:.3g}"
     assert found["more"]["red"] > found["first"]["red"] > found["less"]["red"] > 0
     assert found["again"]["red"] == found["first"]["red"] > 4 * found["clear"]
-    assert found["opacity"] == [100 * OPACITY, OPACITY] and found["wheel"] == 1
+    assert found["opacity"] == [100 * OPACITY, OPACITY] and found["moved"] == 2
+    assert found["filter"] == "brightness(200%)"
     told = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not [line for line in told if "INFO:CONSOLE" not in line or "Uncaught" in line or "Refused" in line]

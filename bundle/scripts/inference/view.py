@@ -63,15 +63,24 @@ addEventListener("load", () => {
     overlay.src = canvas.toDataURL();
     document.getElementById("shown").textContent = step.ml.toFixed(2) + " ml above " + +step.threshold.toPrecision(3);
   }
-  planes.addEventListener("wheel", event => {
-    const { widthCanvas, numSlice, nbSlice } = VIEW.viewer;
-    const place = event.clientX - planes.getBoundingClientRect().left;
-    const axis = place < widthCanvas.X ? "X" : place < widthCanvas.X + widthCanvas.Y ? "Y" : "Z";
-    numSlice[axis] = Math.min(Math.max(numSlice[axis] - Math.sign(event.deltaY), 0), nbSlice[axis] - 1);
+  let axis = "Z";  // across the plane under the pointer
+  function step(number) {
+    const { numSlice, nbSlice } = VIEW.viewer;
+    numSlice[axis] = Math.min(Math.max(numSlice[axis] + number, 0), nbSlice[axis] - 1);
     VIEW.viewer.drawAll();
-    event.preventDefault();
-  }, { passive: false });
+  }
+  planes.addEventListener("pointermove", event => {
+    const { widthCanvas } = VIEW.viewer, place = event.clientX - planes.getBoundingClientRect().left;
+    axis = place < widthCanvas.X ? "X" : place < widthCanvas.X + widthCanvas.Y ? "Y" : "Z";
+  });
+  planes.addEventListener("wheel", event => { step(-Math.sign(event.deltaY)); event.preventDefault(); });
+  addEventListener("keydown", event => {
+    const number = { PageUp: 1, PageDown: -1 }[event.key];
+    if (number) { step(number); event.preventDefault(); }
+  });
   slider.addEventListener("input", show);
+  const brightness = document.getElementById("brightness");
+  brightness.addEventListener("input", () => planes.style.filter = `brightness(${brightness.value}%)`);
   show();
 });
 """
@@ -220,8 +229,10 @@ def _html(scan: Segmented, planes: str, data: dict[str, Any], start: int, marked
 <div class=choice><label for=threshold>Threshold of the anomaly map: low (shows more)</label>
 <input type=range id=threshold min=0 max={len(data["steps"]) - 1} value={start}><span>high (shows less)</span>
 <output id=shown for=threshold></output></div>
-<p class=note>Red is just above the lowest threshold, yellow is the strongest anomaly. Click to move the cross, and turn
-the wheel to go through the slices. The mask that inference wrote has {marked_ml:.2f} ml: it also leaves out areas that
+<div class=choice><label for=brightness>Brightness</label>
+<input type=range id=brightness min=50 max=300 value=100></div>
+<p class=note>Red is just above the lowest threshold, yellow is the strongest anomaly. Click to move the cross. The
+wheel, or the keys page up and page down, go through the slices of the plane under the pointer. The mask that inference wrote has {marked_ml:.2f} ml: it also leaves out areas that
 are nowhere certain. <code>run inference</code> with another <code>--threshold_scale</code> changes it. For research,
 not for diagnosis.</p>
 """
