@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from scripts.evaluation.pictures import LABEL_COLOR, PRED_COLOR, Panel, brain_box, draw, draw_case, to_display
+from scripts.evaluation.pictures import LABEL_COLOR, PRED_COLOR, Panel, draw, draw_case, to_display
 
 
 def pixels_of(path):
@@ -41,13 +41,6 @@ def test_panels_stand_side_by_side_with_levels_of_the_first_and_outlines_of_thei
 def test_constant_slice_and_any_mask_are_drawn(tmp_path, mask):
     draw([("", [Panel("", np.ones((20, 24)), {"red": mask})])], tmp_path / "picture.png")
     assert colored(pixels_of(tmp_path / "picture.png")).any() == mask.any()
-
-
-def test_box_holds_brain_label_and_mask_with_a_margin():
-    planes = {name: np.zeros((20, 30)) for name in ("brain_mask", "label", "pred_mask")}
-    assert brain_box(planes) == (slice(0, 20), slice(0, 30))
-    planes["brain_mask"][8, 10] = planes["label"][5, 12] = planes["pred_mask"][9, 1] = 1
-    assert brain_box(planes) == (slice(2, 13), slice(0, 16))
 
 
 @pytest.mark.parametrize("reconstructs", [False, True])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from ..common.case_runner import CaseRunner, raise_failed
 from ..common.outputs import check_outputs, check_writable, locked
 from ..data.dataset import SliceDataset
 from .baselines import Baseline
-from .iterations import ITERATIONS_FILE
 from .metrics import counts_above, lesion_scores, overlap_from_counts
 from .pictures import draw_case
 from .samples import Sample, case_row, warn_of_label
@@ -34,7 +33,7 @@ from .summaries import (
     write_tables,
 )
 
-FILES = ("cases.csv", "curves.csv", "summary.json", ITERATIONS_FILE)
+FILES = ("cases.csv", "curves.csv", "summary.json")
 
 
 @dataclass
@@ -55,7 +54,6 @@ class Evaluation:
         healthy_from_cases: Whether the lesion-free slices of the labeled cases are the healthy ones.
         first_slice: Number of the first slice of a volume, for the captions of the pictures.
         pictures: Whether to draw each case.
-        draw_iterations: Draws the iterations of one case, given the ``rows`` of all; None: nothing is drawn.
         subsets: Name of each subset whose Dice is wanted too to a file with a case name a line.
 
     Raises:
@@ -72,7 +70,6 @@ class Evaluation:
     healthy_from_cases: bool = False
     first_slice: int = 0
     pictures: bool = True
-    draw_iterations: Callable[..., None] | None = None
     subsets: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,8 +166,6 @@ class Evaluation:
         if idist.get_rank() == 0:
             with locked(self.folder / "summary.json", wait=True):
                 write_tables(self.folder, rows, summary, curves)
-            if self.draw_iterations:
-                self.draw_iterations(rows=rows)
             print_summary(summary, [METHOD, *self.scores], self.folder)
         raise_failed(failed, len(failed) + number)
         return summary

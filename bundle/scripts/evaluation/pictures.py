@@ -14,6 +14,8 @@ from ..common.outputs import atomic
 from ..data.morphology import box_of
 
 LABEL_COLOR, PRED_COLOR = "lime", "red"
+WIDTH = 10.0  # inches of 100 pixels
+MARGIN = 3  # pixels around what is drawn of a case
 
 
 class Panel(NamedTuple):
@@ -39,19 +41,18 @@ def to_display(plane: np.ndarray) -> np.ndarray:
     return np.swapaxes(plane[::-1, ::-1], 0, 1)
 
 
-def draw(rows: Sequence[tuple[str, Sequence[Panel]]], path: Path, width: float = 10.0) -> None:
+def draw(rows: Sequence[tuple[str, Sequence[Panel]]], path: Path) -> None:
     """Draw rows of slices on black and save them.
 
     Args:
         rows: The heading of each row, and its panels.
         path: The picture; what is there is replaced.
-        width: In inches of 100 pixels.
     """
     widths = [[np.shape(panel.plane)[0] for panel in panels] for _, panels in rows]
     tallest = [max(np.shape(panel.plane)[1] for panel in panels) for _, panels in rows]
     rooms = [0.6 if heading else 0.3 for heading, _ in rows]  # inches above the slices
-    heights = [room + width * high / sum(row) for room, high, row in zip(rooms, tallest, widths, strict=True)]
-    figure = Figure(figsize=(width, sum(heights)), facecolor="black")
+    heights = [room + WIDTH * high / sum(row) for room, high, row in zip(rooms, tallest, widths, strict=True)]
+    figure = Figure(figsize=(WIDTH, sum(heights)), facecolor="black")
     parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, room, height, row, (heading, panels) in zip(parts, rooms, heights, widths, rows, strict=True):
         part.set_facecolor("black")
@@ -73,13 +74,6 @@ def draw(rows: Sequence[tuple[str, Sequence[Panel]]], path: Path, width: float =
     figure.savefig(path, dpi=100, facecolor="black")
 
 
-def brain_box(planes: Mapping[str, np.ndarray], margin: int = 3) -> tuple[slice, slice]:
-    """Rows and columns that hold the brain, the label and the mask, and a little more; all where these are empty."""
-    shown = (planes["brain_mask"] > 0) | (planes["label"] > 0) | (planes["pred_mask"] > 0)
-    rows, columns = box_of(shown if shown.any() else ~shown, margin)[-2:]
-    return rows, columns
-
-
 def draw_case(planes: Mapping[str, np.ndarray], modalities: Sequence[str], title: str, path: Path) -> None:
     """Draw one slice of a case: image, reconstruction if there is one, anomaly map, and mask against label.
 
@@ -92,7 +86,8 @@ def draw_case(planes: Mapping[str, np.ndarray], modalities: Sequence[str], title
         title: Text above the panels.
         path: The picture.
     """
-    rows, columns = brain_box(planes)
+    shown = (planes["brain_mask"] > 0) | (planes["label"] > 0) | (planes["pred_mask"] > 0)
+    rows, columns = box_of(shown if shown.any() else ~shown, MARGIN)[-2:]
     planes = {name: plane[..., rows, columns] for name, plane in planes.items()}
     brain, score = planes["brain_mask"][0] > 0, planes["anomaly_map"][0]
     peak = float(score.max())

@@ -21,7 +21,6 @@ from PIL import Image
 
 from ..common.outputs import check_output, write_text
 from ..data.lists import inside
-from .iterations import ITERATIONS_FILE
 from .summaries import SUMMARY_COLUMNS, healthy_words, interval, main_numbers, number_of, score_name, shown
 
 METHOD = "anomaly_map"  # the method's name in curves.csv
@@ -35,7 +34,7 @@ tbody.case { border-bottom: 1px solid #ccd3dc; } .scroll { overflow-x: auto; }
 #cases th { padding: 0; } #cases th button { all: unset; cursor: pointer; padding: .25rem .5rem; font-weight: 600; }
 #cases th button:focus-visible { outline: 2px solid #1f6fb4; } th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
-td img, .iterations { max-width: 100%; display: block; background: #18181c; }
+td img { max-width: 100%; display: block; background: #18181c; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem; } .charts img { flex: 1 1 380px; max-width: 440px; }
 """
 
@@ -84,19 +83,17 @@ def read_curves(path: Path) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def _image(content: bytes, kind: str, alt: str, style: str = "") -> str:
+def _image(content: bytes, kind: str, alt: str) -> str:
     data = base64.b64encode(content).decode()
-    return f'<img {style}src="data:image/{kind};base64,{data}" alt="{escape(alt)}">'
+    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(alt)}">'
 
 
-def picture(path: Path, alt: str, longest: int = 1400, style: str = "") -> str:
-    """An image file as part of the page, JPEG, at most ``longest`` pixels wide."""
-    with Image.open(path) as file:
-        small = file.convert("RGB")
-    small.thumbnail((longest, longest))
+def picture(path: Path, alt: str) -> str:
+    """An image file as part of the page, JPEG."""
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=82)
-    return _image(buffer.getvalue(), "jpeg", alt, style)
+    with Image.open(path) as file:
+        file.convert("RGB").save(buffer, "JPEG", quality=82)
+    return _image(buffer.getvalue(), "jpeg", alt)
 
 
 def summary_html(summary: Mapping[str, Any], scores: Sequence[str]) -> str:
@@ -193,10 +190,6 @@ def _page(folder: Path) -> str:
     curves = read_curves(folder / "curves.csv")
     with (folder / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    iterations = ""
-    if (folder / ITERATIONS_FILE).is_file():
-        image = picture(folder / ITERATIONS_FILE, "iterations", 2400, "class=iterations ")
-        iterations = f"<h2>The iterations of one case</h2>{image}"
     heading = escape(f"{summary['method']}: evaluation of {int(summary['cases'])} cases")
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{heading}</title>
@@ -214,7 +207,6 @@ marked voxel lies in it; a component of the mask is false when it touches no lab
 single threshold that is best for the labels it is scored with, so it is no result.</p>
 {summary_html(summary, list(curves))}
 <h2>Thresholds and scores</h2><div class=charts>{"".join(charts(curves, summary))}</div>
-{iterations}
 <h2>Cases, worst first</h2><p class=note>Click a heading to sort, again to turn the order round. Pictures: image,
 reconstruction if the model makes one, anomaly map, and mask (red) against label (green).</p>
 {cases_html(rows, folder)}

@@ -69,7 +69,9 @@ class Sample:
         Raises:
             ValueError: When ``pred`` has other channels.
         """
-        image, name = item["image"], sample_name(item)
+        image, name = item["image"], str(item["case"])
+        if "slice" in item:
+            name += f"_{int(item['slice']):03d}"
         inputs, pred = _plain(image), _plain(item["pred"])
         label = lesion_of(_plain(item["label"]), name) if "label" in item else torch.zeros_like(inputs[:1]).bool()
         channels = split_channels(pred, outputs, len(inputs) - 1)
@@ -90,11 +92,6 @@ class Sample:
             first_slice=box[2].start,
             **_voxel(image),
         )
-
-
-def sample_name(item: Mapping) -> str:
-    """The name of an item: that of its case, and the number of its slice if it is one."""
-    return str(item["case"]) if "slice" not in item else f"{item['case']}_{int(item['slice']):03d}"
 
 
 def split_channels(pred: Tensor, outputs: Sequence[str], modalities: int) -> dict[str, Tensor]:
