@@ -232,9 +232,9 @@ def _html(scan: Segmented, planes: str, data: dict[str, Any], start: int, marked
 <div class=choice><label for=brightness>Brightness</label>
 <input type=range id=brightness min=50 max=300 value=100></div>
 <p class=note>Red is just above the lowest threshold, yellow is the strongest anomaly. Click to move the cross. The
-wheel, or the keys page up and page down, go through the slices of the plane under the pointer. The mask that inference
-wrote has {marked_ml:.2f} ml: it also leaves out areas that are nowhere certain. <code>run inference</code> with another
-<code>--threshold_scale</code> changes it. For research, not for diagnosis.</p>
+wheel, or the keys page up and page down, go through the slices of the plane under the pointer. The mask that
+inference wrote has {marked_ml:.2f} ml: it also leaves out areas that are nowhere certain. <code>run inference</code>
+with another <code>--threshold_scale</code> changes it. For research, not for diagnosis.</p>
 """
     page = re.sub("<link rel=.?icon[^>]*>", "", planes, count=1)  # it is on a network
     page = re.sub("<title>.*?</title>", lambda _: f"<title>{name}</title>", page, count=1)
