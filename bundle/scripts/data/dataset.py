@@ -16,6 +16,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from monai.transforms import Transform
+from monai.utils import ensure_tuple
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -117,17 +118,20 @@ def synthetic_scans(
         seed: Of all that is drawn.
 
     Returns:
-        For each volume its ``case``, the file ``label_map``, its ``seed``, and ``certain``, which is true.
+        For each volume its ``case``, the file ``label_map``, ``certain``, which is true, and its ``seed``, which is
+        that of no other of any split, in runs with ``seed`` 0 to 9 of up to 110 volumes a head and 390 heads a split.
+
+    Raises:
+        FileNotFoundError: When there is no such folder.
+        ValueError: When no head is left to train on.
     """
     folders = [label_maps_dir] if isinstance(label_maps_dir, str) else label_maps_dir or ()
-    heads = [
-        (folder, path) for folder in folders for path in split_maps(folder, validation_heads, testing_heads)[split]
-    ]
+    heads = [(folder, path) for folder in folders for path in _heads(folder, split, validation_heads, testing_heads)]
     return [
         {
             "case": f"synthetic_{split}_{head:02d}_{draw}",
             "label_map": str(path),
-            "seed": volume_seed(split, head, draw, seed),
+            "seed": seed * SEEDS_OF_A_RUN + (FIRST_HEAD[split] + head) * SEEDS_OF_A_HEAD + draw,
             "certain": True,
             "source": str(folder),
         }
@@ -136,47 +140,19 @@ def synthetic_scans(
     ]
 
 
-def split_maps(label_maps_dir: str | os.PathLike, validation: int, testing: int = 0) -> dict[str, list[Path]]:
-    """Share the label maps of a folder: the last ones are for testing, those before them for validation.
-
-    Args:
-        label_maps_dir: Folder with a NIfTI label map for each head.
-        validation: Heads to validate on.
-        testing: Heads to test on, with lesions.
-
-    Returns:
-        The files of each split.
-
-    Raises:
-        FileNotFoundError: When there is no such folder.
-        ValueError: When no head is left to train on.
-    """
-    folder = Path(label_maps_dir)
-    if not folder.is_dir():
+def _heads(folder: str, split: str, validation: int, testing: int) -> list[Path]:
+    """The label maps of a split: the last ones of a folder are for testing, those before them for validation."""
+    if not Path(folder).is_dir():
         raise FileNotFoundError(f"No folder {folder}: set --label_maps_dir to a folder of FreeSurfer label maps.")
-    maps = sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz")))
+    maps = sorted(path for path in Path(folder).iterdir() if path.name.endswith((".nii", ".nii.gz")))
     training = len(maps) - validation - testing
     if training < 1 or validation < 0 or testing < 0:
         raise ValueError(
             f"{folder} holds {len(maps)} label maps, of which {validation} are to validate and {testing} to test on: "
             "leave at least one to train on."
         )
-    ends = (training, training + validation)
-    return {"training": maps[: ends[0]], "validation": maps[ends[0] : ends[1]], "testing": maps[ends[1] :]}
-
-
-def volume_seed(split: str, head: int, draw: int, seed: int) -> int:
-    """Give the seed of one volume: no two share one, of whatever split, in runs with ``seed`` 0 to 9.
-
-    This holds up to 110 volumes of each head and 390 heads of each split.
-
-    Args:
-        split: "training", "validation" or "testing".
-        head: Number of the label map in its split.
-        draw: Number of the volume among those of its head.
-        seed: Of the run.
-    """
-    return seed * SEEDS_OF_A_RUN + (FIRST_HEAD[split] + head) * SEEDS_OF_A_HEAD + draw
+    known = training + validation
+    return {"training": maps[:training], "validation": maps[training:known], "testing": maps[known:]}[split]
 
 
 class SliceDataset(Dataset):
@@ -221,13 +197,35 @@ class SliceDataset(Dataset):
         if not self.data:
             raise ValueError(f"No scan for {name}: set `dataset_dir`, or list more scans for this split.")
         with idist.one_rank_first():  # the others find what the first has computed
-            self.scans = compute_slices(self.data, transform, cache_dir, num_workers, name, progress)
+            self.scans = self._slices(transform, cache_dir, num_workers, progress)
         self.index = [(scan, k) for scan, slices in enumerate(self.scans) for k in range(len(slices))]
         if not self.index:
             raise ValueError(
                 f"No slice of the wanted kind in any of the {len(self.data)} {name} scans: widen `slice_range`, or "
                 "choose other scans."
             )
+
+    def _slices(
+        self, transform: Callable[[Any], Any], cache_dir: str | None, num_workers: int, progress: bool
+    ) -> list[list[dict[str, Any]]]:
+        """The slices of each scan, from the cache where they are there."""
+        failed = {str(scan["case"]): str(scan["error"]) for scan in self.data if "error" in scan}
+        usable = [scan for scan in self.data if "error" not in scan]
+        files: list[Path | None] = [None] * len(usable)
+        if cache_dir is not None:
+            options = options_of(transform)
+            files = [Path(cache_dir, f"{scan['case']}_{checksum(scan, options)}.pt") for scan in usable]
+        waiting = [(scan, file) for scan, file in zip(usable, files, strict=True) if not (file and file.is_file())]
+        if cache_dir is not None and waiting:
+            check_writable(cache_dir)
+        with ThreadPoolExecutor(max(1, num_workers)) as pool:
+            work = pool.map(lambda item: compute_scan(transform, *item), waiting)
+            hidden = not (progress and waiting)
+            computed = [*tqdm(work, f"{self.name} scans", len(waiting), unit="scan", disable=hidden)]
+        results = zip(waiting, computed, strict=True)
+        failed |= {str(scan["case"]): result for (scan, _), result in results if isinstance(result, str)}
+        raise_failed(failed, len(self.data))
+        return computed if cache_dir is None else [_read(file) for file in files if file]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -268,42 +266,6 @@ class SliceDataset(Dataset):
         empty = sum(not slices for slices in self.scans)
         left_out = f" ({empty} scans have no slice of the wanted kind)" if empty else ""
         return f"{self.name}: {len(self)} slices of {len(self.scans) - empty} scans{left_out}"
-
-
-def compute_slices(
-    data: Sequence[Mapping[str, Any]],
-    transform: Callable[[Any], Any],
-    cache_dir: str | None,
-    num_workers: int = 0,
-    name: str = "training",
-    progress: bool = True,
-) -> list[list[dict[str, Any]]]:
-    """The slices of each scan, from the cache where they are there; arguments as of `SliceDataset`.
-
-    Raises:
-        RuntimeError: When scans failed, naming them.
-    """
-    failed = {str(scan["case"]): str(scan["error"]) for scan in data if "error" in scan}
-    usable = [scan for scan in data if "error" not in scan]
-    if cache_dir is None:
-        results: list[Any] = [compute_scan(transform, scan) for scan in usable]
-    else:
-        folder, options = Path(cache_dir), options_of(transform)
-        files = [folder / f"{scan['case']}_{checksum(scan, options)}.pt" for scan in usable]
-        waiting = [(scan, file) for scan, file in zip(usable, files, strict=True) if not file.is_file()]
-        if waiting:
-            check_writable(folder)
-        with ThreadPoolExecutor(max(1, num_workers)) as pool:
-            work = pool.map(lambda item: compute_scan(transform, *item), waiting)
-            bar = tqdm(work, desc=f"{name} scans", unit="scan", total=len(waiting), disable=not (progress and waiting))
-            errors = {str(scan["case"]): error for (scan, _), error in zip(waiting, bar, strict=True) if error}
-        failed |= errors
-        results = [[] if str(scan["case"]) in errors else _read(file) for scan, file in zip(usable, files, strict=True)]
-    failed |= {
-        str(scan["case"]): result for scan, result in zip(usable, results, strict=True) if isinstance(result, str)
-    }
-    raise_failed(failed, len(data))
-    return results
 
 
 def compute_scan(transform: Callable[[Any], Any], scan: Mapping[str, Any], file: Path | None = None) -> Any:
@@ -361,7 +323,7 @@ def options_of(value: Any) -> Any:
 
 def checksum(scan: Mapping[str, Any], options: Any) -> str:
     """Sixteen letters that change with a scan's dictionary, its files and the options of its transform."""
-    files = [path for key in FILES if key in scan for path in _as_list(scan[key])]
+    files = [path for key in FILES if key in scan for path in ensure_tuple(scan[key])]
     stats = [(os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
     rest = {key: value for key, value in scan.items() if key not in FILES}
     return _short_hash([rest, stats, options])
@@ -369,7 +331,3 @@ def checksum(scan: Mapping[str, Any], options: Any) -> str:
 
 def _short_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
