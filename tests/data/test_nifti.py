@@ -10,7 +10,6 @@ from conftest import FORMATS, needs_itk, write_nifti, write_volume
 from scripts.data.nifti import (
     ITK_SUFFIXES,
     check_forms,
-    content_size,
     load_volume,
     number_of_slices,
     read_header,
@@ -33,7 +32,7 @@ def test_gzip_of_several_members_is_whole(tmp_path):
     path = write_nifti(tmp_path / "scan.nii", np.zeros((5, 6, 7), np.float32))
     content = path.read_bytes()
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]))
-    assert read_header(str(tmp_path / "scan.nii.gz"))[0] == (5, 6, 7)
+    assert read(tmp_path / "scan.nii.gz")[0].shape == (5, 6, 7)
 
 
 AFFINE = np.array([[0, 2.0, 0, -10], [-3, 0, 0, 20], [0, 0, 4, -30], [0, 0, 0, 1]])  # its axes: P, R, S
@@ -60,8 +59,8 @@ def test_other_formats_that_are_cut_short_or_none(tmp_path, suffix, keep):
     voxels = np.random.default_rng(0).integers(0, 99, (20, 21, 22)).astype(np.int16)
     path = write_volume(tmp_path / f"scan{suffix}", voxels, np.eye(4))
     cut(path, keep)
-    with pytest.raises(ValueError, match=rf"scan{suffix} is (cut short|not a {suffix} file that can be read)"):
-        read_header(str(path))
+    with pytest.raises(ValueError, match=rf"scan{suffix} is (damaged|not a {suffix} file that can be read)"):
+        read(path)
 
 
 @needs_itk
@@ -108,8 +107,8 @@ def test_file_that_is_cut_short(tmp_path, suffix, keep):
     voxels = np.random.default_rng(0).integers(0, 999, (20, 20, 20)).astype(np.int16)
     path = write_nifti(tmp_path / f"scan{suffix}", voxels)
     cut(path, keep)
-    with pytest.raises(ValueError, match=r"scan.nii(.gz)? is cut short"):
-        read_header(str(path))
+    with pytest.raises(ValueError, match=r"scan.nii(.gz)? is damaged"):
+        read(path)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -189,11 +188,6 @@ def test_file_is_read_whatever_its_name_says_of_packing_and_its_header_of_where_
     found, affine = read(tmp_path / name)
     np.testing.assert_allclose(found, voxels * 0.5 + 10)
     np.testing.assert_allclose(affine, AFFINE)
-
-
-def test_content_is_what_the_header_announces(tmp_path):
-    path = write_nifti(tmp_path / "scan.nii", np.zeros((4, 5, 6), np.int16))
-    assert content_size(load_volume(path)) == path.stat().st_size == 352 + 4 * 5 * 6 * 2
 
 
 def test_file_of_another_kind_is_no_scan(tmp_path):

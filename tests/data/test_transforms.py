@@ -131,24 +131,10 @@ def test_modality_of_one_intensity_is_named(scan):
         ScaleBrainIntensityd("image")({"image": image, "brain_mask": brain, "case": "one"})
 
 
-@pytest.mark.parametrize(
-    ("lower", "upper", "message"),
-    [
-        (0.02, 90, r"`upper_fraction` must be in \[0, 1\], got 90; did you pass a percentage"),
-        (2, 0.9, r"`lower_fraction` must be in \[0, 1\], got 2; did you pass a percentage"),
-        (-0.1, 0.9, "`lower_fraction` must be in"),
-        (0.02, float("nan"), "`upper_fraction` must be in"),
-        (0.02, "most", "`upper_fraction` must be in"),
-        (None, 0.9, "`lower_fraction` must be in"),
-        (0.9, 0.02, "`lower_fraction` must be below `upper_fraction`, got 0.9 and 0.02"),
-        (0.5, 0.5, "`lower_fraction` must be below `upper_fraction`"),
-    ],
-)
-def test_bad_fractions(scan, lower, upper, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("lower", "upper"), [(0.02, 90), (2, 0.9), (-0.1, 0.9), (0.02, float("nan")), (0.5, 0.5)])
+def test_bad_fractions(lower, upper):
+    with pytest.raises(ValueError, match=f"`upper_fraction` must be .*, got {lower} and {upper}; did you pass percent"):
         ScaleBrainIntensityd("image", upper_fraction=upper, lower_fraction=lower)
-    with pytest.raises(ValueError, match=message):
-        scale_brain_intensity(*scan, upper_fraction=upper, lower_fraction=lower)
 
 
 def test_reader_puts_modalities_on_the_grid_of_the_first(tmp_path):

@@ -121,10 +121,10 @@ REFUSED_HEADERS = {
     "not a number": ({"srow_x": [np.nan, 0, 0, 0]}, "maps voxels to no space"),
     "voxels of a micrometer": ({"srow_x": [1e-3, 0, 0, 0]}, "repair its header"),
     "voxels of a meter": ({"srow_z": [0, 0, 1000, 0]}, "repair its header"),
-    "as many voxels as can be said": ({"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, "is cut short"),
+    "as many voxels as can be said": ({"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, "voxels, expected at most"),
     "an axis without voxels": ({"dim": [3, 12, 0, 5, 1, 1, 1, 1]}, "expected a volume"),
     "negative axis": ({"dim": [3, 12, -14, 5, 1, 1, 1, 1]}, "expected a volume"),
-    "voxels that start behind the end": ({"vox_offset": 1e8}, "is cut short"),
+    "voxels that start behind the end": ({"vox_offset": 1e8}, "is damaged"),
     "unknown type": ({"datatype": 77}, "can be read"),
     "other magic": ({"magic": b"abc"}, "can be read"),
 }

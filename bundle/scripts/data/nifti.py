@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from monai.data import ITKReader
 from monai.utils import optional_import
-from nibabel.arrayproxy import ArrayProxy, is_proxy
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import SpatialImage
 
 from ..method.volume import PLANES
@@ -28,6 +28,7 @@ LONGEST_HEADER = 1 << 16  # bytes of a .nrrd or .mha file
 VOXELS_ELSEWHERE = rb"(?mi)^\s*(ElementDataFile\s*=(?!\s*LOCAL)|data ?file\s*:)"
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.1, 100.0  # mm
 MOST_VOXELS = 2**30
+MOST_TRAILING = 1 << 20  # bytes behind the voxels of a file
 LEAST_DETERMINANT = 1e-3  # of the directions of the axes: 1 where they are at right angles, 0 in one plane
 
 
@@ -56,7 +57,7 @@ def is_dicom(path: str | os.PathLike) -> bool:
     return False
 
 
-def open_content(path: str | os.PathLike) -> IO[bytes]:
+def _open_content(path: str | os.PathLike) -> IO[bytes]:
     """Open a file to read what it holds, unpacked where it is packed, whatever its name says."""
     return cast(IO[bytes], gzip.open(path)) if _is_packed(path) else open(path, "rb")
 
@@ -89,7 +90,7 @@ def _read_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
 
     Old writers leave ``vox_offset`` at 0, by which others mean that the voxels follow the header.
     """
-    with open_content(path) as file:
+    with _open_content(path) as file:
         header = nib.Nifti1Header.from_fileobj(file)
         _check_size(path, header.get_data_shape())
         if not header.get_data_offset():
@@ -127,31 +128,29 @@ def _check_size(path: str | os.PathLike, shape: tuple[int, ...] | list[int]) -> 
         raise ValueError(f"{path} has {math.prod(shape)} voxels, expected at most {MOST_VOXELS}: resample it.")
 
 
-def content_size(image: SpatialImage) -> int:
-    """Bytes of a NIfTI file, uncompressed, that its header announces."""
+def with_content(image: SpatialImage) -> SpatialImage:
+    """Read all that a file holds, so that gzip compares its checksum, at the end, which nibabel never reaches.
+
+    The affine too is that of the file: where qform, sform and voxel size disagree, MONAI has changed it.
+
+    Raises:
+        ValueError: When the file is cut short or damaged, or holds far more than its header announces.
+    """
+    path = image.get_filename()
+    if path is None:  # read whole already
+        return image
     voxels = math.prod(map(int, image.shape))
-    return int(cast(ArrayProxy, image.dataobj).offset) + voxels * image.get_data_dtype().itemsize
-
-
-def _is_whole(path: str, image: SpatialImage) -> bool:
-    """Whether a file holds all the voxels that its header announces."""
-    if not is_proxy(image.dataobj):  # they are read already
-        return True
-    expected = content_size(image)
-    if not path.endswith((".gz", ".mgz")):
-        return os.path.getsize(path) >= expected
-    with open(path, "rb") as packed:
-        packed.seek(-4, os.SEEK_END)
-        if int.from_bytes(packed.read(4), "little") == expected % 2**32:  # the size that gzip notes at the end
-            return True
+    size = int(cast(ArrayProxy, image.dataobj).offset) + voxels * image.get_data_dtype().itemsize
     try:
-        with open_content(path) as file:
-            size = 0
-            while size < expected and (block := file.read(1 << 22)):
-                size += len(block)
-        return size >= expected
-    except (OSError, EOFError):
-        return False
+        with _open_content(path) as file:
+            whole = image.from_bytes(file.read(size))
+            array = np.ascontiguousarray(whole.dataobj)
+            trailing = len(file.read(MOST_TRAILING))
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it again, or exclude the case.") from None
+    if trailing == MOST_TRAILING:
+        raise ValueError(f"{path} holds far more than the voxels that its header announces: export it again.")
+    return type(image)(array, whole.affine, image.header)
 
 
 def _check_file(path: str) -> None:
@@ -177,22 +176,19 @@ def read_header(path: str) -> tuple[tuple[int, int, int], np.ndarray]:
 
     Raises:
         FileNotFoundError: When there is no such file, or its content is not there.
-        ValueError: When the file is no volume of a format that can be read, is cut short, or has an affine that fixes
-            no space.
+        ValueError: When the file is no volume of a format that can be read, or has an affine that fixes no space.
     """
     _check_file(path)
     check_itk(path)
     try:
         image = load_volume(path)
         shape, affine = tuple(map(int, image.shape)), np.asarray(image.affine, dtype=float)
-        whole, kind = _is_whole(path, image), image.get_data_dtype()
+        kind = image.get_data_dtype()
     except Exception as error:
         format_name = "NIfTI" if path.endswith(NIFTI_SUFFIXES) else Path(path).suffix
         raise ValueError(
             f"{path} is not a {format_name} file that can be read ({type(error).__name__}): export it again."
         ) from None
-    if not whole:
-        raise ValueError(f"{path} is cut short: it holds fewer voxels than its header says; copy it again.")
     if kind.kind not in "biuf":
         raise ValueError(f"{path} holds voxels of type {kind}, expected one real number a voxel: export it again.")
     if len(shape) == 4 and shape[3] == 1:

@@ -16,30 +16,16 @@ from monai.transforms import MapTransform
 from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple
 from torch import Tensor
 
-from ..common.checks import check_settings
 from ..method.volume import PIXEL_SIZE, PLANES, SHORTEST_SIDE, robust_scale
 from .brain import brain_mask_of, lesion_of
-from .nifti import content_size, load_volume, open_content
+from .morphology import box_of
+from .nifti import load_volume, with_content
 from .quality import check_labels, check_scan
 from .stripping import brain_mask_or_strip
 
 LOWEST, HIGHEST = -3.0, 3.0
 SELECTIONS = ("healthy", "largest_lesion", "all")
 LARGEST_SCALED = 1e9  # what the arithmetic of the method bears; a brain's own voxels are near -3 to 3
-MOST_TRAILING = 1 << 20  # bytes behind the voxels of a file
-
-
-def check_fractions(lower_fraction: float, upper_fraction: float) -> None:
-    """Refuse fractions that are percentages or out of order.
-
-    Raises:
-        ValueError: When not 0 <= ``lower_fraction`` < ``upper_fraction`` <= 1.
-    """
-    check_settings(lower_fraction=lower_fraction, upper_fraction=upper_fraction)
-    if lower_fraction >= upper_fraction:
-        raise ValueError(
-            f"`lower_fraction` must be below `upper_fraction`, got {lower_fraction} and {upper_fraction}: swap them?"
-        )
 
 
 def scale_brain_intensity(
@@ -63,9 +49,8 @@ def scale_brain_intensity(
         Scaled scan (M, H, W[, D]), float32, -3 outside the brain; the same for any positive scale of the input.
 
     Raises:
-        ValueError: When a fraction is wrong, or the brain has one intensity only.
+        ValueError: When a fraction is not in [0, 1], or the brain has one intensity only.
     """
-    check_fractions(lower_fraction, upper_fraction)
     inside = brain_mask[0].cpu().numpy()
     scaled = np.full(image.shape, LOWEST, dtype=np.float32)
     for channel, modality in enumerate(image.cpu().numpy()):  # NumPy takes and puts masked voxels 5 times faster
@@ -96,27 +81,6 @@ def _named(data: Mapping[Hashable, object], image: Tensor) -> str:
     return str(data.get("case") or meta.get("filename_or_obj") or "the image")
 
 
-def _with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Read all that a file holds, so that gzip compares its checksum, at the end, which nibabel never reaches.
-
-    The affine too is that of the file: where qform, sform and voxel size disagree, MONAI has changed it.
-    """
-    path = image.get_filename()
-    if path is None:  # read whole already
-        return image
-    try:
-        with open_content(str(path)) as file:
-            content = file.read(content_size(image))
-            trailing = len(file.read(MOST_TRAILING))
-        whole = image.from_bytes(content)
-        voxels = np.ascontiguousarray(whole.dataobj)
-    except Exception as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it again, or exclude the case.") from None
-    if trailing == MOST_TRAILING:
-        raise ValueError(f"{path} holds far more than the voxels that its header announces: export it again.")
-    return type(image)(voxels, whole.affine, image.header)
-
-
 def _as_nifti(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
     return image if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image(image.dataobj, image.affine, image.header)
 
@@ -141,50 +105,18 @@ class ScanReader(NibabelReader):
         Raises:
             ValueError: When the content of a file is damaged.
         """
-        images = [nib.squeeze_image(_as_nifti(_with_content(image))) for image in ensure_tuple(img)]
+        images = [nib.squeeze_image(_as_nifti(with_content(image))) for image in ensure_tuple(img)]
         return super().get_data([type(image)(image.dataobj, images[0].affine, image.header) for image in images])
 
 
-def resample_slice(
-    image: Tensor, brain_mask: Tensor, spacing: Sequence[float], pixel_size: float, size: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Give the brain of a slice other pixels, and put its middle into that of a canvas.
-
-    Args:
-        image: Slice (M, H, W).
-        brain_mask: (1, H, W), above 0 in the brain.
-        spacing: Height and width of its pixels in mm.
-        pixel_size: mm of the result's pixels.
-        size: Height and width of the result in pixels; what lies beyond is cut off.
-
-    Returns:
-        Slice (M, *size), 0 outside the brain, averaged over what its pixels cover of the brain, and brain mask
-        (1, *size), float32.
-    """
-    brain = (brain_mask > 0).to(torch.float32)
-    shape = [max(1, round(n * mm / pixel_size)) for n, mm in zip(image.shape[1:], spacing, strict=True)]
-    both = torch.cat([image * brain, brain])[None]
-    both = F.interpolate(both, shape, mode="bilinear", antialias=True)[0]
-    inside = both[-1] > 0.5
-    result = both.new_zeros((len(both), *size))
-    if inside.any():
-        values = torch.where(inside, both[:-1] / both[-1:].clamp(min=0.5), 0.0)
-        both = torch.cat([values, inside[None].to(values.dtype)])
-        spans = [inside.any(dim=1 - axis).nonzero()[:, 0] for axis in (0, 1)]
-        starts = [int(span[0] + span[-1] + 1) // 2 - want // 2 for span, want in zip(spans, size, strict=True)]
-        source = [slice(max(0, start), max(0, start + want)) for start, want in zip(starts, size, strict=True)]
-        cut = both[:, source[0], source[1]]
-        target = [slice(max(0, -start), max(0, -start) + n) for start, n in zip(starts, cut.shape[1:], strict=True)]
-        result[:, target[0], target[1]] = cut
-    return result[:-1], result[-1:]
-
-
 class ResampleSliced(MapTransform):
-    """Give slices pixels of one size and put them on canvases of one size, see `resample_slice`.
+    """Give the brains of slices pixels of one size, and put their middle into that of a canvas.
+
+    Pixels are averaged over what they cover of the brain; the result is float32, and 0 outside the brain.
 
     Args:
         keys: Slices (M, H, W).
-        size: Height and width of the canvas in pixels.
+        size: Height and width of the canvas in pixels; what lies beyond is cut off.
         pixel_size: mm.
         mask_key: Their brain mask (1, H, W), above 0 in the brain.
         field_key: Their height and width in mm, as `SlicesOfScand` gives them.
@@ -208,11 +140,18 @@ class ResampleSliced(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Give a copy of ``data`` with the slices and their brain mask."""
         result = dict(data)
-        brain_mask = result[self.mask_key].float()
-        spacing = [mm / n for mm, n in zip(result[self.field_key], brain_mask.shape[1:], strict=True)]
+        brain = (result[self.mask_key] > 0).to(torch.float32)
+        shape = [max(1, round(mm / self.pixel_size)) for mm in result[self.field_key]]
+        height, width = self.size
         for key in self.key_iterator(result):
-            result[key], mask = resample_slice(result[key], brain_mask, spacing, self.pixel_size, self.size)
-            result[self.mask_key] = mask
+            both = torch.cat([result[key] * brain, brain])[None]
+            both = F.interpolate(both, shape, mode="bilinear", antialias=True)[0]
+            inside = both[-1:] > 0.5
+            values = torch.where(inside, both[:-1] / both[-1:].clamp(min=0.5), 0.0)
+            both = F.pad(torch.cat([values, inside.to(values.dtype)]), (width, width, height, height))
+            for axis, (span, size) in enumerate(zip(box_of(inside[0].cpu().numpy()), self.size, strict=True), start=1):
+                both = both.narrow(axis, (span.start + span.stop) // 2 - size // 2 + size, size)
+            result[key], result[self.mask_key] = both[:-1].contiguous(), both[-1:].contiguous()
         return result
 
 
@@ -441,7 +380,8 @@ class ScaleBrainIntensityd(MapTransform):
         lower_over_volume: Take the lower quantile over all voxels, as the published code does.
 
     Raises:
-        ValueError: What `scale_brain_intensity` finds, with the scan's name.
+        ValueError: When not 0 <= ``lower_fraction`` < ``upper_fraction`` <= 1; in a call, what
+            `scale_brain_intensity` finds, with the scan's name.
     """
 
     backend = [TransformBackends.TORCH]
@@ -456,7 +396,11 @@ class ScaleBrainIntensityd(MapTransform):
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
-        check_fractions(lower_fraction, upper_fraction)
+        if not 0 <= lower_fraction < upper_fraction <= 1:
+            raise ValueError(
+                "`lower_fraction` and `upper_fraction` must be in [0, 1], the lower one first, got "
+                f"{lower_fraction} and {upper_fraction}; did you pass percentages?"
+            )
         self.mask_key = mask_key
         self.upper_fraction, self.lower_fraction = upper_fraction, lower_fraction
         self.lower_over_volume = lower_over_volume
