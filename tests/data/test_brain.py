@@ -10,13 +10,7 @@ import torch
 from conftest import needs_data
 from monai.data import MetaTensor
 from scipy import ndimage
-from scripts.data.brain import (
-    background_of,
-    brain_mask_of,
-    depth_profile,
-    lesion_of,
-    sign_of_skull,
-)
+from scripts.data.brain import background_of, brain_mask_of, lesion_of, sign_of_skull
 from scripts.data.transforms import BrainMaskd
 from scripts.tools.phantoms import phantom
 
@@ -87,14 +81,6 @@ def test_background_inside_a_given_mask_is_no_brain():
     assert np.array_equal(found.as_tensor()[0].numpy(), brain)
     with pytest.raises(ValueError, match="one has a brain mask that is empty, or marks background alone"):
         BrainMaskd("image")({"image": scan_of(voxels), "brain_mask": scan_of(~brain), "case": "one"})
-
-
-@pytest.mark.parametrize(("spacing", "steps"), [(1.0, 25), (2.0, 13), (0.5, 25)])
-def test_profile_has_a_step_for_each_millimeter_or_pixel_down_to_24_mm(spacing, steps):
-    reach = np.arange(-100, 101) * spacing
-    brain = (reach[:, None] ** 2 + reach**2 < 40**2)[..., None]
-    image = np.random.default_rng(0).random(brain.shape)
-    assert len(depth_profile(image, brain, (spacing, spacing))) == steps
 
 
 @pytest.mark.parametrize(

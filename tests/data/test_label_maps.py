@@ -21,8 +21,8 @@ def small_head() -> MetaTensor:
     return MetaTensor(torch.from_numpy(labels)[None])
 
 
-def made(seed=0, label_map=None, contrast="flair", skull=False, **changes):
-    transform = RandLabelToImaged(contrast=contrast, skull=skull, limits=PLAIN._replace(**changes))
+def made(seed=0, label_map=None, contrast="flair", **changes):
+    transform = RandLabelToImaged(contrast=contrast, limits=PLAIN._replace(**changes))
     return transform.set_random_state(seed)({"label_map": small_head() if label_map is None else label_map})
 
 
@@ -91,13 +91,6 @@ def test_tissues_come_in_the_order_of_the_contrast(contrast, order, seed):
     assert level[order[0]] < level[order[1]] and level[order[0]] < level[order[2]]
     if contrast == "t1":
         assert level["cortex"] < level["white"]
-
-
-def test_the_skull_is_kept_on_request():
-    result = made(skull=True)
-    assert (result["image"][result["label_map"] == 515] > 0).float().mean() > 0.9
-    assert result["image"].shape > made()["image"].shape
-    assert not result["brain_mask"][result["label_map"] >= 500].any()
 
 
 def test_periventricular_brightening_is_where_it_belongs():

@@ -20,9 +20,9 @@ WHOLE = 1e-3  # what scaled integers may differ from whole numbers
 LEAST_BACKGROUND = 0.5  # part of a scan's edges that has the background value, where that is constant
 LARGEST_BRAIN_ML = 2200.0
 LARGEST_COVER = 0.9
-RING_DEPTH = 24.0  # mm below the surface of a head within which its skull lies
-LEAST_RING = 0.15  # of the range of intensities (2nd to 90th percentile); brains alone stay below 0.1
-RING_SLICES = 24
+RIM_DEPTH = 24.0  # mm below the surface of a head within which its skull lies
+LEAST_RIM = 0.15  # of the range of intensities (2nd to 90th percentile); brains alone stay below 0.1
+RIM_SLICES = 24
 
 
 class NoBackground(ValueError):
@@ -141,21 +141,16 @@ def lesion_of(label: Tensor, name: str, values: Sequence[int] | None = None) -> 
     return torch.from_numpy(lesion).to(voxels.device)
 
 
-def depth_profile(image: np.ndarray, brain_mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
-    """Median intensity of what is taken for brain at each depth below its outline, in the larger axial slices.
+def _rim_of(image: np.ndarray, brain_mask: np.ndarray, spacing: tuple[float, float]) -> float:
+    """How far the darkest depth below the outline of a brain lies below what is brightest outside and inside it.
 
-    Args:
-        image: One modality (H, W, D).
-        brain_mask: Bool (H, W, D).
-        spacing: Millimeters between rows and between columns.
-
-    Returns:
-        Medians at depths of 0 to `RING_DEPTH` in steps of a millimeter, or of a pixel where that is more, and last
-        that of all below; scaled so that the 2nd percentile is 0 and the 90th 1. Empty steps are left out.
+    Scalp, skull and brain make bright, dark, bright; in a brain alone little lies outside the darkest depth. A depth
+    is a millimeter, or a pixel where that is more, and has the median of its voxels in the larger axial slices. The
+    result is in parts of the range of intensities (2nd to 90th percentile).
     """
     area = brain_mask.sum(axis=(0, 1))
     large = np.flatnonzero(area >= 0.5 * area.max())
-    chosen = np.unique(large[np.linspace(0, len(large) - 1, min(RING_SLICES, len(large))).round().astype(int)])
+    chosen = np.unique(large[np.linspace(0, len(large) - 1, min(RIM_SLICES, len(large))).round().astype(int)])
     depths, values = [], []
     for k in chosen:
         plane = np.ascontiguousarray(brain_mask[..., k])  # its pixels lie far apart
@@ -165,21 +160,12 @@ def depth_profile(image: np.ndarray, brain_mask: np.ndarray, spacing: tuple[floa
         depths.append(depth[inside])
         values.append(image[..., k][box][inside])
     depth, value = np.concatenate(depths), np.concatenate(values).astype(np.float64)
-    low, high = np.percentile(value, [2, 90])
     step = max(1.0, *spacing)
-    last = int(RING_DEPTH / step)
-    level = np.minimum(((depth - 1e-6) // step).astype(int), last)
-    medians = [np.median(value[level == i]) for i in range(last + 1) if (level == i).any()]
-    return (np.array(medians) - low) / max(high - low, np.finfo(float).tiny)
-
-
-def ring_of(profile: np.ndarray) -> float:
-    """How far the darkest depth of a profile lies below what is brightest outside it and, too, inside it.
-
-    Scalp, skull and brain make bright, dark, bright; in a brain alone little lies outside the darkest depth.
-    """
-    outside, inside = np.maximum.accumulate(profile), np.maximum.accumulate(profile[::-1])[::-1]
-    return float((np.minimum(outside, inside) - profile).max())
+    level = np.minimum((depth - 1e-6) // step, RIM_DEPTH // step)
+    medians = np.array([np.median(value[level == each]) for each in np.unique(level)])
+    brightest = np.minimum(np.maximum.accumulate(medians), np.maximum.accumulate(medians[::-1])[::-1])
+    low, high = np.percentile(value, [2, 90])
+    return float((brightest - medians).max() / max(high - low, np.finfo(float).tiny))
 
 
 def sign_of_skull(image: Tensor, brain_mask: MetaTensor) -> str | None:
@@ -200,7 +186,6 @@ def sign_of_skull(image: Tensor, brain_mask: MetaTensor) -> str | None:
         return f"{volume_ml:.0f} ml, {covered:.0%} of the volume, count as brain"
     rows, columns, _ = nib.affines.voxel_sizes(affine)
     for modality in image:
-        profile = depth_profile(modality.cpu().numpy(), inside, (float(rows), float(columns)))
-        if ring_of(profile) > LEAST_RING:
+        if _rim_of(modality.cpu().numpy(), inside, (float(rows), float(columns))) > LEAST_RIM:
             return "a bright rim, parted by a dark one from what is inside, counts as brain"
     return None

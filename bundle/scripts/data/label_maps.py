@@ -21,7 +21,7 @@ from monai.transforms import LoadImaged, MapTransform, Orientationd, Randomizabl
 from monai.transforms.utils import create_rotate
 from scipy import ndimage
 
-from .morphology import box_of
+from .morphology import box_of, fill_holes
 from .transforms import ScanReader
 
 
@@ -126,7 +126,6 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
     Args:
         keys: Key of the label map (1, X, Y, Z): FreeSurfer's labels, 500 and above outside the brain, RAS, 1 mm.
         contrast: "flair", "t1", "t2", or "any" for means without any order.
-        skull: Keep what lies outside the brain mask, and crop to the head; False sets it to 0.
         limits: How far volumes may differ.
         allow_missing_keys: Leave data without a label map as they are.
 
@@ -140,7 +139,6 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         self,
         keys: KeysCollection = "label_map",
         contrast: str = "flair",
-        skull: bool = False,
         limits: Limits = Limits(),  # noqa: B008
         allow_missing_keys: bool = False,
     ):
@@ -148,7 +146,7 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, prob=1.0)
         if contrast not in CONTRASTS:
             raise ValueError(f"`contrast` must be one of {', '.join(CONTRASTS)}, got {contrast!r}.")
-        self.contrast, self.skull, self.limits = contrast, skull, limits
+        self.contrast, self.limits = contrast, limits
 
     def randomize(self, data: object = None) -> None:
         """Draw what `made_volume` applies."""
@@ -193,7 +191,7 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         if "seed" in result:
             self.set_random_state(int(result["seed"]))
         self.randomize()
-        image, brain_mask, labels, start = made_volume(labels, self.draw, self.skull)
+        image, brain_mask, labels, start = made_volume(labels, self.draw)
         affine = np.asarray(result[key].affine) @ nib.affines.from_matvec(np.eye(3), start)
         for name, volume in (("image", image), ("brain_mask", brain_mask), (key, labels)):
             result[name] = MetaTensor(torch.from_numpy(np.ascontiguousarray(volume))[None], affine=affine)
@@ -243,15 +241,12 @@ def checked_labels(label_map: MetaTensor, case: str) -> np.ndarray:
     return labels
 
 
-def made_volume(
-    labels: np.ndarray, draw: Draw, skull: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Make the volume of one draw.
+def made_volume(labels: np.ndarray, draw: Draw) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Make the volume of one draw, 0 outside the brain mask.
 
     Args:
         labels: Label map (X, Y, Z), RAS, 1 mm.
         draw: What `RandLabelToImaged` drew.
-        skull: Keep what lies outside the brain mask.
 
     Returns:
         Image (float32), brain mask (bool), labels (int16), all of the cropped grid, and the crop's first voxel.
@@ -259,11 +254,10 @@ def made_volume(
     shape_random, paint_random, rim_random, scan_random, mask_random = (
         np.random.default_rng([draw.seed, stream]) for stream in range(5)
     )  # so that an effect that is left out changes no other
-    inside = labels > 0 if skull else (labels > 0) & (labels < OUTSIDE)
-    first = box_of(inside, 12)
+    first = box_of((labels > 0) & (labels < OUTSIDE), 12)
     moved = _moved(labels[first], draw, shape_random)
     exact = brain_mask_of_labels(moved, draw.closing)
-    second = box_of(moved > 0 if skull else exact, 4)
+    second = box_of(exact, 4)
     moved, exact = moved[second], exact[second]
     image = _painted(moved, draw, paint_random)
     if draw.rim > 0 or draw.cap > 0:
@@ -271,8 +265,7 @@ def made_volume(
         image *= 1 + white * _periventricular(moved, draw, rim_random)
     image = _scanned(image, draw, scan_random)
     brain_mask = with_defects(exact, draw.defects, mask_random)
-    if not skull:
-        image = np.where(brain_mask, np.maximum(image, 1e-4), 0)
+    image = np.where(brain_mask, np.maximum(image, 1e-4), 0)
     start = np.array([one.start + other.start for one, other in zip(first, second, strict=True)])
     return image.astype(np.float32), brain_mask, moved, start
 
@@ -306,9 +299,7 @@ def brain_mask_of_labels(labels: np.ndarray, closing: float) -> np.ndarray:
         return tissue
     pad = math.ceil(closing / 4) + 1
     half = np.pad(_halved(tissue) > 0.5, pad)
-    wide = ndimage.distance_transform_edt(~half) * 2 <= closing / 2
-    closed = ndimage.distance_transform_edt(wide) * 2 > closing / 2
-    closed = ndimage.binary_fill_holes(closed)[pad:-pad, pad:-pad, pad:-pad]
+    closed = fill_holes(_closed(half, closing / 4))[pad:-pad, pad:-pad, pad:-pad]
     return tissue | ((_grown(closed.astype(np.float32), labels.shape) > 0.5) & np.isin(labels, ENCLOSED))
 
 
@@ -398,7 +389,7 @@ def _periventricular(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -
     return _grown(brighter.astype(np.float32), labels.shape)
 
 
-def _closed(mask: np.ndarray, steps: int) -> np.ndarray:
+def _closed(mask: np.ndarray, steps: float) -> np.ndarray:
     """A mask with its gaps of up to twice as many voxels."""
     wide = ndimage.distance_transform_edt(~mask) <= steps
     return ndimage.distance_transform_edt(wide) > steps
