@@ -128,7 +128,7 @@ def _check_size(path: str | os.PathLike, shape: tuple[int, ...] | list[int]) -> 
         raise ValueError(f"{path} has {math.prod(shape)} voxels, expected at most {MOST_VOXELS}: resample it.")
 
 
-def with_content(image: SpatialImage) -> SpatialImage:
+def with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
     """Read all that a file holds, so that gzip compares its checksum, at the end, which nibabel never reaches.
 
     The affine too is that of the file: where qform, sform and voxel size disagree, MONAI has changed it.
