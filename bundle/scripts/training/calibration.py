@@ -138,7 +138,7 @@ def check_training(model_file: str, checkpoint: TrainingCheckpoint, dataset: Sli
             f"{checkpoint.path} holds a training already: leave out `resume` to go on with it, or set another "
             "`output_dir`."
         )
-    checkpoint.check_place()
+    check_output(checkpoint.path, replaces=file_digest(checkpoint.path) if checkpoint.path.is_file() else None)
     if Path(model_file).absolute() == checkpoint.path.absolute():
         raise ValueError(f"`model_file` is {model_file}, where the training writes its checkpoint: set another one.")
     check_not_shipped(model_file)

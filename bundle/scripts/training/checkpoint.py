@@ -12,9 +12,8 @@ from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from torch import Tensor
 
-from ..common.outputs import check_output, file_digest, is_unchanged, locked, read_tensors, save_tensors
+from ..common.outputs import file_digest, is_unchanged, locked, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +71,15 @@ class TrainingCheckpoint:
     def _load(self, engine: Engine) -> None:
         try:
             checkpoint: Any = read_tensors(self.path)
-            self._check_settings(checkpoint["settings"])
+            before = checkpoint["settings"]
+            for name in {**self.settings, **before}:
+                if self.settings.get(name) != before.get(name):
+                    raise ValueError(f"`{name}` was {before.get(name)!r} and is {self.settings.get(name)!r}")
             max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
             for name, target in self.save_dict.items():
                 target.load_state_dict(checkpoint[name])
             engine.load_state_dict(checkpoint["trainer"])
             engine.state.max_epochs, engine.state.epoch_length = max_epochs, epoch_length
-            self._check_numbers(checkpoint)
         except Exception as error:  # whatever a file of another's makes the parts of a training raise
             raise ValueError(
                 f"The checkpoint {self.path} belongs to another training ({str(error).partition(chr(10))[0][:200]}): "
@@ -86,23 +87,6 @@ class TrainingCheckpoint:
             ) from None
         self.replaces = None if is_unchanged(self.path) else file_digest(self.path)
         print(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
-
-    def _check_settings(self, before: Mapping[str, Any]) -> None:
-        """Refuse to go on with settings that the training so far did not have."""
-        for name in {**self.settings, **before}:
-            if self.settings.get(name) != before.get(name):
-                raise ValueError(f"`{name}` was {before.get(name)!r} and is {self.settings.get(name)!r}")
-
-    def _check_numbers(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse what loads but could not be trained on: an optimizer of other shapes, numbers that are none."""
-        optimizer = checkpoint["optimizer"]
-        parameters = [parameter for group in self.save_dict["optimizer"].param_groups for parameter in group["params"]]
-        for index, state in optimizer["state"].items():
-            moments = [value for value in state.values() if isinstance(value, Tensor) and value.ndim]
-            if any(value.shape != parameters[index].shape for value in moments):
-                raise ValueError("the optimizer fits other weights")
-        if not all(value.isfinite().all() for value in checkpoint["network"].values()):
-            raise ValueError("it holds numbers that are not finite")
 
     def _release(self, engine: Engine, error: BaseException | None = None) -> None:
         """Leave the signals to whom they belonged: a server that trains, for one, must still end when told to."""
@@ -141,14 +125,6 @@ class TrainingCheckpoint:
             save_tensors(self.path, content, replaces=self.replaces)
             self.replaces = self.replaces and file_digest(self.path)
             logger.info(f"Saved {self.path} at iteration {engine.state.iteration}.")
-
-    def check_place(self) -> None:
-        """Refuse what is in the place of the checkpoint, unless it is one with which the training goes on.
-
-        Raises:
-            ValueError: See `check_output`.
-        """
-        check_output(self.path, replaces=file_digest(self.path) if self.resume and self.path.is_file() else None)
 
     def has_made(self, model_file: str) -> bool:
         """Whether there was nothing left to train, and a model file is there that is no older than the checkpoint."""
