@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..common.outputs import check_output, write_text
 from ..data.lists import inside
-from .summaries import SUMMARY_COLUMNS, healthy_words, interval, main_numbers, number_of, score_name, shown
+from .summaries import healthy_words, interval, number_of, score_name, shown, summary_table
 
 METHOD = "anomaly_map"  # the method's name in curves.csv
 
@@ -99,14 +99,13 @@ def picture(path: Path, alt: str) -> str:
 def summary_html(summary: Mapping[str, Any], scores: Sequence[str]) -> str:
     """The main numbers, a row for the method and each baseline."""
     prefixes = ["" if score == METHOD else f"{score}_" for score in scores]
-    header = "".join(f"<th>{escape(title)}</th>" for title in ("score", *SUMMARY_COLUMNS, "Dice, 95 %", "F1, 95 %"))
-    rows = []
-    for prefix, (name, numbers) in zip(prefixes, main_numbers(summary, prefixes), strict=True):
+    header, *rows = summary_table(summary, prefixes)
+    cells = "".join(f"<th>{escape(title)}</th>" for title in (*header, "Dice, 95 %", "F1, 95 %"))
+    lines = [f"<thead><tr>{cells}</tr></thead><tbody>"]
+    for prefix, row in zip(prefixes, rows, strict=True):
         intervals = (interval(summary, prefix + key) for key in ("dice", "lesion_f1"))
-        cells = "".join(f"<td>{escape(text)}</td>" for text in (name, *numbers, *intervals))
-        rows.append(f"<tr>{cells}</tr>")
-    head = f"<thead><tr>{header}</tr></thead>"
-    return f"<div class=scroll><table id=summary>{head}<tbody>{''.join(rows)}</tbody></table></div>"
+        lines.append("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in (*row, *intervals)) + "</tr>")
+    return f"<div class=scroll><table id=summary>{''.join(lines)}</tbody></table></div>"
 
 
 @contextmanager
@@ -123,24 +122,18 @@ def _chart(x_label: str, y_label: str, alt: str, images: list[str]) -> Iterator[
     images.append(_image(buffer.getvalue(), "svg+xml", alt))
 
 
-def shown_range(curve: Mapping[str, np.ndarray]) -> tuple[float, float]:
-    """The positive thresholds between which the marked area goes from nearly everything to nothing."""
-    thresholds, above = curve["threshold"], curve["pixels_above"]
-    shown = thresholds[(thresholds > 0) & (above < 0.99 * above.max()) & (above > 0)]
-    return (float(shown[0]), float(shown[-1])) if len(shown) > 1 else (1e-3, 10.0)
-
-
 def charts(curves: Mapping[str, Mapping[str, np.ndarray]], summary: Mapping[str, Any]) -> list[str]:
     """Scores over the threshold, and Dice over the part of the healthy brain that is marked, where these are known."""
     images: list[str] = []
     curve, method = curves[METHOD], str(summary["method"])
     if np.isnan(curve["dice"]).all():
         return images
-    low, high = shown_range(curve)
-    shown_part = (curve["threshold"] >= low) & (curve["threshold"] <= high)
+    thresholds, above = curve["threshold"], curve["pixels_above"]
+    drawn = (thresholds > 0) & (above > 0) & (above < 0.99 * above.max())  # from nearly everything to nothing
+    drawn = drawn if drawn.any() else thresholds > 0
     with _chart("threshold of the anomaly map", "mean over cases", "scores over thresholds", images) as axes:
         for name, style in (("dice", "-"), ("sensitivity", "--"), ("precision", ":")):
-            axes.plot(curve["threshold"][shown_part], curve[name][shown_part], style, label=name)
+            axes.plot(thresholds[drawn], curve[name][drawn], style, label=name)
         for caption, threshold, dice in (
             ("label-free", "threshold", "dice"),
             ("best single threshold", "best_threshold", "dice_best_threshold"),

@@ -49,10 +49,10 @@ class Sample:
     label: Tensor
     pred_mask: Tensor
     anomaly_map: Tensor
-    reconstruction: Tensor | None
     iterations: Tensor
     threshold: float
     grid: tuple[int, int]
+    reconstruction: Tensor | None = None
     first_slice: int = 0
     voxel_ml: float = math.nan
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -69,29 +69,23 @@ class Sample:
         Raises:
             ValueError: When ``pred`` has other channels.
         """
-        image, name = item["image"], str(item["case"])
-        if "slice" in item:
-            name += f"_{int(item['slice']):03d}"
-        inputs, pred = _plain(image), _plain(item["pred"])
+        name = str(item["case"]) + (f"_{int(item['slice']):03d}" if "slice" in item else "")
+        inputs = _plain(item["image"])
         label = lesion_of(_plain(item["label"]), name) if "label" in item else torch.zeros_like(inputs[:1]).bool()
-        channels = split_channels(pred, outputs, len(inputs) - 1)
-        brain_mask, pred_mask = inputs[-1:] > 0.5, channels["mask"] > 0.5
-        box = _box(brain_mask | pred_mask | label)
-        reconstruction = channels.get("reconstruction")
-        return cls(
-            name=name,
-            image=_slices(inputs[:-1], box),
-            brain_mask=_slices(brain_mask, box),
-            label=_slices(label, box),
-            pred_mask=_slices(pred_mask, box),
-            anomaly_map=_slices(channels["anomaly_map"], box),
-            reconstruction=None if reconstruction is None else _slices(reconstruction, box),
-            iterations=_slices(channels["iterations"], box).flatten(1).amax(dim=1),
-            threshold=float(channels["threshold"].max()),
-            grid=(inputs.shape[1], inputs.shape[2]),
-            first_slice=box[2].start,
-            **_voxel(image),
-        )
+        parts = split_channels(_plain(item["pred"]), outputs, len(inputs) - 1)
+        threshold = float(parts.pop("threshold").max())
+        pred_mask, brain_mask = parts.pop("mask") > 0.5, inputs[-1:] > 0.5
+        parts |= {"image": inputs[:-1], "brain_mask": brain_mask, "label": label, "pred_mask": pred_mask}
+        shown = (brain_mask | pred_mask | label)[0].numpy()
+        shown = shown if shown.any() else ~shown
+        rows, columns, _ = box_of(shown, SSIM_WINDOW // 2 + 1)  # with room for the window of the SSIM
+        slices = box_of(shown)[2]
+        found: dict[str, Any] = {
+            key: part[:, rows, columns, slices].movedim(-1, 0).contiguous() for key, part in parts.items()
+        }
+        found["iterations"] = found["iterations"].flatten(1).amax(dim=1)
+        found |= {"grid": tuple(inputs.shape[1:3]), "first_slice": slices.start, **_voxel(item["image"])}
+        return cls(name=name, threshold=threshold, **found)
 
 
 def split_channels(pred: Tensor, outputs: Sequence[str], modalities: int) -> dict[str, Tensor]:
@@ -109,19 +103,6 @@ def _plain(array: Tensor) -> Tensor:
     """A volume (C, H, W, D); a slice (C, H, W) becomes one of a single slice."""
     plain = torch.as_tensor(array).detach().float().cpu().as_subclass(Tensor)
     return plain[..., None] if plain.ndim == 3 else plain
-
-
-def _box(shown: Tensor) -> tuple[slice, ...]:
-    """Rows, columns and slices that hold all that is shown (1, H, W, D), with room for the window of the SSIM."""
-    mask = shown[0].numpy()
-    if not mask.any():
-        return tuple(slice(0, size) for size in mask.shape)
-    return (*box_of(mask, SSIM_WINDOW // 2 + 1)[:2], box_of(mask)[2])
-
-
-def _slices(volume: Tensor, box: Sequence[slice]) -> Tensor:
-    """What lies in a box of a volume (C, H, W, D), as slices (D, C, H, W)."""
-    return volume[(slice(None), *box)].movedim(-1, 0).contiguous()
 
 
 def warn_of_label(sample: Sample) -> None:

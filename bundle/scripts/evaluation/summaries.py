@@ -97,13 +97,11 @@ def summarize_score(
     hits, above = counts.sum(axis=0)
     summary = {name: mean(values) for name, values in columns.items()}
     summary["average_precision"] = average_precision(hits, above, int(labeled.sum()))
-    if (labeled > 0).any():
-        curve = {name: scores[labeled > 0].mean(axis=0) for name, scores in curves.items()}
-    else:
-        curve = {name: np.full(len(thresholds), np.nan) for name in curves}
+    lesioned = labeled > 0
+    curve = {name: scores[lesioned].sum(axis=0) / (lesioned.sum() or math.nan) for name, scores in curves.items()}
     best = int(np.argmax(curve["dice"]))
     summary |= {f"{name}_best_threshold": float(scores[best]) for name, scores in curve.items()}
-    summary["best_threshold"] = float(thresholds[best]) if (labeled > 0).any() else math.nan
+    summary["best_threshold"] = float(thresholds[best]) if lesioned.any() else math.nan
     return columns, summary, curve | {"lesion_pixels_above": hits, "pixels_above": above}
 
 
@@ -252,11 +250,12 @@ def score_name(prefix: str, method: str) -> str:
     return prefix.removesuffix("_").replace("_", " ") or method
 
 
-def main_numbers(summary: Mapping[str, Any], prefixes: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """The name of each score with its `SUMMARY_COLUMNS`, for people."""
+def summary_table(summary: Mapping[str, Any], prefixes: Sequence[str]) -> Iterator[list[str]]:
+    """The `SUMMARY_COLUMNS` for people: their titles, then a row for each score, its name first."""
+    yield ["score", *SUMMARY_COLUMNS]
     for prefix in prefixes:
-        numbers = [shown(summary.get(prefix + key)) for key in SUMMARY_COLUMNS.values()]
-        yield score_name(prefix, str(summary["method"])), numbers
+        numbers = (shown(summary.get(prefix + key)) for key in SUMMARY_COLUMNS.values())
+        yield [score_name(prefix, str(summary["method"])), *numbers]
 
 
 def healthy_words(summary: Mapping[str, Any]) -> str:
@@ -274,7 +273,7 @@ def healthy_words(summary: Mapping[str, Any]) -> str:
 
 def _lesion_words(summary: Mapping[str, Any], prefixes: Sequence[str]) -> Iterator[str]:
     """What says something where there are lesions alone: the main numbers, a line for each score, and intervals."""
-    for name, numbers in [("", [*SUMMARY_COLUMNS]), *main_numbers(summary, prefixes)]:
+    for name, *numbers in summary_table(summary, prefixes):
         yield f"{name:26}" + "".join(f"{number:>12}" for number in numbers)
     yield '"best thr.": Dice of the one threshold that is best for the test labels, which is no result'
     mixed = math.isnan(summary["threshold"])
