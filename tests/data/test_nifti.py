@@ -9,9 +9,9 @@ import pytest
 from conftest import FORMATS, needs_itk, write_nifti, write_volume
 from scripts.data.nifti import (
     ITK_SUFFIXES,
+    axial_slices,
     check_forms,
     load_volume,
-    number_of_slices,
     read_header,
     voxel_ml,
 )
@@ -150,7 +150,7 @@ def test_affine_that_fixes_no_space(tmp_path):
 def test_axial_slices_are_counted_along_the_axis_from_foot_to_head(order, slices, sign):
     affine = np.eye(4)
     affine[:3, :3] = sign * np.eye(3)[list(order)]  # row 2 of an affine is the position from foot to head
-    assert number_of_slices((3, 4, 5), affine, "axial") == slices
+    assert axial_slices((3, 4, 5), affine) == slices
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,11 @@ def _hint(rule: Rule, value: object) -> str:
     return "."
 
 
+def shown(value: object) -> str:
+    """A value for a message, which is cut where it is long."""
+    return text if len(text := repr(value)) <= 200 else f"{text[:200]}..."
+
+
 def check_settings(**settings: Any) -> None:
     """Refuse values that an option at the top of a config cannot have.
 
@@ -251,5 +256,4 @@ def check_settings(**settings: Any) -> None:
     for name, value in settings.items():
         rule = RULES[name]
         if not rule.fits(value):
-            shown = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
-            raise ValueError(f"`{name}` must be {rule.words}, got {shown}{_hint(rule, value)}")
+            raise ValueError(f"`{name}` must be {rule.words}, got {shown(value)}{_hint(rule, value)}")

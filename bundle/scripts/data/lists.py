@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.checks import LONGEST_NAME, is_name, is_path
+from ..common.checks import is_path, shown
 
 UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)  # how text files of PowerShell begin
-
-
-def existing_folder(dataset_dir: str | os.PathLike) -> Path:
-    if not isinstance(dataset_dir, (str, os.PathLike)):
-        raise ValueError(f"`dataset_dir` must be one folder here, got {shown(dataset_dir)}.")
-    folder = Path(dataset_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No folder {folder}: set `dataset_dir` to the folder that holds the data.")
-    return folder
-
-
-def check_case_name(name: object, source: object) -> None:
-    """Refuse a case's name that cannot be that of a folder.
-
-    Raises:
-        ValueError: When it is no text, or has a slash, a leading dot or a control character, or is too long.
-    """
-    if not is_name(name):
-        raise ValueError(
-            f"{source} has the case name {shown(name)}: use one line of text without slashes and without a leading "
-            f"dot, of at most {LONGEST_NAME} bytes."
-        )
-
-
-def shown(value: object) -> str:
-    return text if len(text := repr(value)) <= 200 else f"{text[:200]}..."
 
 
 def inside(root: Path, name: object, source: object, allow_outside: bool = False) -> Path:
@@ -55,25 +28,6 @@ def inside(root: Path, name: object, source: object, allow_outside: bool = False
     return root / name
 
 
-def read_json(path: Path, kind: str) -> object:
-    """The content of a JSON file that others may have written.
-
-    Args:
-        path: The file.
-        kind: What it should be and where it comes from, for the message.
-
-    Raises:
-        FileNotFoundError: When there is no such file.
-        ValueError: When it cannot be read.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}: give {kind}.")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): give {kind}.") from None
-
-
 def read_split(split: str | Sequence[str], what: str = "The split") -> list[str]:
     """Case names of a split: a list, or a text file with one name a line (blank lines and # comments are skipped).
 
@@ -83,7 +37,7 @@ def read_split(split: str | Sequence[str], what: str = "The split") -> list[str]
 
     Raises:
         FileNotFoundError: When the file does not exist.
-        ValueError: When it is of another kind, or names no case, or one twice.
+        ValueError: When it names no case, or one twice, or what can be none.
     """
     if isinstance(split, str):
         path = Path(split)
@@ -96,10 +50,8 @@ def read_split(split: str | Sequence[str], what: str = "The split") -> list[str]
         except UnicodeDecodeError:
             raise ValueError(f"The split file {path} is no text file: give one case name a line.") from None
         names = [name for line in lines if (name := line.partition("#")[0].strip())]
-    elif isinstance(split, Sequence):
-        names = [str(name) if type(name) is int else name for name in split]
     else:
-        raise ValueError(f"A split must be a file, a list of case names, or null, got {split!r}.")
+        names = [str(name) if type(name) is int else name for name in split]
     wrong = next((name for name in names if not is_path(name)), None)
     if wrong is not None:
         raise ValueError(f"{what} names {shown(wrong)}, which is no case name: give names of folders.")

@@ -17,8 +17,6 @@ from monai.utils import optional_import
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import SpatialImage
 
-from ..method.volume import PLANES
-
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".mha")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", *ITK_SUFFIXES)
@@ -229,9 +227,9 @@ def check_forms(path: str) -> list[str]:
     ]
 
 
-def number_of_slices(shape: tuple[int, int, int], affine: np.ndarray, plane: str) -> int:
-    orientation = nib.orientations.io_orientation(affine)
-    return shape[int(np.flatnonzero(orientation[:, 0] == PLANES[plane][0])[0])]
+def axial_slices(shape: tuple[int, int, int], affine: np.ndarray) -> int:
+    """The number of voxels along the axis from foot to head."""
+    return shape[int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 2)[0])]
 
 
 def voxel_ml(affine: np.ndarray) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..common.case_runner import shown_list
-from ..common.checks import check_settings
+from ..common.checks import LONGEST_NAME, is_name, shown
 from .layouts import MODALITIES, Place, case_of, ending_of, endings_of, names_of, place_of_file, places_of, subject_of
-from .lists import check_case_name, existing_folder, inside, read_json, read_split, shown
-from .nifti import check_forms, file_stem, is_dicom, is_volume_name, number_of_slices, read_header
+from .lists import inside, read_split
+from .nifti import axial_slices, check_forms, file_stem, is_dicom, is_volume_name, read_header
 
 Scan = dict[str, Any]  # case, image, and label, brain_mask, warnings or error where there are any
 RESULTS = ("anomaly_mask", "anomaly_map")  # what inference adds to a case's name
@@ -36,7 +37,6 @@ def find_scans(
     allow_outside: bool = False,
     unlabeled_are_healthy: bool | None = None,
     slice_range: Sequence[int] | None = None,
-    planes: Sequence[str] = ("axial",),
 ) -> list[Scan]:
     """List the scans of a folder, in any of the conventions of `layouts`, or of a list, and check their headers.
 
@@ -58,22 +58,20 @@ def find_scans(
         allow_outside: Let the datalist or the split name files outside the folder.
         unlabeled_are_healthy: True: scans without a label are such without lesion, which is told; False: they are
             left out, or, where the split names them, cannot be used; None: whether they have one does not matter.
-        slice_range: First slice, and the one after the last, that will be used; None: all.
-        planes: Of the slices, such as "axial".
+        slice_range: First axial slice, and the one after the last, that will be used; None: all.
 
     Returns:
         For each scan ``case``, ``image`` (a list of files), ``label`` and ``brain_mask`` where there are any,
         ``warnings`` where there are some, and ``error``, a sentence, where it cannot be used.
 
     Raises:
-        FileNotFoundError: When a folder or list is missing, or every scan lacks a file.
-        ValueError: When there is no scan, or none that can be used, or a list names what may not be used.
+        FileNotFoundError: When a folder or list is missing, or there is no scan.
+        ValueError: When no scan can be used, or a list names what may not be used.
     """
     if not modalities or isinstance(modalities, str):
         raise ValueError(f"`modalities` must be a list of names such as ['flair'], got {modalities!r}.")
     if brain_mask == "auto":
         raise ValueError("`brain_mask` names files, got auto: to strip skulls, set `brain_extraction` to auto.")
-    check_settings(slice_range=slice_range)
     left_out: dict[str, str] = {}
     source: object = split if isinstance(split, str) else dataset_dir
     if image is not None:
@@ -84,7 +82,9 @@ def find_scans(
     elif str(dataset_dir).endswith(".json"):
         scans = _datalist(Path(dataset_dir), modalities, split, allow_outside)
     else:
-        root = existing_folder(dataset_dir)
+        root = Path(dataset_dir)
+        if not root.is_dir():
+            raise FileNotFoundError(f"No folder {root}: set `dataset_dir` to the folder that holds the data.")
         places, left_out = _places(root, modalities, label)
         if split is not None:
             places, left_out = _named(places, read_split(split), root, modalities[0], source, allow_outside), {}
@@ -94,10 +94,12 @@ def find_scans(
     _check_names([scan["case"] for scan in scans], source)
     scans = without(scans, exclude, source, left_out)
     if image is None:
-        _tell(f"{source}: {len(scans)} scan{'s' * (len(scans) != 1)} found", left_out)
+        lines = [reason if reason.startswith(name) else f"{name}: {reason}" for name, reason in left_out.items()]
+        more = f", {len(lines)} left out:" if lines else ""
+        _tell(f"{source}: {len(scans)} scan{'s' * (len(scans) != 1)} found{more}", lines)
     if label and unlabeled_are_healthy is not None:
         scans = _with_labels(scans, label, unlabeled_are_healthy, split is not None)
-    return _checked(scans, slice_range, planes)
+    return _checked(scans, slice_range)
 
 
 def without(
@@ -261,17 +263,14 @@ def _scan_at(place: Place, modalities: Sequence[str], masks: Mapping[str, str | 
 
 def _raise_nothing_found(root: Path, modalities: Sequence[str], left_out: Mapping[str, str]) -> None:
     """Say what is in a folder in place of scans, as well as that can be told."""
-    files = [path for path in islice(root.rglob("*"), MOST_ENTRIES) if path.is_file() or path.is_symlink()]
-    reason = next((reason for name, reason in left_out.items() if reason.startswith(f"{name} has no ")), None)
-    if any(is_dicom(path) for path in files[:20]):
+    files = (path for path in islice(root.rglob("*"), MOST_ENTRIES) if path.is_file())
+    if any(map(is_dicom, islice(files, 20))):
         raise ValueError(f"{root} holds DICOM files: convert each series to NIfTI first, such as by dcm2niix.")
-    beside = {path.parent for path in files if is_volume_name(path.name)}
-    if reason is not None and any(reason.endswith(f" in {folder}") for folder in beside):
-        raise FileNotFoundError(f"{reason}; add it, or change `modalities`.")
-    raise ValueError(
-        f"No scan in {root}: expected folders NAME with files NAME_{modalities[0]}.nii.gz, or BIDS; check "
-        "`dataset_dir` and `modalities`, or list the files of other folders, such as those of MSLesSeg and of the WMH "
-        "challenge, in a datalist (docs/segment.md)."
+    expected = f"expected folders NAME with files NAME_{modalities[0]}.nii.gz, or BIDS"
+    reason = next((reason for name, reason in left_out.items() if reason.startswith(f"{name} has no ")), expected)
+    raise FileNotFoundError(
+        f"No scan in {root}: {reason}; check `dataset_dir` and `modalities`, or list the files of other folders, such "
+        "as those of MSLesSeg and of the WMH challenge, in a datalist (docs/segment.md)."
     )
 
 
@@ -304,12 +303,22 @@ def _listed(
 def _datalist(
     path: Path, modalities: Sequence[str], split: str | Sequence[str] | None, allow_outside: bool
 ) -> list[Scan]:
-    if not path.is_file():
-        raise FileNotFoundError(f"No datalist {path}: set `dataset_dir` to a folder or an existing datalist.")
-    content = read_json(path, "a Decathlon-style datalist")
+    """The scans of a Decathlon-style datalist, of one of its lists or of all."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError:
+        raise FileNotFoundError(f"No datalist {path}: set `dataset_dir` to a folder or an existing datalist.") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): give a Decathlon-style datalist.") from None
     content = content if isinstance(content, dict) else {}
+    told = content.get("channel_names", content.get("modality"))
+    names = [str(told[key]).lower() for key in sorted(told)] if isinstance(told, dict) else []
+    wanted = [name.lower() for name in modalities]
+    if names != wanted and sorted(names) == sorted(wanted):
+        raise ValueError(
+            f"{path} tells the modalities {', '.join(names)}, but `modalities` is {', '.join(wanted)}: set it to match."
+        )
     lists = {name: value for name, value in content.items() if isinstance(value, list) and not _is_of_words(value)}
-    _check_modalities(path, content, modalities)
     if split is not None and (not isinstance(split, str) or split not in lists):
         raise ValueError(
             f"{path} has no list {shown(split)}, only {', '.join(lists) or 'none'}: set the split to one of them."
@@ -320,30 +329,19 @@ def _datalist(
 
 def _is_of_words(value: list) -> bool:
     """Whether a list of a datalist holds words, such as authors, and not scans."""
-    return bool(value) and all(
-        isinstance(entry, str) and not is_volume_name(os.path.basename(entry)) for entry in value
-    )
-
-
-def _check_modalities(path: Path, content: Mapping[str, Any], modalities: Sequence[str]) -> None:
-    """Refuse a datalist that tells other modalities, or another order, than the config."""
-    told = content.get("channel_names", content.get("modality"))
-    if not isinstance(told, dict) or not told:
-        return
-    names = [str(told[key]).lower() for key in sorted(told, key=str)]
-    wanted = [str(name).lower() for name in modalities]
-    if len(names) != len(wanted) or (sorted(names) == sorted(wanted) and names != wanted):
-        raise ValueError(
-            f"{path} tells the modalities {', '.join(names)}, but `modalities` is {', '.join(wanted)}: set it to "
-            "match, with one file for each."
-        )
+    names = [os.path.basename(entry) for entry in value if isinstance(entry, str)]
+    return bool(value) and len(names) == len(value) and not any(map(is_volume_name, names))
 
 
 def _check_names(names: Sequence[str], source: object) -> None:
     """Refuse a name that cannot be that of a folder, and names of which two are one: outputs go by them."""
     seen: dict[str, str] = {}
     for name in names:
-        check_case_name(name, source)
+        if not is_name(name):
+            raise ValueError(
+                f"{source} has the case name {shown(name)}: use one line of text without slashes and without a leading "
+                f"dot, of at most {LONGEST_NAME} bytes."
+            )
         key = unicodedata.normalize("NFC", name).casefold()
         if key in seen:
             earlier = seen[key]
@@ -354,14 +352,10 @@ def _check_names(names: Sequence[str], source: object) -> None:
         seen[key] = name
 
 
-def _tell(line: str, reasons: Mapping[str, str] | Sequence[str]) -> None:
-    """Print a line and, below it, what was left out; of several processes the first does."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if isinstance(reasons, Mapping):
-        line += f", {len(reasons)} left out:" if reasons else ""
-        reasons = [reason if reason.startswith(name) else f"{name}: {reason}" for name, reason in reasons.items()]
-    print("\n".join([line, *shown_list(reasons)]))
+def _tell(line: str, others: Sequence[str]) -> None:
+    """Print a line with others below it; of several processes the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join([line, *shown_list(others)]))
 
 
 def _with_labels(scans: Sequence[Scan], label: str, healthy: bool, are_named: bool) -> list[Scan]:
@@ -384,7 +378,7 @@ def _with_labels(scans: Sequence[Scan], label: str, healthy: bool, are_named: bo
     return [scan for scan in scans if scan["case"] not in lacking]
 
 
-def _checked(scans: Sequence[Scan], slice_range: Sequence[int] | None, planes: Sequence[str]) -> list[Scan]:
+def _checked(scans: Sequence[Scan], slice_range: Sequence[int] | None) -> list[Scan]:
     """The scans, with what their headers tell as ``warnings``, or as ``error`` where one cannot be used.
 
     Raises:
@@ -394,7 +388,7 @@ def _checked(scans: Sequence[Scan], slice_range: Sequence[int] | None, planes: S
     checked = []
     for scan in scans:
         try:
-            warnings = [] if "error" in scan else [*_header_warnings(scan, slice_range, planes)]
+            warnings = [] if "error" in scan else _header_warnings(scan, slice_range)
             checked.append({**scan, "warnings": warnings} if warnings else scan)
         except (ValueError, FileNotFoundError) as error:
             if len(scans) == 1:
@@ -405,20 +399,20 @@ def _checked(scans: Sequence[Scan], slice_range: Sequence[int] | None, planes: S
     return checked
 
 
-def _header_warnings(scan: Scan, slice_range: Sequence[int] | None, planes: Sequence[str]) -> Iterator[str]:
-    files = [*scan["image"], *(scan[key] for key in ("label", "brain_mask") if key in scan)]
-    shape, affine = read_header(files[0])
+def _header_warnings(scan: Scan, slice_range: Sequence[int] | None) -> list[str]:
+    files: list[str] = [*scan["image"], *(scan[key] for key in ("label", "brain_mask") if key in scan)]
+    first = files[0]
+    shape, affine = read_header(first)
     for path in files[1:]:
         other_shape, other_affine = read_header(path)
         if other_shape != shape:
-            raise ValueError(f"{path} has shape {other_shape}, but {files[0]} has {shape}: resample one to the other.")
+            raise ValueError(f"{path} has shape {other_shape}, but {first} has {shape}: resample one to the other.")
         if not np.allclose(other_affine, affine, atol=1e-3):
-            raise ValueError(f"{path} has another affine than {files[0]}: resample one to the other.")
-    for plane in planes:
-        slices = number_of_slices(shape, affine, plane)
-        if slice_range is not None and slice_range[1] > slices:
-            raise ValueError(
-                f"{files[0]} has {slices} {plane} slices, so `slice_range` {list(slice_range)} leaves it: choose a "
-                f"range within [0, {slices}], or null for all slices."
-            )
-    yield from (f"{scan['case']}: {sentence}" for sentence in check_forms(files[0]))
+            raise ValueError(f"{path} has another affine than {first}: resample one to the other.")
+    slices = axial_slices(shape, affine)
+    if slice_range is not None and slice_range[1] > slices:
+        raise ValueError(
+            f"{first} has {slices} axial slices, so `slice_range` {list(slice_range)} leaves it: choose a range within "
+            f"[0, {slices}], or null for all slices."
+        )
+    return [f"{scan['case']}: {sentence}" for sentence in check_forms(first)]
