@@ -119,15 +119,3 @@ def test_slice_without_brain_gets_no_lesion():
     image, none = torch.zeros(3, 1, *SIZE), torch.zeros(3, 1, *SIZE, dtype=torch.bool)
     changed, label, _ = make_lesions(image, none, generator())
     assert not label.any() and torch.equal(changed, image)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"polarity": "dark"}, "`polarity` must be hyperintense or both, got 'dark'"),
-        ({"lesion_fraction": 88.0}, r"`lesion_fraction` must be in \[0, 1\], got 88.0"),
-    ],
-)
-def test_bad_options_are_named(healthy, brain_mask, options, message):
-    with pytest.raises(ValueError, match=message):
-        make_lesions(healthy, brain_mask, generator(), **options)

@@ -28,16 +28,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     Raises:
         ValueError: When ``precision`` is none of the three.
     """
-    check_precision(precision)
-    low = precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=low)
-
-
-def check_precision(precision: str) -> None:
-    """Refuse what is no precision.
-
-    Raises:
-        ValueError: When ``precision`` is none of `PRECISIONS`.
-    """
     if precision not in PRECISIONS:
         raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    low = precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=low)

@@ -211,7 +211,7 @@ def note_slices(model: IterMask, dataset: SliceDataset) -> None:
 
 def recalibrate(
     model: Model, model_file: str, output_file: str, calibration: Callable[..., float], batches: Iterable[Any]
-) -> float:
+) -> None:
     """Measure the threshold of a model anew, for example on healthy scans of another scanner.
 
     Args:
@@ -220,9 +220,6 @@ def recalibrate(
         output_file: Where the model with the new threshold goes.
         calibration: `calibrate` with its options.
         batches: Healthy slices, or scans.
-
-    Returns:
-        The new threshold.
     """
     check_not_shipped(output_file)
     check_writable(Path(output_file).absolute().parent)
@@ -232,4 +229,3 @@ def recalibrate(
     threshold = float(model.threshold_values()[0])
     save_model(model, output_file)
     print(f"Threshold {before:.6g} of {model_file} -> {threshold:.6g}, written to {output_file}")
-    return threshold

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..method.itermask import hide
 from ..method.model import Model
-from ..method.precision import autocast, check_precision
+from ..method.precision import autocast
 
 
 class TrainedNetworks(nn.Module):
@@ -19,14 +19,10 @@ class TrainedNetworks(nn.Module):
     Args:
         model: Its networks are trained.
         precision: Of the forward and backward passes, see `precision.autocast`; weights and loss are float32.
-
-    Raises:
-        ValueError: When ``precision`` is none.
     """
 
     def __init__(self, model: Model, precision: str = "float32"):
         super().__init__()
-        check_precision(precision)
         self.precision = precision
         for name in model.networks:
             self.add_module(name, getattr(model, name))

@@ -174,21 +174,14 @@ def lesion_radii(
     return torch.cat([large, small], dim=1), has_large[:, 0]
 
 
-def _signs(number: int, polarity: str, generator: Generator) -> Tensor:
-    """1 for bright lesions; as often -1 where both are asked for, (N, 1, 1)."""
-    if polarity == "hyperintense":
-        return torch.ones(number, 1, 1, device=generator.device)
-    return 2.0 * chance(0.5, (number, 1, 1), generator) - 1
-
-
-def fill_shapes(image: Tensor, shapes: Shapes, level: Tensor, sign: Tensor, generator: Generator) -> Tensor:
+def fill_shapes(image: Tensor, shapes: Shapes, level: Tensor, sign: float | Tensor, generator: Generator) -> Tensor:
     """Give spots their brightness: added to the tissue or in its place, textured, some large ones with cores.
 
     Args:
         image: Slices (N, H, W) in robust deviations of the brain.
         shapes: The spots.
         level: Brightness of each pixel's nearest spot above its surroundings, (N, H, W), above 0.
-        sign: 1 for brighter, -1 for darker ones, (N, 1, 1).
+        sign: 1 for brighter, -1 for darker ones, (N, 1, 1), or one number for all.
         generator: Source of randomness.
 
     Returns:
@@ -247,14 +240,7 @@ def make_lesions(
     Returns:
         Slices with lesions, the same outside of them; the lesions, (N, 1, H, W), bool; and the radius in pixels of
         each pixel's nearest lesion, (N, 1, H, W).
-
-    Raises:
-        ValueError: When ``polarity`` is neither, or ``lesion_fraction`` is no part.
     """
-    if polarity not in ("hyperintense", "both"):
-        raise ValueError(f"`polarity` must be hyperintense or both, got {polarity!r}.")
-    if not 0 <= lesion_fraction <= 1:
-        raise ValueError(f"`lesion_fraction` must be in [0, 1], got {lesion_fraction}.")
     number, one, inside, first = len(image), (len(image), 1, 1), brain_mask[:, 0], image[:, 0]
     radius, has_large = radii(number, generator)
     radius = radius * chance(lesion_fraction, (number, 1), generator)
@@ -268,7 +254,8 @@ def make_lesions(
         small, large = (log_uniform(*ends, (number, 1), generator) for ends in (small_contrast, large_contrast))
         level = torch.where(has_large[:, None], large, small) * (0.3 * normal(radius.shape, generator)).exp()
         level = level.gather(1, shapes.nearest.flatten(1)).view(first.shape)
-        filled.append(fill_shapes(channel, shapes, level, _signs(number, polarity, generator), generator))
+        sign = 1.0 if polarity == "hyperintense" else 2.0 * chance(0.5, one, generator) - 1
+        filled.append(fill_shapes(channel, shapes, level, sign, generator))
     label = (shapes.coverage > 0.5) & inside
     if polarity == "hyperintense":
         loss, coverage = _dark_spots(inside, generator)
