@@ -43,9 +43,8 @@ class TrainingCheckpoint:
         self.received = 0
         self.interrupted: signal.Signals | None = None
         self.trained = False
-        self.replaced: dict[int, Any] = {}
         self.replaces: str | None = None  # digest of a checkpoint from elsewhere, with which the training goes on
-        self.lock = ExitStack()
+        self.held = ExitStack()  # the lock of the file, and the signals
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the averaging of weights and the validation."""
@@ -57,8 +56,9 @@ class TrainingCheckpoint:
 
     def _start(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
-            self.lock.enter_context(locked(self.path))
-        self.replaced = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.held.enter_context(locked(self.path))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.held.callback(signal.signal, number, signal.signal(number, self._interrupt))
         if self.resume and self.path.exists():
             self._load(engine)
         iterations = idist.all_gather(engine.state.iteration)
@@ -90,9 +90,7 @@ class TrainingCheckpoint:
 
     def _release(self, engine: Engine, error: BaseException | None = None) -> None:
         """Leave the signals to whom they belonged: a server that trains, for one, must still end when told to."""
-        for number, handler in self.replaced.items():
-            signal.signal(number, handler)
-        self.lock.close()
+        self.held.close()
         if error is not None:
             raise error
 
