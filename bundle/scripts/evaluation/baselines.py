@@ -10,9 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..method.scores import gaussian_smooth
-from .samples import SLICES_AT_ONCE, Sample
-
-REFERENCE_SIZE = 128
+from .samples import REFERENCE_SIZE, SLICES_AT_ONCE, Sample
 
 
 class Baseline(Protocol):

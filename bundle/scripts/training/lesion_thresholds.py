@@ -48,15 +48,14 @@ def calibrate_lesions(
     """
     model.eval()
     device = model.low_threshold.device
-    scores, painted = [], []
+    scores: dict[bool, list[Tensor]] = {False: [], True: []}  # of scans and of painted heads
     for batch in batches:
         image, brain_mask = batch["image"].to(device), batch["brain_mask"].to(device) > 0
         logit = model.predict(standardize(image, brain_mask)[0], brain_mask)[:, model.modalities :]
-        scores.append(model.slice_score(logit, brain_mask)[brain_mask].cpu())
-        certain = torch.as_tensor(batch["certain"], device=device).view(-1, 1, 1, 1) > 0
-        painted.append(certain.expand_as(brain_mask)[brain_mask].cpu())
-    healthy, of_heads = (torch.cat(each) if each else torch.empty(0) for each in (scores, painted))
-    healthy = healthy if of_heads.all() else healthy[~of_heads]
+        score = model.slice_score(logit, brain_mask)
+        for own, inside, certain in zip(score, brain_mask, batch["certain"], strict=True):
+            scores[bool(certain)].append(own[inside].cpu())
+    healthy = torch.cat(scores[False] or scores[True] or [torch.empty(0)])
     model.low_threshold.fill_(low_threshold)
     model.high_threshold.fill_(high_threshold)
     model.slice_low_threshold.fill_(exceeded_by(healthy, false_positive_rate))
