@@ -56,6 +56,15 @@ def test_training_does_not_go_on_with_other_settings(train, settings, message):
     assert train(2, seed=0, batch_size=8)[1] == 2
 
 
+def test_training_does_not_go_on_with_weights_that_are_no_numbers(train, tmp_path):
+    train(1)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    checkpoint["network"]["weight"].fill_(torch.nan)
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="it holds numbers that are not finite.: set another `output_dir`"):
+        train(2)
+
+
 def test_checkpoint_from_elsewhere_is_gone_on_with(train, tmp_path):
     train(2)
     (tmp_path / RECORD).unlink()  # as where it alone was copied

@@ -75,6 +75,8 @@ class TrainingCheckpoint:
             for name in {**self.settings, **before}:
                 if self.settings.get(name) != before.get(name):
                     raise ValueError(f"`{name}` was {before.get(name)!r} and is {self.settings.get(name)!r}")
+            if not all(value.isfinite().all() for value in checkpoint["network"].values()):
+                raise ValueError("it holds numbers that are not finite")
             max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
             for name, target in self.save_dict.items():
                 target.load_state_dict(checkpoint[name])
