@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -123,6 +124,14 @@ def test_config_checks_every_plain_option_and_its_own_values_pass(name):
     checked = {key for check in content["checks"] for key in check if key[0] != "_"}
     assert plain.keys() - checked <= {"imports", "backbone", "healthy_cases", "doubt_weight", "source_fractions"}
     check_settings(**{key: value for key, value in plain.items() if key in checked})
+
+
+@pytest.mark.parametrize("name", ["train", "inference", "evaluate"])
+def test_every_plain_option_is_used_beyond_its_check(name):
+    content = ConfigParser.load_config_files(files_of(name))
+    plain = {key for key, value in content.items() if key[0] != "_" and not _is_worked_out(value)}
+    used = json.dumps({key: value for key, value in content.items() if key not in ("checks", "settings")})
+    assert {key for key in plain - {"imports"} if not re.search(rf"@{key}\b", used)} == set()
 
 
 def _is_worked_out(value):

@@ -125,6 +125,19 @@ def test_splits_are_those_of_lists_or_every_eighth_subject(scans):
     assert scans_of_split(None, "training", ["flair"]) == []
 
 
+def test_each_source_has_its_part_of_the_draws(scans):
+    items = scans_of_split(str(scans), "training", ["flair"])
+    found = SliceDataset([*items, {**items[0], "source": "more"}], transform())
+    weights = found.weights([0.25, 0.75])
+    number = len(found.scans[-1])
+    assert sum(weights[:-number]) == pytest.approx(0.25) and sum(weights[-number:]) == pytest.approx(0.75)
+    assert found.weights(None) is None
+    with pytest.raises(
+        ValueError, match="`source_fractions` has 1 numbers, but the training scans come from 2 folders"
+    ):
+        found.weights([1.0])
+
+
 def test_synthetic_scans_share_no_head_and_no_seed(tmp_path):
     for number in range(9):
         (tmp_path / f"head_{number}.nii.gz").touch()
