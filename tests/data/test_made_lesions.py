@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from scripts.data.made_lesions import PLACES, add_lesions, blob, white_matter_scale
+from scipy import ndimage
+from scripts.data.made_lesions import PLACES, add_lesions
 
 
 def healthy(seed=0):
@@ -22,7 +23,8 @@ def test_lesions_are_bright_lie_in_tissue_and_change_nothing_else(place):
     image, brain_mask, labels = healthy()
     made = add_lesions(image, brain_mask, labels, np.random.default_rng(1), 1.0, 2, 3.0, (place,))
     assert made.label.any() and not made.label[~brain_mask].any()
-    np.testing.assert_array_equal(made.image[made.weight == 0], image[made.weight == 0])
+    far = ~ndimage.binary_dilation(made.label, iterations=8)
+    np.testing.assert_array_equal(made.image[far], image[far])
     white = made.label & (labels == 2)
     assert not white.any() or made.image[white].mean() > image[white].mean() + 0.1
 
@@ -43,15 +45,21 @@ def test_contrast_is_in_deviations_of_white_matter():
     weak, strong = (
         add_lesions(image, brain_mask, labels, np.random.default_rng(1), 2.0, 1, contrast) for contrast in (1, 3)
     )
-    inside = weak.weight > 0.95
-    _, deviation = white_matter_scale(image, brain_mask, labels)
-    np.testing.assert_allclose((strong.image - weak.image)[inside].mean(), 2 * deviation, rtol=0.05)
+    inside = ndimage.binary_erosion(weak.label, iterations=3)
+    white = np.median(image[labels == 2])
+    difference = (strong.image - weak.image)[inside].mean()
+    np.testing.assert_allclose(difference, 2 * 0.08 * white, rtol=0.15)  # of noise 0.05: real scans have 0.08
 
 
 @pytest.mark.parametrize("volume", [0.05, 1.0, 8.0])
-def test_shapes_have_the_wanted_volume(volume):
-    depth = blob(np.random.default_rng(0), volume)
-    assert (depth > 0).sum() == pytest.approx(1000 * volume, rel=0.03, abs=3)
+def test_lesions_have_the_wanted_volume(volume):
+    everywhere = np.ones((60, 60, 60), bool)
+    labels = np.where(everywhere, 2, 0)
+    image = 1 + 0.05 * np.random.default_rng(0).standard_normal(labels.shape).astype(np.float32)
+    found = [
+        add_lesions(image, everywhere, labels, np.random.default_rng(seed), volume).label.sum() for seed in range(9)
+    ]
+    assert max(found) == pytest.approx(1000 * volume, rel=0.1, abs=15)  # others are cut off at the rim
 
 
 @pytest.mark.parametrize(

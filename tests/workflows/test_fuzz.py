@@ -21,6 +21,7 @@ from evaluation.test_report import write_evaluation
 from hostile import brain, check, outcome
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from scripts.common.model_file import load_model
 from scripts.data.scans import find_scans
 from scripts.data.transforms import LesionLabeld
@@ -116,7 +117,7 @@ def test_labels_of_any_numbers(kind):
 
     def examine(numbers):
         with np.errstate(invalid="ignore"):
-            label = torch.from_numpy(np.array(numbers).astype(kind))[None, :, None]
+            label = MetaTensor(torch.from_numpy(np.array(numbers).astype(kind))[None, :, None])
         found, refusal = outcome(LesionLabeld("label"), {"label": label, "case": "one"})
         if refusal is None:
             assert torch.equal(found["label"] > 0, label > 0.5)

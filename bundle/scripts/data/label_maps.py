@@ -187,7 +187,7 @@ class RandLabelToImaged(RandomizableTransform, MapTransform):
         key = self.first_key(result)
         if not key:
             return result
-        labels = checked_labels(result[key], str(result.get("case", key)))
+        labels = _checked_labels(result[key], str(result.get("case", key)))
         if "seed" in result:
             self.set_random_state(int(result["seed"]))
         self.randomize()
@@ -217,7 +217,7 @@ def make_head(label_map: str | os.PathLike, seed: int, transform: RandLabelToIma
     return transform(orient(load({"label_map": str(label_map), "seed": seed, "case": str(label_map)})))
 
 
-def checked_labels(label_map: MetaTensor, case: str) -> np.ndarray:
+def _checked_labels(label_map: MetaTensor, case: str) -> np.ndarray:
     """Check a label map (1, X, Y, Z), and give its labels (X, Y, Z), int16; ``case`` is its name in an error.
 
     Raises:
@@ -264,23 +264,14 @@ def made_volume(labels: np.ndarray, draw: Draw) -> tuple[np.ndarray, np.ndarray,
         white = np.isin(moved, WHITE)
         image *= 1 + white * _periventricular(moved, draw, rim_random)
     image = _scanned(image, draw, scan_random)
-    brain_mask = with_defects(exact, draw.defects, mask_random)
+    brain_mask = _with_defects(exact, draw.defects, mask_random)
     image = np.where(brain_mask, np.maximum(image, 1e-4), 0)
     start = np.array([one.start + other.start for one, other in zip(first, second, strict=True)])
     return image.astype(np.float32), brain_mask, moved, start
 
 
-def smooth_field(rng: np.random.Generator, shape: Sequence[int], scale: float) -> np.ndarray:
-    """Smooth Gaussian random field of mean 0 and variance 1, drawn on knots ``scale`` voxels apart.
-
-    Args:
-        rng: Source of randomness.
-        shape: Voxels (X, Y, Z).
-        scale: Correlation length in voxels.
-
-    Returns:
-        (X, Y, Z), float32.
-    """
+def _smooth_field(rng: np.random.Generator, shape: Sequence[int], scale: float) -> np.ndarray:
+    """Smooth Gaussian random field (X, Y, Z) of mean 0 and variance 1, drawn on knots ``scale`` voxels apart."""
     bases = []
     for size in shape:
         knots = np.arange(-2, math.ceil(size / scale) + 3) * scale
@@ -303,24 +294,18 @@ def brain_mask_of_labels(labels: np.ndarray, closing: float) -> np.ndarray:
     return tissue | ((_grown(closed.astype(np.float32), labels.shape) > 0.5) & np.isin(labels, ENCLOSED))
 
 
-def with_defects(brain_mask: np.ndarray, distance: float, rng: np.random.Generator) -> np.ndarray:
+def _with_defects(brain_mask: np.ndarray, distance: float, rng: np.random.Generator) -> np.ndarray:
     """Move the rim of a brain mask as an imperfect brain extraction does: in and out, missing bits, rests of dura.
 
-    Args:
-        brain_mask: Exact mask (X, Y, Z), bool.
-        distance: About how far the rim is off, mm; some bits are three times as far.
-        rng: Source of randomness.
-
-    Returns:
-        (X, Y, Z), bool.
+    It is off by about ``distance`` (mm), and by three times as much in some bits.
     """
     if distance == 0:
         return brain_mask
     sigma = 1.5 * distance
     soft = ndimage.gaussian_filter(brain_mask.astype(np.float32), sigma, truncate=3)
-    field = smooth_field(rng, brain_mask.shape, 12) + 0.5 * rng.standard_normal()
+    field = _smooth_field(rng, brain_mask.shape, 12) + 0.5 * rng.standard_normal()
     level = 0.5 + 0.2 * np.clip(field, -1.5, 1.5)
-    bits = smooth_field(rng, brain_mask.shape, 7)
+    bits = _smooth_field(rng, brain_mask.shape, 7)
     level = np.where(bits > 2.2, 0.12, np.where(bits < -2.4, 0.88, level))
     return soft > level
 
@@ -334,7 +319,7 @@ def _moved(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -> np.ndarr
     for row, size in zip(torch.from_numpy(draw.matrix).float(), shape, strict=True):
         points = sum(weight * axis for weight, axis in zip(row, axes, strict=True))
         if draw.elastic > 0:
-            points += torch.from_numpy(smooth_field(rng, shape, 25.0)) * draw.elastic
+            points += torch.from_numpy(_smooth_field(rng, shape, 25.0)) * draw.elastic
         coordinates.append(points * (2 / max(size - 1, 1)))
     grid = torch.stack(coordinates[::-1], dim=-1)[None]
     source = torch.from_numpy(labels.astype(np.float32))[None, None]
@@ -362,11 +347,11 @@ def _painted(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -> np.nda
     """Tissues with texture and slow variation."""
     image = _table(draw.means)[labels]
     fine = ndimage.gaussian_filter(rng.standard_normal(labels.shape, dtype=np.float32), 0.7, truncate=2.5)
-    texture = 0.6 * fine / fine.std() + 0.8 * smooth_field(rng, labels.shape, 2 * draw.texture_scale)
+    texture = 0.6 * fine / fine.std() + 0.8 * _smooth_field(rng, labels.shape, 2 * draw.texture_scale)
     image += _table(draw.deviations)[labels] * texture
     if draw.gyri > 0:
-        image *= 1 + np.isin(labels, CORTEX) * draw.gyri * smooth_field(rng, labels.shape, 12.0)
-    return image * (1 + draw.shading * smooth_field(rng, labels.shape, 18.0))
+        image *= 1 + np.isin(labels, CORTEX) * draw.gyri * _smooth_field(rng, labels.shape, 12.0)
+    return image * (1 + draw.shading * _smooth_field(rng, labels.shape, 18.0))
 
 
 def _periventricular(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -> np.ndarray:
@@ -377,7 +362,7 @@ def _periventricular(labels: np.ndarray, draw: Draw, rng: np.random.Generator) -
     if not both.any():
         return result
     distance = 2 * ndimage.distance_transform_edt(~both).astype(np.float32)
-    uneven = np.clip(1 + 0.5 * smooth_field(rng, both.shape, 8.0), 0, 2)
+    uneven = np.clip(1 + 0.5 * _smooth_field(rng, both.shape, 8.0), 0, 2)
     brighter = draw.rim * uneven * np.exp(-((distance / draw.rim_width) ** 2))
     brighter += draw.septum * uneven * (_closed(both, 2) & ~both)
     grid = np.ogrid[tuple(slice(size) for size in both.shape)]
@@ -399,7 +384,7 @@ def _scanned(image: np.ndarray, draw: Draw, rng: np.random.Generator) -> np.ndar
     """Point spread function, bias field, thick slices, Rician noise."""
     image = ndimage.gaussian_filter(image, draw.resolution, truncate=3)
     if draw.bias > 0:
-        image *= np.exp(draw.bias * smooth_field(rng, image.shape, max(image.shape) / 2.5))
+        image *= np.exp(draw.bias * _smooth_field(rng, image.shape, max(image.shape) / 2.5))
     shape = list(image.shape)
     if draw.thickness > 1:
         acquired = list(shape)

@@ -30,21 +30,12 @@ class MadeLesions(NamedTuple):
 
     image: np.ndarray  # (X, Y, Z), float32
     label: np.ndarray  # (X, Y, Z), bool
-    weight: np.ndarray  # (X, Y, Z), 0 to 1: how much of a voxel is lesion
 
 
-def white_matter_scale(image: np.ndarray, brain_mask: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _white_matter_scale(image: np.ndarray, brain_mask: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Median and robust deviation (1.4826 MAD) of white matter.
 
     A volume cleaner than real ones counts as if it were real: the deviation is at least 0.08 of the median.
-
-    Args:
-        image: Volume (X, Y, Z).
-        brain_mask: Brain voxels (X, Y, Z), bool.
-        labels: FreeSurfer's labels (X, Y, Z).
-
-    Raises:
-        ValueError: When there is next to no white matter.
     """
     voxels = image[brain_mask & np.isin(labels, LABELS["white"])]
     if voxels.size < LEAST_VOXELS:
@@ -54,20 +45,8 @@ def white_matter_scale(image: np.ndarray, brain_mask: np.ndarray, labels: np.nda
     return float(center), float(max(deviation, LEAST_DEVIATION * abs(center)))
 
 
-def places(brain_mask: np.ndarray, labels: np.ndarray, place: str) -> np.ndarray:
-    """Voxels where a lesion of a kind may have its center.
-
-    Args:
-        brain_mask: Brain voxels (X, Y, Z), bool.
-        labels: FreeSurfer's labels (X, Y, Z).
-        place: One of `PLACES`.
-
-    Returns:
-        (X, Y, Z), bool, not empty.
-
-    Raises:
-        ValueError: When ``place`` is unknown or has no voxel.
-    """
+def _places(brain_mask: np.ndarray, labels: np.ndarray, place: str) -> np.ndarray:
+    """Voxels, at least one, where a lesion of a kind may have its center; ``place`` is one of `PLACES`."""
     if place not in PLACES:
         raise ValueError(f"`place` must be one of {', '.join(PLACES)}, got {place!r}.")
     found = brain_mask & ~np.isin(labels, LABELS["fluid"])
@@ -82,16 +61,8 @@ def places(brain_mask: np.ndarray, labels: np.ndarray, place: str) -> np.ndarray
     return found
 
 
-def blob(rng: np.random.Generator, volume_ml: float) -> np.ndarray:
-    """A random smooth blob: an ellipsoid with a bumpy surface.
-
-    Args:
-        rng: Source of randomness.
-        volume_ml: Its size in milliliters; a voxel is 1 cubic millimeter.
-
-    Returns:
-        Signed depth under its surface (X, Y, Z) in mm, float32: positive within.
-    """
+def _blob(rng: np.random.Generator, volume_ml: float) -> np.ndarray:
+    """A random ellipsoid with a bumpy surface: signed depth under it (X, Y, Z) in mm, positive within."""
     radii = (volume_ml * 1000 * 3 / (4 * np.pi)) ** (1 / 3) * np.exp(rng.normal(0, 0.25, 3))
     rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     reach = int(np.ceil(radii.max() * (1 + 2 * BUMPS))) + 3
@@ -125,11 +96,11 @@ def add_lesions(
         rng: Source of randomness.
         volume_ml: Size of all lesions together, about: what falls outside of brain tissue does not count.
         number: Of lesions.
-        contrast: Brightness above white matter, in its deviations (`white_matter_scale`); negative is darker.
+        contrast: Brightness above white matter, in its robust deviations; negative is darker.
         place: Some of `PLACES`, from which each lesion's is drawn.
 
     Returns:
-        The volume with lesions, their label, and their weight.
+        The volume with lesions, and their label.
 
     Raises:
         ValueError: When an argument is out of its range, or a place has no voxel.
@@ -138,13 +109,13 @@ def add_lesions(
         raise ValueError(f"`volume_ml` must be in (0, 500], got {volume_ml}; did you pass cubic millimeters?")
     if number < 1:
         raise ValueError(f"`number` of lesions must be 1 or more, got {number}.")
-    center, deviation = white_matter_scale(image, brain_mask, labels)
-    candidates = {kind: np.argwhere(places(brain_mask, labels, kind)) for kind in place}
+    center, deviation = _white_matter_scale(image, brain_mask, labels)
+    candidates = {kind: np.argwhere(_places(brain_mask, labels, kind)) for kind in place}
     depth = np.full(image.shape, -100.0, dtype=np.float32)
     for volume in volume_ml * rng.dirichlet(np.full(number, 1.5)):
         spots = candidates[place[int(rng.integers(len(place)))]]
-        _put(depth, blob(rng, volume), spots[rng.integers(len(spots))])
-    depth = np.where(places(brain_mask, labels, "anywhere"), depth, -100)
+        _put(depth, _blob(rng, volume), spots[rng.integers(len(spots))])
+    depth = np.where(_places(brain_mask, labels, "anywhere"), depth, -100)
     weight = ndimage.gaussian_filter(np.clip(depth / BORDER_MM + 0.5, 0, 1), 0.5) * brain_mask
     grain = ndimage.gaussian_filter(rng.standard_normal(image.shape, dtype=np.float32), 2.0, truncate=3)
     added = contrast * deviation * np.clip(1 + TEXTURE * (grain / max(grain.std(), 1e-6)), 0.4, 1.8)
@@ -152,7 +123,7 @@ def add_lesions(
     own_grain = image - ndimage.gaussian_filter(image, 1.5, truncate=3)  # so that a lesion does not look painted
     lesion = replaced * (center + added + 0.5 * own_grain) + (1 - replaced) * (image + added)
     changed = image + weight * (lesion - image)
-    return MadeLesions(changed.astype(np.float32), (weight > 0.5) & brain_mask, weight.astype(np.float32))
+    return MadeLesions(changed.astype(np.float32), (weight > 0.5) & brain_mask)
 
 
 def _put(depth: np.ndarray, solid: np.ndarray, spot: np.ndarray) -> None:

@@ -148,7 +148,8 @@ def with_content(image: nib.Nifti1Image) -> nib.Nifti1Image:
         raise ValueError(f"{path} is damaged ({error}): copy it again, or exclude the case.") from None
     if trailing == MOST_TRAILING:
         raise ValueError(f"{path} holds far more than the voxels that its header announces: export it again.")
-    return type(image)(array, whole.affine, image.header)
+    kind = type(image) if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image  # of .mgz
+    return kind(array, whole.affine, image.header)
 
 
 def _check_file(path: str) -> None:

@@ -196,19 +196,14 @@ def check_fluid(intensities: np.ndarray, modality: str) -> str | None:
     return None
 
 
-def check_labels(label: Tensor) -> str | None:
+def check_labels(label: MetaTensor) -> str | None:
     """Tells a lesion mask of several values, all of which count; 0 is no lesion."""
-    values, voxels = np.unique(np.round(np.asarray(label.cpu())), return_counts=True)
-    sizes = [f"{value:g} ({_size(number, label)})" for value, number in zip(values, voxels, strict=True) if value > 0]
-    if len(sizes) < 2:
-        return None
-    return f"has a lesion mask of several values, {', '.join(sizes)}: all count, unless `label_values` says which."
-
-
-def _size(voxels: int, image: Tensor) -> str:
-    return (
-        f"{voxels * voxel_ml(np.asarray(image.affine)):.3g} ml" if isinstance(image, MetaTensor) else f"{voxels} voxels"
-    )
+    values, voxels = np.unique(np.round(label.numpy()), return_counts=True)
+    sizes_ml = voxels * voxel_ml(np.asarray(label.affine))
+    sizes = [f"{value:g} ({ml:.3g} ml)" for value, ml in zip(values, sizes_ml, strict=True) if value > 0]
+    if len(sizes) > 1:
+        return f"has a lesion mask of several values, {', '.join(sizes)}: all count, unless `label_values` says which."
+    return None
 
 
 def check_marked(marked_ml: float, brain_ml: float) -> str | None:

@@ -81,10 +81,6 @@ def _named(data: Mapping[Hashable, object], image: Tensor) -> str:
     return str(data.get("case") or meta.get("filename_or_obj") or "the image")
 
 
-def _as_nifti(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
-    return image if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image(image.dataobj, image.affine, image.header)
-
-
 class ScanReader(NibabelReader):
     """Reads the modalities of a scan, one file each and of any format of `load_volume`, on the grid of the first.
 
@@ -105,7 +101,7 @@ class ScanReader(NibabelReader):
         Raises:
             ValueError: When the content of a file is damaged.
         """
-        images = [nib.squeeze_image(_as_nifti(with_content(image))) for image in ensure_tuple(img)]
+        images = [nib.squeeze_image(with_content(image)) for image in ensure_tuple(img)]
         return super().get_data([type(image)(image.dataobj, images[0].affine, image.header) for image in images])
 
 

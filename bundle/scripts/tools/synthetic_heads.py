@@ -59,7 +59,7 @@ def write_head(
     if with_lesions:
         number, contrast = int(random.integers(1, MOST_LESIONS + 1)), float(random.uniform(*contrasts))
         load = float(np.exp(random.uniform(*np.log(LESION_ML))))
-        image, lesion, *_ = add_lesions(image, brain, labels, random, load, number, contrast, PLACES)
+        image, lesion = add_lesions(image, brain, labels, random, load, number, contrast, PLACES)
     levels = np.clip(np.round(image * GRAY_LEVELS), 1, np.iinfo(np.int16).max).astype(np.int16)
     for key, voxels in {transform.contrast: levels * brain, "seg": lesion, "brain": brain}.items():
         kind = np.int16 if key == transform.contrast else np.uint8
