@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
+from ..common.fields import blur_inside
 from ..method.scores import gaussian_smooth
 from .samples import REFERENCE_SIZE, SLICES_AT_ONCE, Sample
 
@@ -74,15 +74,13 @@ class IteratedZScoreBaseline:
 
     def __call__(self, sample: Sample) -> Tensor:
         """Score the slices of a scan together, in robust deviations of its unmarked brain; 0 where that is constant."""
-        inside = sample.brain_mask[:, 0].numpy()
+        inside = sample.brain_mask[:, 0]
         sigmas = [self.sigma / mm if size > 1 else 0.0 for mm, size in zip(sample.spacing, inside.shape, strict=True)]
-        mass = ndimage.gaussian_filter(inside.astype(np.float32), sigmas, mode="constant")[inside]
-        result = np.zeros(inside.shape, np.float32)
+        scores = torch.zeros(inside.shape)
         for modality in sample.image.unbind(dim=1):
-            masked = np.where(inside, modality.numpy(), 0).astype(np.float32)
-            smooth = ndimage.gaussian_filter(masked, sigmas, mode="constant")[inside]
-            result[inside] += self._deviations(smooth / np.maximum(mass, 1e-6)) / sample.image.shape[1]
-        return torch.from_numpy(result)[:, None]
+            smooth = blur_inside(modality, inside.float(), sigmas, 1e-6)
+            scores[inside] += torch.from_numpy(self._deviations(smooth[inside].numpy())) / sample.image.shape[1]
+        return scores[:, None]
 
     def _deviations(self, values: np.ndarray) -> np.ndarray:
         """Robust deviations of values (P,) from those among them that are not marked."""
