@@ -25,6 +25,7 @@ from .pictures import draw_case
 from .samples import Sample, case_row, warn_of_label
 from .summaries import (
     METHOD,
+    TABLES,
     CaseScores,
     print_summary,
     read_subsets,
@@ -32,8 +33,6 @@ from .summaries import (
     thresholds_of,
     write_tables,
 )
-
-FILES = ("cases.csv", "curves.csv", "summary.json")
 
 
 @dataclass
@@ -77,7 +76,7 @@ class Evaluation:
         self.folder = Path(self.output_dir)
         if idist.get_rank() == 0:
             check_writable(self.folder)
-            check_outputs(self.folder / name for name in FILES)
+            check_outputs(self.folder / name for name in TABLES)
         self.failures = CaseRunner()
         self.scores = {f"baseline_{name}_": baseline for name, baseline in self.baselines.items()}
         self.cases: list[CaseScores] = []

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..common.outputs import check_output, write_text
 from ..data.lists import inside
-from .summaries import healthy_words, interval, number_of, score_name, shown, summary_table
+from .summaries import TABLES, healthy_words, interval, number_of, score_name, shown, summary_table
 
 METHOD = "anomaly_map"  # the method's name in curves.csv
 
@@ -217,16 +217,17 @@ def write_report(output_dir: str) -> Path:
         ValueError: When a file of it is not as `evaluate` writes it, or another page is in the way.
     """
     folder = Path(output_dir)
-    missing = [name for name in ("summary.json", "cases.csv", "curves.csv") if not (folder / name).is_file()]
+    missing = [name for name in TABLES if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"No {missing[0]} in {folder}: run `evaluate` with this `output_dir` first.")
-    check_output(folder / "report.html")
+    file = folder / "report.html"
+    check_output(file)
     try:
         page = _page(folder)
     except Exception as error:  # the files may be cut short, or another's
         raise ValueError(
             f"{folder} holds no whole evaluation ({type(error).__name__}: {str(error)[:200]}): run `evaluate` again."
         ) from None
-    write_text(folder / "report.html", page)
-    print(f"Report: {folder / 'report.html'}")
-    return folder / "report.html"
+    write_text(file, page)
+    print(f"Report: {file}")
+    return file

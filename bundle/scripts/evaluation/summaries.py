@@ -15,6 +15,7 @@ from ..common.outputs import write_csv, write_json
 from ..data.lists import read_split
 from .metrics import LESION_COLUMNS, average_precision, bootstrap_interval, overlap_from_counts, threshold_at_fraction
 
+TABLES = ("summary.json", "cases.csv", "curves.csv")  # what an evaluation writes beside pictures
 METHOD = ""  # the prefix of the method's own columns; a baseline's is "baseline_<name>_"
 SUMMARY_COLUMNS = {
     "Dice": "dice",
@@ -294,6 +295,6 @@ def print_summary(summary: Mapping[str, Any], prefixes: Sequence[str], output_di
         print("\n".join(_lesion_words(summary, prefixes)))
     if words := healthy_words(summary):
         print(words)
-    for name in ("summary.json", "cases.csv", "curves.csv", "pictures"):
+    for name in (*TABLES, "pictures"):
         if (output_dir / name).exists():
             print(f"  {output_dir / name}")

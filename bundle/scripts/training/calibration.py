@@ -98,7 +98,7 @@ def calibrate(
     for batch in batches:
         image, brain_mask = batch["image"].to(device), batch["brain_mask"].to(device) > 0
         errors.append(hidden_errors(model, image, brain_mask, spatial_masks(brain_mask, generator)).cpu())
-    threshold = exceeded_by(torch.cat(errors) if errors else torch.empty(0), false_positive_rate)
+    threshold = exceeded_by(torch.cat(errors or [torch.empty(0)]), false_positive_rate)
     if not (math.isfinite(threshold) and threshold > 0):
         raise RuntimeError(
             f"The validation slices give the impossible threshold {threshold:.4g}, expected one above 0: check that "
