@@ -69,7 +69,7 @@ def load_volume(path: str | os.PathLike) -> SpatialImage:
         ValueError: When it is another kind of file, or needs ITK, which is not installed.
     """
     if str(path).endswith(ITK_SUFFIXES):
-        check_itk(path)
+        _check_itk(path)
         reader = ITKReader()
         voxels, meta = reader.get_data(reader.read(path))
         return nib.Nifti1Image(voxels, np.asarray(meta["affine"]), dtype=voxels.dtype)
@@ -96,12 +96,8 @@ def _read_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
         return nib.Nifti1Image(header.data_from_fileobj(file), header.get_best_affine(), header)
 
 
-def check_itk(path: str | os.PathLike) -> None:
-    """Refuse a file that only ITK reads where that is not installed, and one that asks for more than its own voxels.
-
-    Raises:
-        ValueError: When ITK is missing, the voxels are in another file, or they are too many.
-    """
+def _check_itk(path: str | os.PathLike) -> None:
+    """Refuse a file that only ITK reads where that is not installed, and one that asks for more than its own voxels."""
     if not str(path).endswith(ITK_SUFFIXES):
         return
     itk, found = optional_import("itk")
@@ -178,7 +174,7 @@ def read_header(path: str) -> tuple[tuple[int, int, int], np.ndarray]:
         ValueError: When the file is no volume of a format that can be read, or has an affine that fixes no space.
     """
     _check_file(path)
-    check_itk(path)
+    _check_itk(path)
     try:
         image = load_volume(path)
         shape, affine = tuple(map(int, image.shape)), np.asarray(image.affine, dtype=float)

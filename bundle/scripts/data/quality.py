@@ -1,6 +1,8 @@
 """Quality checks: what is probably wrong with a scan, its masks or its result is said and changes nothing.
 
 Each check gives a sentence without its subject, such as "is clipped: ...", or None; what allows no result raises it.
+A check takes some of ``mask``, the brain's voxels (H, W, D), ``shown``, those unlike the background (all where it is
+not constant), both bool, ``spacing`` of the voxels in mm, and ``intensities`` of the brain's voxels (n,).
 """
 
 from __future__ import annotations
@@ -51,21 +53,21 @@ def check_scan(
     backgrounds = [background_of(modality) for modality in image]
     shown = np.logical_or.reduce([modality != value for modality, value in zip(voxels, backgrounds, strict=True)])
     spacing = nib.affines.voxel_sizes(np.asarray(image.affine.cpu(), dtype=np.float64))
-    found = [check_orientation(image.meta), check_gaps(shown), size := check_size(mask, shown, spacing)]
+    found = [_check_orientation(image.meta), _check_gaps(shown), size := _check_size(mask, shown, spacing)]
     if given is not None:
-        found += [check_place(given[0].cpu().numpy() > 0.5, shown), check_holes(mask, shown, spacing)]
+        found += [_check_place(given[0].cpu().numpy() > 0.5, shown), _check_holes(mask, shown, spacing)]
     if size is None and (sign := sign_of_skull(image, brain_mask)):
         found.append(f"may still have its skull: {sign}; extract the brain first, or give brain masks.")
     for modality, value, name in zip(voxels, backgrounds, [*modalities] or [""] * len(voxels), strict=True):
-        check_wrapped(modality, mask)
+        _check_wrapped(modality, mask)
         inside = modality[mask]
         found.append(check_levels(inside if value is None else inside[inside != value]))
         if name.lower().startswith(DARK_FLUID):
-            found.append(check_fluid(inside, name))
+            found.append(_check_fluid(inside, name))
     return [sentence for sentence in found if sentence]
 
 
-def check_orientation(meta: dict) -> str | None:
+def _check_orientation(meta: dict) -> str | None:
     """Tells a NIfTI file whose header tells no orientation, so that nibabel assumes one."""
     codes = [meta.get(f"{form}_code") for form in ("qform", "sform")]
     if all(code is not None and int(code) == 0 for code in codes):
@@ -76,8 +78,8 @@ def check_orientation(meta: dict) -> str | None:
     return None
 
 
-def check_gaps(shown: np.ndarray) -> str | None:
-    """Tells a scan with empty slices between others; ``shown`` are voxels unlike the background, bool (H, W, D)."""
+def _check_gaps(shown: np.ndarray) -> str | None:
+    """Tells a scan with empty slices between others."""
     for axis, name in enumerate(("first", "second", "third")):
         slices = np.flatnonzero(shown.any(axis=tuple({0, 1, 2} - {axis})))
         if len(slices) and (empty := slices[-1] - slices[0] + 1 - len(slices)):
@@ -88,17 +90,8 @@ def check_gaps(shown: np.ndarray) -> str | None:
     return None
 
 
-def check_size(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray) -> str | None:
-    """Tells a brain that is too small or too large for the whole head.
-
-    Args:
-        mask: Brain voxels (H, W, D), bool.
-        shown: Voxels unlike the background, bool; all where it is not constant.
-        spacing: Of the voxels in mm, (3,).
-
-    Raises:
-        ValueError: When it is no brain at all.
-    """
+def _check_size(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray) -> str | None:
+    """Tells a brain that is too small or too large for the whole head, and refuses what is none."""
     if not shown.any():
         return None
     volume_ml = mask.sum() * spacing.prod() / 1000
@@ -115,8 +108,8 @@ def check_size(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray) -> str 
     return sentence
 
 
-def check_place(mask: np.ndarray, shown: np.ndarray) -> str | None:
-    """Tells a brain mask that lies beside the brain; arguments as of `check_size`."""
+def _check_place(mask: np.ndarray, shown: np.ndarray) -> str | None:
+    """Tells a brain mask that lies beside the brain."""
     beside, missed = (mask & ~shown).sum() / mask.sum(), (shown & ~mask).sum() / max(1, shown.sum())
     if beside > MOST_BACKGROUND and missed > MOST_MISSED:
         return (
@@ -126,8 +119,8 @@ def check_place(mask: np.ndarray, shown: np.ndarray) -> str | None:
     return None
 
 
-def check_holes(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray) -> str | None:
-    """Tells a brain mask with holes where the scan shows something; arguments as of `check_size`."""
+def _check_holes(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray) -> str | None:
+    """Tells a brain mask with holes where the scan shows something."""
     box = box_of(mask)
     holes_ml = (fill_holes(mask[box]) & ~mask[box] & shown[box]).sum() * spacing.prod() / 1000
     if holes_ml > LARGEST_HOLES_ML:
@@ -139,11 +132,7 @@ def check_holes(mask: np.ndarray, shown: np.ndarray, spacing: np.ndarray) -> str
 
 
 def check_levels(intensities: np.ndarray) -> str | None:
-    """Tells a brain of very few intensities, and one of which far more voxels share the highest than the one below.
-
-    Args:
-        intensities: Of the brain's voxels (n,).
-    """
+    """Tells a brain of very few intensities, and one of which far more voxels share the highest than the one below."""
     levels, voxels = np.unique(intensities, return_counts=True)
     if len(levels) < LEAST_LEVELS:
         return f"has {len(levels)} intensities in its brain, as a map of labels has; give the scan."
@@ -156,17 +145,10 @@ def check_levels(intensities: np.ndarray) -> str | None:
     return None
 
 
-def check_wrapped(modality: np.ndarray, mask: np.ndarray) -> None:
+def _check_wrapped(modality: np.ndarray, mask: np.ndarray) -> None:
     """Refuse a brain whose brightest voxels became negative, as those beyond 32,767 do in 16 bits.
 
     In any image the neighbors of the darkest voxels are dark too; here they are bright.
-
-    Args:
-        modality: Intensities (H, W, D).
-        mask: Brain voxels, bool.
-
-    Raises:
-        ValueError: When it is so.
     """
     negative = mask & (modality < -0.5 * modality[mask].max())
     if np.count_nonzero(negative) < LEAST_WRAPPED:
@@ -180,13 +162,8 @@ def check_wrapped(modality: np.ndarray, mask: np.ndarray) -> None:
         )
 
 
-def check_fluid(intensities: np.ndarray, modality: str) -> str | None:
-    """Tells a scan whose fluid is its brightest tissue, as in a T2, of a modality where it is dark.
-
-    Args:
-        intensities: Of the brain's voxels (n,).
-        modality: Its name, for the sentence.
-    """
+def _check_fluid(intensities: np.ndarray, modality: str) -> str | None:
+    """Tells a scan whose fluid is its brightest tissue, as in a T2, of a modality where it is dark."""
     low, middle, high = np.percentile(intensities, [2, 50, 95])
     if high - middle > BRIGHT_FLUID * (middle - low):
         return (
