@@ -128,10 +128,9 @@ def lesion_of(label: Tensor, name: str, values: Sequence[int] | None = None) -> 
         ValueError: When a voxel is no number, no whole one, or below 0: nobody knows then what is meant.
     """
     voxels = label.as_tensor() if isinstance(label, MetaTensor) else label
-    if not all_finite(voxels):
-        raise ValueError(f"{name} has a lesion mask with NaN or infinite voxels: make it again, or exclude the case.")
     found = voxels.cpu().numpy()  # PyTorch's threads stand still in a process that was forked from one that used them
-    odd = (np.abs(found - np.round(found)) > WHOLE) | (found < -WHOLE)
+    with np.errstate(invalid="ignore"):  # what is no finite number is no whole one
+        odd = ~(np.abs(found - np.round(found)) <= WHOLE) | (found < -WHOLE)
     if odd.any():
         raise ValueError(
             f"{name} has a lesion mask with voxels of {found[odd][0]:.3g}, expected whole numbers from 0 (0 is no "

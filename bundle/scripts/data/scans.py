@@ -23,7 +23,7 @@ RESULTS = ("anomaly_mask", "anomaly_map")  # what inference adds to a case's nam
 FOUND_BRAIN = "found_brain_mask"  # and on request
 MASKS = ("seg", "mask", "label", "dseg", "probseg", *RESULTS, FOUND_BRAIN)  # endings of files that are no scans
 PLAIN = (".txt", ".json", ".csv", ".tsv", ".md")  # endings of files beside scans that need no word
-MOST_ENTRIES = 500  # of a folder without a scan, looked at for what it holds instead
+MOST_ENTRIES = 100  # of a folder without a scan, looked at for what it holds instead
 
 
 def find_scans(
@@ -263,8 +263,7 @@ def _scan_at(place: Place, modalities: Sequence[str], masks: Mapping[str, str | 
 
 def _raise_nothing_found(root: Path, modalities: Sequence[str], left_out: Mapping[str, str]) -> None:
     """Say what is in a folder in place of scans, as well as that can be told."""
-    files = (path for path in islice(root.rglob("*"), MOST_ENTRIES) if path.is_file())
-    if any(map(is_dicom, islice(files, 20))):
+    if any(map(is_dicom, islice(root.rglob("*"), MOST_ENTRIES))):
         raise ValueError(f"{root} holds DICOM files: convert each series to NIfTI first, such as by dcm2niix.")
     expected = f"expected folders NAME with files NAME_{modalities[0]}.nii.gz, or BIDS"
     reason = next((reason for name, reason in left_out.items() if reason.startswith(f"{name} has no ")), expected)

@@ -203,8 +203,8 @@ class SlicesOfScand(MapTransform):
         label_key: The lesion mask (1, X, Y, Z), whole numbers, if there is one.
 
     Raises:
-        ValueError: When an option is none of those above; in a call, when the range leaves the scan or the lesion mask
-            is none, with the scan's name.
+        ValueError: When ``selection`` is another; in a call, when the range leaves the scan or the lesion mask is none,
+            with the scan's name.
     """
 
     backend = [TransformBackends.TORCH]
@@ -224,8 +224,6 @@ class SlicesOfScand(MapTransform):
         super().__init__(keys, allow_missing_keys)
         if selection not in SELECTIONS:
             raise ValueError(f"`selection` must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
-        if not planes or not {*planes} <= PLANES.keys():
-            raise ValueError(f"`planes` must be some of {', '.join(PLANES)}, got {list(planes)}.")
         self.selection, self.planes, self.slice_distance = selection, list(planes), float(slice_distance)
         self.slice_range = None if slice_range is None else [int(k) for k in slice_range]
         self.smallest_brain_fraction = smallest_brain_fraction
@@ -239,9 +237,6 @@ class SlicesOfScand(MapTransform):
         volumes[self.mask_key] = torch.as_tensor(data[self.mask_key]).as_subclass(Tensor) > 0
         if self.label_key in data:
             volumes[self.label_key] = lesion_of(data[self.label_key], name).to(torch.uint8)
-        if len({volume.shape[1:] for volume in volumes.values()}) > 1:
-            shapes = ", ".join(f"{key} {list(volume.shape[1:])}" for key, volume in volumes.items())
-            raise ValueError(f"{name} has volumes of different shapes ({shapes}): resample them to one grid.")
         rest: dict[Hashable, Any] = {key: data[key] for key in ("case", "certain") if key in data}
         return [{**rest, **part} for plane in self.planes for part in self._plane(volumes, affine, plane, name)]
 
@@ -257,16 +252,17 @@ class SlicesOfScand(MapTransform):
             return []
         turned = {key: volume.permute(0, 1 + rows, 1 + columns, 1 + across) for key, volume in volumes.items()}
         where: dict[Hashable, Any] = {"plane": plane, "field_of_view": field_of_view}
-        label = turned.get(self.label_key)
         return [
             {key: volume[..., k].contiguous() for key, volume in turned.items()}
             | {**where, "slice": k, "position": float(affine[across, across] * k + affine[across, 3])}
-            for k in self._chosen(turned[self.mask_key][0], None if label is None else label[0], spacing[across], name)
+            for k in self._chosen(turned, float(spacing[across]), name)
         ]
 
-    def _chosen(self, brain_mask: Tensor, label: Tensor | None, thickness: float, name: str) -> list[int]:
+    def _chosen(self, volumes: Mapping[Hashable, Tensor], thickness: float, name: str) -> list[int]:
         """The numbers of the chosen slices along the last axis."""
-        number = brain_mask.shape[2]
+        brain = volumes[self.mask_key].float().mean(dim=(0, 1, 2))
+        lesion = volumes.get(self.label_key, torch.zeros(1, 1, 1, len(brain))).sum(dim=(0, 1, 2))
+        number = len(brain)
         first, end = self.slice_range or (0, number)
         if end > number:
             raise ValueError(
@@ -274,14 +270,11 @@ class SlicesOfScand(MapTransform):
                 f"[0, {number}], or null for all slices."
             )
         step = max(1, math.ceil(self.slice_distance / thickness - 1e-6))
-        covered = brain_mask.float().mean(dim=(0, 1)) >= self.smallest_brain_fraction
-        lesion = torch.zeros(number) if label is None else label.sum(dim=(0, 1))
-        slices = [k for k in range(first, end, step) if covered[k]]
+        slices = [k for k in range(first, end, step) if brain[k] >= self.smallest_brain_fraction]
         if self.selection == "healthy":
             return [k for k in slices if lesion[k] == 0]
         if self.selection == "largest_lesion":
-            largest = max(slices, key=lambda k: float(lesion[k]), default=None)
-            return [] if largest is None or lesion[largest] == 0 else [largest]
+            return sorted((k for k in slices if lesion[k] > 0), key=lambda k: -int(lesion[k]))[:1]
         return slices
 
 
