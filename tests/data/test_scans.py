@@ -452,17 +452,22 @@ def test_datalist_that_is_missing_or_broken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("image", "options", "message"),
+    ("image", "message"),
     [
-        ("a_t1.nii.gz", {}, "a_t1.nii.gz is taken for no flair scan, since _t1 is the ending of another modality"),
-        ("a_seg.nii", {}, "a_seg.nii is taken for no flair scan, since _seg is the ending of masks"),
-        ("a_flair.nii", {"brain_mask": "mask"}, "No brain mask mask: beside `image`, give the mask's file"),
-        (["a.nii", "b.nii"], {}, "has 2 files, but the model takes 1 modalities"),
+        ("a_t1.nii.gz", "a_t1.nii.gz is taken for no flair scan, since _t1 is the ending of another modality"),
+        ("a_seg.nii", "a_seg.nii is taken for no flair scan, since _seg is the ending of masks"),
+        (["a.nii", "b.nii"], "has 2 files, but the model takes 1 modalities"),
     ],
 )
-def test_one_scan_that_is_none(image, options, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        find_scans("", ["flair"], image=image, **options)
+def test_one_scan_that_is_none(image, message):
+    with pytest.raises(ValueError, match=message):
+        find_scans("", ["flair"], image=image)
+
+
+def test_missing_brain_mask_of_one_scan(tmp_path):
+    (path,) = touch(tmp_path, "a.nii")
+    with pytest.raises(FileNotFoundError, match="No file mask: .* give files as `image` and `brain_mask`"):
+        find_scans("", ["flair"], image=str(path), brain_mask="mask")
 
 
 # What headers tell

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import combinations
 
 import nibabel as nib
 import numpy as np
@@ -46,10 +45,8 @@ def background_of(image: Tensor) -> float | None:
     voxels = image.as_tensor() if isinstance(image, MetaTensor) else image
     if voxels.ndim == 2:
         voxels = voxels[..., None]
-    ends = [slice(None, None, max(1, n - 1)) for n in voxels.shape]
-    edges = []
-    for fixed in combinations(range(3), 2):
-        edges.append(voxels[tuple(ends[axis] if axis in fixed else slice(None) for axis in range(3))].flatten())
+    x, y, z = (slice(None, None, max(1, n - 1)) for n in voxels.shape)  # the first and the last
+    edges = [voxels[:, y, z].flatten(), voxels[x, :, z].flatten(), voxels[x, y].flatten()]
     values, counts = torch.cat(edges).unique(return_counts=True)
     most = counts.argmax()
     return float(values[most]) if counts[most] >= LEAST_BACKGROUND * counts.sum() else None

@@ -59,12 +59,8 @@ def names_of(case: str) -> set[str]:
     return {case, subject_of(case), *parts}
 
 
-def one_of(files: Sequence[Path]) -> Path | None:
-    """The one file of a list, or None where it is empty.
-
-    Raises:
-        ValueError: When there are two, naming them.
-    """
+def _one_of(files: Sequence[Path]) -> Path | None:
+    """The one file of a list, or None where it is empty; two are refused."""
     if len(files) > 1:
         raise ValueError(
             f"{files[0]} and {files[1]} are there for the same thing: keep one of them, or name one in a datalist."
@@ -139,7 +135,7 @@ class Place(NamedTuple):
         stems = (
             sorted(folder / f"{name}_{end}" for folder in folders for name in self.names) for end in endings_of(role)
         )
-        return one_of(next(filter(None, (_volumes(*paths) for paths in stems)), []))
+        return _one_of(next(filter(None, (_volumes(*paths) for paths in stems)), []))
 
     def _find_bids(self, ending: str, folders: Sequence[Path]) -> Path | None:
         """Of the files without another entity than the case has, the one that shares most with it and has fewest more.
@@ -153,7 +149,7 @@ class Place(NamedTuple):
             more = found.keys() - own.keys()
             if "ce" not in more and all(own[key] == found[key] for key in found.keys() & own.keys()):
                 ranked.setdefault((len(found) - len(more), -len(more)), []).append(path)
-        return one_of(ranked[max(ranked)]) if ranked else None
+        return _one_of(ranked[max(ranked)]) if ranked else None
 
 
 def places_of(folder: Path, modality: str) -> list[Place]:

@@ -154,7 +154,9 @@ def _check_file(path: str) -> None:
     if os.path.islink(path) and not os.path.exists(path):
         raise FileNotFoundError(f"{path} is a link whose content is not there: {get}, or mend the link.")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"No file {path}: check its name in the datalist or `image`.")
+        raise FileNotFoundError(
+            f"No file {path}: check its name in the datalist, or give files as `image` and `brain_mask`."
+        )
     if is_dicom(path):
         raise ValueError(f"{path} is DICOM: convert the series to NIfTI first, such as by dcm2niix.")
     if not os.path.isfile(path):  # opening a pipe would wait for ever

@@ -140,8 +140,6 @@ def _given(image: str | Sequence[str], modalities: Sequence[str], brain_mask: st
             raise ValueError(
                 f"{file} is taken for no {modality} scan, since {reason}: give the {modality} scan, or rename it."
             )
-    if brain_mask and not os.path.lexists(brain_mask):
-        raise FileNotFoundError(f"No brain mask {brain_mask}: beside `image`, give the mask's file.")
     scan = {"case": case_of(files[0], modalities), "image": [str(Path(file)) for file in files]}
     return scan | ({"brain_mask": brain_mask} if brain_mask else {})
 

@@ -291,7 +291,7 @@ class BrainMaskd(MapTransform):
         mask_key: Holds a given mask, or gets what `brain_mask_of` finds; bool, with the scan's meta data.
 
     Raises:
-        ValueError: What `brain_mask_of` and `check_scan` find, with the scan's name; or when ``extraction`` is another.
+        ValueError: What `brain_mask_of` and `check_scan` find, with the scan's name.
     """
 
     backend = [TransformBackends.TORCH]
@@ -305,11 +305,8 @@ class BrainMaskd(MapTransform):
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
-        finders = {"auto": brain_mask_or_strip, "background": brain_mask_of}
-        if extraction not in finders:
-            raise ValueError(f"`brain_extraction` must be auto or background, got {extraction!r}.")
         self.extraction, self.modalities, self.mask_key = extraction, modalities, mask_key
-        self.find = finders[extraction]
+        self.find = {"auto": brain_mask_or_strip, "background": brain_mask_of}[extraction]
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Any]:
         """Give a copy of ``data`` with the brain mask and the warnings."""
