@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from monai.networks.nets import BasicUNet
-from scripts.common.model_file import load_model, save_model
+from scripts.common.model_file import load_model, save_model, with_weights
 from scripts.method.description import DESCRIPTION_BYTES, from_description, to_description
 from scripts.method.itermask import IterMask
 from scripts.method.lesion_network import LesionNetwork
@@ -40,6 +40,21 @@ def test_loaded_model_is_the_saved_one_without_any_setting(tmp_path, small_netwo
     image[:, -1] = 1
     with torch.no_grad():
         assert torch.equal(loaded(image), model(image))
+
+
+def test_training_begins_with_the_networks_of_a_file_and_keeps_all_else(tmp_path, small_network):
+    path, settings = str(tmp_path / "model.pt"), SETTINGS[LesionNetwork]
+    before = trained(LesionNetwork, small_network, **settings)
+    save_model(before, path)
+    model = with_weights(LesionNetwork(small_network, **settings | {"polarity": "hyperintense"}), path)
+    assert model.low_threshold.isnan() and from_description(model.description)["polarity"] == "hyperintense"
+    assert all(
+        torch.equal(value, before.network.state_dict()[name]) for name, value in model.network.state_dict().items()
+    )
+    assert with_weights(model, None) is model
+    for other in (LesionNetwork(small_network), IterMask(small_network)):
+        with pytest.raises(ValueError, match="holds other networks than this training: set `pretrained_file`"):
+            with_weights(other, path)
 
 
 def test_modalities_that_contradict_the_file_are_named(tmp_path, small_network):

@@ -203,7 +203,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("sigma", "radius", "slice_distance", "weight_decay"), _number(0, 10_000)),
     "ema_momentum": _positive(1),
     "lower_over_volume": SWITCH,
-    "brain_mask": _either(PATH, NULL),
+    **dict.fromkeys(("brain_mask", "pretrained_file"), _either(PATH, NULL)),
     "case": _either(NAME, NULL),
     "label": Rule(
         "a name such as seg, or PIPELINE/NAME",

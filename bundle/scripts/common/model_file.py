@@ -121,6 +121,26 @@ def _build(settings: Mapping[str, Any], network: Callable[..., nn.Module] | None
         raise ValueError(f"The description of the model cannot be used ({error}): train again.") from None
 
 
+def with_weights(model: Model, model_file: str | None) -> Model:
+    """Give a model the networks of a file, for a training that begins with them; None leaves it as it is.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When its networks are others.
+    """
+    if model_file is None:
+        return model
+    weights, own = _read_weights(model_file), model.state_dict()
+    names = [name for name in own if name.split(".")[0] in model.networks]
+    if any(name not in weights or weights[name].shape != own[name].shape for name in names):
+        raise ValueError(
+            f"{model_file} holds other networks than this training: set `pretrained_file` to a model of the same "
+            "method, sizes and modalities."
+        )
+    model.load_state_dict({**own, **{name: weights[name] for name in names}})
+    return model
+
+
 def save_model(
     model: Model,
     model_file: str | os.PathLike,
