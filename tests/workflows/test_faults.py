@@ -436,7 +436,7 @@ def test_report_that_cannot_be_written_is_one_sentence(reference, tmp_path):
     assert code == 0 and report.read_text().startswith("<!DOCTYPE html>"), output
 
 
-@pytest.mark.parametrize("name", ["training", "inference", "evaluate"])
+@pytest.mark.parametrize("name", ["training", "inference"])
 def test_second_of_two_runs_into_one_folder_is_refused_and_the_first_ends_well(reference, tmp_path, name):
     """The first is at work, and goes on when the second has ended."""
     step, expected, *_ = reference(name)

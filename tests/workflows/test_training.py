@@ -105,20 +105,20 @@ def test_interrupted_training_resumes_to_the_same_weights(tmp_path, two_modaliti
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     process = train_in_subprocess(whole, options)
-    assert process.wait(120) == 0
+    assert process.wait(400) == 0
     process.stdout.close()
     process = train_in_subprocess(broken, options)
     while not (broken / "checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == (1 if number == signal.SIGTERM else -signal.SIGKILL)
     if number == signal.SIGTERM:
         assert "SIGTERM: training stopped, saved" in output and "Traceback" not in output
     assert not (broken / "model.pt").exists()
     process = train_in_subprocess(broken, options)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 0 and "Training goes on from iteration" in output
     first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (whole, broken))
     assert all(torch.equal(first[name], second[name]) for name in first)
