@@ -55,6 +55,11 @@ def test_training_begins_with_the_networks_of_a_file_and_keeps_all_else(tmp_path
     for other in (LesionNetwork(small_network), IterMask(small_network)):
         with pytest.raises(ValueError, match="holds other networks than this training: set `pretrained_file`"):
             with_weights(other, path)
+    with pytest.raises(FileNotFoundError, match="set `pretrained_file`"):
+        with_weights(model, str(tmp_path / "none.pt"))
+    (tmp_path / "model.pt").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="set `pretrained_file`"):
+        with_weights(model, path)
 
 
 def test_modalities_that_contradict_the_file_are_named(tmp_path, small_network):

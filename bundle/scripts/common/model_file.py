@@ -72,18 +72,17 @@ def load_model(
     return model.eval()
 
 
-def _read_weights(model_file: str) -> dict[str, Tensor]:
+def _read_weights(model_file: str, option: str = "model_file") -> dict[str, Tensor]:
+    """Read a state dict; `option` is the name of the option that gave the file, for messages."""
     if not os.path.isfile(model_file):
-        raise FileNotFoundError(
-            f"No weights at {model_file}: run configs/train.json to make them, or set `model_file`."
-        )
+        raise FileNotFoundError(f"No weights at {model_file}: run configs/train.json to make them, or set `{option}`.")
     try:
         weights = read_tensors(model_file)
     except ValueError as error:
-        raise ValueError(f"{error}: set `model_file` to a model.pt that configs/train.json wrote.") from None
+        raise ValueError(f"{error}: set `{option}` to a model.pt that configs/train.json wrote.") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(
-            f"{model_file} is no model (a training's checkpoint is none either): set `model_file` to a model.pt that "
+            f"{model_file} is no model (a training's checkpoint is none either): set `{option}` to a model.pt that "
             "configs/train.json wrote."
         )
     return weights
@@ -130,7 +129,7 @@ def with_weights(model: Model, model_file: str | None) -> Model:
     """
     if model_file is None:
         return model
-    weights, own = _read_weights(model_file), model.state_dict()
+    weights, own = _read_weights(model_file, "pretrained_file"), model.state_dict()
     names = [name for name in own if name.split(".")[0] in model.networks]
     if any(name not in weights or weights[name].shape != own[name].shape for name in names):
         raise ValueError(
