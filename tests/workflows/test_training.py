@@ -90,6 +90,17 @@ def test_same_seed_gives_the_same_weights(tmp_path, two_modalities, method):
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
+@pytest.mark.slow
+def test_compiled_training_has_the_same_validation_error(tmp_path, two_modalities, method):
+    errors = []
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        options = {"iterations": 2, "batch_size": 2, "compile": compiled, "output_dir": str(folder)}
+        run_bundle("train", method, **options, **two_modalities)
+        errors.append(events(folder).Scalars("validation_error")[-1].value)
+    assert errors[1] == pytest.approx(errors[0], rel=1e-2)
+
+
 def train_in_subprocess(folder, options):
     arguments = folder / "arguments.json"
     lengths = {"batch_size": 2, "validation_interval": 30, "iterations": 90}
