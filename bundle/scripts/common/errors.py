@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -30,11 +29,11 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def innermost_message(error: BaseException) -> str:
-    """The sentence of the error that started a chain of errors, also when it came from a data loader's worker."""
+    """The sentence of the error that started a chain of errors, also when it came from MONAI's writer of images."""
     error = _innermost(error)
     text = str(error)
     kind = type(error).__name__
-    if TRACEBACK in text:  # of workers and image writers: the text of the whole chain, innermost first
+    if TRACEBACK in text:  # the text of the whole chain, innermost first
         lines = text.partition(TRACEBACK)[2].splitlines()[1:]
         kind, _, text = next(line for line in lines if line[:1].strip()).partition(": ")  # code lines are indented
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
@@ -63,11 +62,8 @@ def report_errors() -> None:
 
 def _print_sentence(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     end_progress_bars()
-    first = _innermost(error)  # a signal to all processes ends workers too, about which their loader complains
-    if isinstance(first, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted: run the same command again to go on.", file=sys.stderr)
-    elif isinstance(first, SystemExit):
-        print(first, file=sys.stderr)
     elif os.environ.get(TRACEBACK_VARIABLE):
         sys.__excepthook__(kind, error, traceback)
     else:
@@ -97,6 +93,5 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Say at once that Ctrl-C was seen: what is under way in other threads ends first."""
-    if multiprocessing.parent_process() is None:  # once, not for each worker that loads data
-        os.write(2, b"\ninterrupted: waiting for what is under way\n")
+    os.write(2, b"\ninterrupted: waiting for what is under way\n")
     raise KeyboardInterrupt
