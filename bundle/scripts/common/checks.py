@@ -25,14 +25,6 @@ LONGEST_NAME = 200  # bytes of a case's name: endings of files come on top, and 
 LONGEST_PATH = 3000  # bytes
 OPTIONS_OF_MONAI = {*inspect.signature(bundle_run).parameters, *inspect.signature(ConfigWorkflow).parameters}
 OPTIONS_OF_MONAI -= {"override"}  # that of all others
-RENAMED = {
-    "max_passes": "max_iterations",
-    "stop_shrink": "tolerance",
-    "sign": "polarity",
-    "first_fraction": "initial_fraction",
-    "exceed_fraction": "false_positive_rate",
-    "crop_size": "canvas_size",
-}
 
 
 def _options_and_words(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -85,7 +77,7 @@ def _check_option(name: str, value: object, config: ConfigParser) -> None:
     component = config[parent] if parent and parent in config else None
     if name not in config and not (isinstance(component, dict) and "_target_" in component):
         known = [key for key in config.get() if not key.startswith("_")]
-        close = difflib.get_close_matches(RENAMED.get(name, name), known, n=1)
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean --{close[0]}?" if close else "see the options at the top of the config file."
         raise ValueError(f"The config has no option --{name}: {hint}")
     if name in config.get("_unused_", "").split(", "):
@@ -217,7 +209,7 @@ RULES: dict[str, Rule] = {
     "contrast": _one_of("flair", "t1", "t2", "any"),
     "planes": _list_of("a list of axial, coronal, sagittal", _one_of("axial", "coronal", "sagittal")),
     "canvas_size": _list_of("[height, width] of whole numbers from 1 to 4096", SIZE, length=2),
-    "num_workers": _either(_whole(0, 256), NULL),
+    "num_workers": _whole(0, 256),
     "layout": _one_of("folders", "bids"),
     "label_values": _either(_list_of("a list of whole numbers above 0", _whole(1, 10**9)), NULL),
     "brain_extraction": _one_of("auto", "background"),
