@@ -85,7 +85,7 @@ def test_file_in_the_place_of_the_model_is_not_replaced(finished, tmp_path, two_
     message = refusal(finished, two_modalities, iterations=4, model_file=str(finished / "checkpoint.pt"))
     assert message.startswith(f"`model_file` is {finished}/checkpoint.pt, where the training writes its checkpoint")
     shipped = CONFIGS.parent / "models" / "model.pt"
-    assert "is the model of the bundle" in refusal(tmp_path / "other", two_modalities, model_file=str(shipped))
+    assert f"{shipped} is in the way" in refusal(tmp_path / "other", two_modalities, model_file=str(shipped))
     with (finished / "model.pt").open("ab") as file:
         file.write(b"changed")
     message = refusal(finished, two_modalities, iterations=4)

@@ -141,19 +141,7 @@ def check_training(model_file: str, checkpoint: TrainingCheckpoint, dataset: Sli
     check_output(checkpoint.path, replaces=file_digest(checkpoint.path) if checkpoint.path.is_file() else None)
     if Path(model_file).absolute() == checkpoint.path.absolute():
         raise ValueError(f"`model_file` is {model_file}, where the training writes its checkpoint: set another one.")
-    check_not_shipped(model_file)
     check_output(model_file, checkpoint.path.absolute().parent)
-
-
-def check_not_shipped(model_file: str) -> None:
-    """Refuse to write over the model that came with the bundle, by whatever link.
-
-    Raises:
-        ValueError: When it is that model.
-    """
-    shipped = os.path.join(bundle_root(), "models", "model.pt")
-    if os.path.exists(model_file) and os.path.exists(shipped) and os.path.samefile(model_file, shipped):
-        raise ValueError(f"{model_file} is the model of the bundle: set `model_file` or `output_file` to another one.")
 
 
 def finish_training(
@@ -221,7 +209,6 @@ def recalibrate(
         calibration: `calibrate` with its options.
         batches: Healthy slices, or scans.
     """
-    check_not_shipped(output_file)
     check_writable(Path(output_file).absolute().parent)
     check_output(output_file)
     before = float(model.threshold_values()[0])
