@@ -58,7 +58,7 @@ def item(name: str, seed: int, lesion_side: int = 0, modalities: int = 1, slices
     return {"image": np.concatenate([image, brain_mask]), "label": label, "case": name}
 
 
-def evaluate(folder, cases, healthy=(), modalities=1, batch_size=1, unlabeled_are_healthy=False, **options) -> dict:
+def evaluate(folder, cases, healthy=(), modalities=1, batch_size=1, **options) -> dict:
     """Run the evaluators of the configs, with the stand-in for the method."""
     names = [f"modality{index}" for index in range(modalities)]
     evaluation = Evaluation(folder, "a method", names, BASELINES, **options)
@@ -69,7 +69,7 @@ def evaluate(folder, cases, healthy=(), modalities=1, batch_size=1, unlabeled_ar
                 val_data_loader=DataLoader(Dataset(list(items)), batch_size=batch_size),
                 network=torch.nn.Identity(),
                 inferer=SquaredIntensity(),
-                val_handlers=[EvaluationHandler(evaluation, is_healthy, unlabeled_are_healthy)],
+                val_handlers=[EvaluationHandler(evaluation, is_healthy)],
             ).run()
     return evaluation.finish()
 
@@ -238,7 +238,7 @@ def test_no_case_is_an_error(tmp_path):
 def test_cases_without_lesion_are_scored_by_what_is_marked_in_them(tmp_path, capsys):
     cases = [item(f"HEALTHY_{seed}", seed) for seed in (20, 21)]
     del cases[1]["label"]
-    summary = evaluate(tmp_path, cases, healthy_from_cases=True, unlabeled_are_healthy=True)
+    summary = evaluate(tmp_path, cases, healthy_from_cases=True)
     marked = [((case["image"][0] ** 2 > THRESHOLD) & (case["image"][1] > 0)).sum() for case in cases]
     brain = cases[0]["image"][1].sum()
     assert [int(row["false_positive_pixels"]) for row in read_rows(tmp_path)] == marked
@@ -401,10 +401,3 @@ def test_label_of_other_than_whole_numbers_is_refused(trained, tmp_path):
         run_config("evaluate", trained, tmp_path / "out", dataset_dir=str(tmp_path), pictures=False)
     assert "SMALL has a lesion mask with voxels of 0.4, expected whole numbers" in innermost_message(error.value)
     assert [row["case"] for row in read_rows(tmp_path / "out")] == ["LARGE"]
-
-
-def test_a_testing_slice_without_label_is_named(tmp_path):
-    case = item("A", 0)
-    del case["label"]
-    with pytest.raises(ValueError, match="A has no label"):
-        evaluate(tmp_path, [case])

@@ -175,12 +175,11 @@ class EvaluationHandler:
 
     Args:
         evaluation: Collects the scores of one or more evaluators.
-        healthy: Whether the evaluator runs over healthy slices instead of labeled cases.
-        unlabeled_are_healthy: Whether cases without a label count as such without lesion.
+        healthy: Whether the evaluator runs over healthy slices instead of cases, whose lesions are labeled where they
+            have any.
     """
 
-    def __init__(self, evaluation: Evaluation, healthy: bool = False, unlabeled_are_healthy: bool = False):
-        self.label_needed = not (healthy or unlabeled_are_healthy)
+    def __init__(self, evaluation: Evaluation, healthy: bool = False):
         self.add = evaluation.add_healthy if healthy else evaluation.add_case
         self.outputs = evaluation.outputs
 
@@ -191,8 +190,6 @@ class EvaluationHandler:
     def __call__(self, engine: Engine) -> None:
         state: Any = engine.state
         for item, output in zip(state.batch, state.output, strict=True):
-            if self.label_needed and "label" not in item:
-                raise ValueError(f"{item['case']} has no label: add its lesion mask, or `exclude` the scan.")
             # postprocessing, as cropping to a range of slices, changes the output alone
             processed = {**item, **{key: value for key, value in output.items() if value is not None}}
             self.add(Sample.from_item(processed, self.outputs))

@@ -110,11 +110,10 @@ def warn_of_label(sample: Sample) -> None:
     lesion, brain = int(sample.label.sum()), int(sample.brain_mask.sum())
     inside = int((sample.label & sample.brain_mask).sum())
     if 2 * inside > brain or 2 * inside < lesion:
-        sentence = "expected lesions inside the brain; check whether it is one of tissues, or an inverted mask."
         logger.warning(
             f"{sample.name} has a label that covers {inside / max(1, brain):.0%} of the brain, with "
-            f"{1 - inside / max(1, lesion):.0%} of it outside, {sentence}",
-            extra={"together": f"labels of most of the brain, or mostly outside of it, {sentence}", "counts": ()},
+            f"{1 - inside / max(1, lesion):.0%} of it outside, expected lesions inside the brain; check whether it is "
+            "one of tissues, or an inverted mask."
         )
 
 
