@@ -13,7 +13,7 @@ from scripts.common.checks import RULES, check_settings
 
 SCRIPTS = Path(__file__).parents[1] / "bundle" / "scripts"
 # Completed by their callers, which say the rest: "FILE is no file: set `model_file` to ...".
-PARTS = ("read_tensors", "_check", "_load", "from_description")
+PARTS = ("read_tensors", "_check", "_load")
 TO_DO = """add change check choose convert copy correct delete exclude export extract give install keep label leave list
 look lower make move name pip put remedy rename repair replace resample restore run set swap threshold train use wait
 widen write""".split()

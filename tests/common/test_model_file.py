@@ -97,10 +97,7 @@ def test_network_of_another_kind_needs_its_override_config(tmp_path):
         (torch.zeros(DESCRIPTION_BYTES, dtype=torch.uint8), "does not say how it was made"),
         (to_description({"format": 99, "method": "IterMask"}), "format 99, which this version does not know"),
         (to_description({"format": 1, "method": "os.system"}), "method 'os.system'"),
-        (
-            to_description({"format": 1, "method": "IterMask", "network": {"channels": 10**9}}),
-            "`network` must have sizes from 0 to 4096, got",
-        ),
+        (to_description({"format": 1, "method": "IterMask", "network": {"channels": 10**9}}), "cannot be used"),
         (to_description({"format": 1, "method": "IterMask", "network": {}, "passes": 3}), "cannot be used"),
     ],
 )

@@ -20,12 +20,7 @@ def test_settings_come_back_as_they_were():
     assert from_description(to_description(SETTINGS)) == SETTINGS
 
 
-def test_description_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="at most 2048 bytes"):
-        to_description({"modalities": ["x" * 3000]})
-
-
-@pytest.mark.parametrize("text", [b"[1, 2]", b"{", b"\xff", b""])
-def test_text_without_settings_is_refused(text):
+@pytest.mark.parametrize("text", [b"{", b"\xff", b""])
+def test_text_that_is_no_json_is_refused(text):
     with pytest.raises(ValueError):
         from_description(torch.tensor(list(text.ljust(2048, b"\0")), dtype=torch.uint8))

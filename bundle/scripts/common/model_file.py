@@ -18,7 +18,6 @@ from ..method.networks import ReconstructionUNet
 from .outputs import read_tensors, save_tensors
 
 METHODS: dict[str, Callable[..., Model]] = {"IterMask": IterMask, "LesionNetwork": LesionNetwork}
-LARGEST_SIZE = 4096  # of anything that describes a network
 
 
 def load_model(
@@ -111,12 +110,9 @@ def _build(settings: Mapping[str, Any], network: Callable[..., nn.Module] | None
     options = dict(settings)
     method, size = METHODS[options.pop("method")], options.pop("network") or {}
     del options["format"]
-    numbers = [number for value in size.values() for number in (value if isinstance(value, list) else [value])]
     try:
-        if not all(0 <= number <= LARGEST_SIZE for number in numbers):
-            raise ValueError(f"`network` must have sizes from 0 to {LARGEST_SIZE}, got {size}")
         return method(network=network or partial(ReconstructionUNet, **size), **options)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"The description of the model cannot be used ({error}): train again.") from None
 
 

@@ -13,17 +13,8 @@ DESCRIPTION_BYTES = 2048
 
 
 def to_description(settings: Mapping[str, object]) -> Tensor:
-    """Write the settings of a model as a tensor that lies in its state dict: JSON text, (2048,) uint8.
-
-    Raises:
-        ValueError: When they are longer than the tensor.
-    """
+    """Write the settings of a model as a tensor that lies in its state dict: JSON text, (2048,) uint8."""
     text = json.dumps(settings).encode()
-    if len(text) > DESCRIPTION_BYTES:
-        raise ValueError(
-            f"The settings of a model must take at most {DESCRIPTION_BYTES} bytes, got {len(text)}: use shorter names "
-            "of modalities."
-        )
     return torch.tensor(list(text.ljust(DESCRIPTION_BYTES, b"\0")), dtype=torch.uint8)
 
 
@@ -33,7 +24,5 @@ def from_description(description: Tensor) -> dict[str, Any]:
     Raises:
         ValueError: When it is no such text.
     """
-    settings = json.loads(bytes(description.flatten().tolist()).rstrip(b"\0").decode())
-    if not isinstance(settings, dict):
-        raise ValueError("the description of the model holds no settings")
+    settings: dict[str, Any] = json.loads(bytes(description.flatten().tolist()).rstrip(b"\0").decode())
     return settings
