@@ -200,7 +200,7 @@ def volume(lesion=()):
     ],
 )
 def test_slices_of_a_plane_and_where_they_lie(plane, axes, field_of_view, position):
-    slices = SlicesOfScand("image", selection="all", planes=[plane])(volume())
+    slices = SlicesOfScand("image", planes=[plane])(volume())
     rows, columns, across = axes
     assert len(slices) == SHAPE[across] and [part["slice"] for part in slices] == list(range(SHAPE[across]))
     part = slices[4]
@@ -215,7 +215,7 @@ def test_slices_of_a_plane_and_where_they_lie(plane, axes, field_of_view, positi
     [
         ({"selection": "healthy"}, [k for k in range(30) if k not in (3, 9)]),
         ({"selection": "healthy", "slice_range": [2, 6]}, [2, 4, 5]),
-        ({"selection": "all", "slice_distance": 8.0}, list(range(0, 30, 3))),
+        ({"selection": "healthy", "slice_distance": 8.0}, [k for k in range(0, 30, 3) if k not in (3, 9)]),
         ({"selection": "largest_lesion"}, [9]),
         ({"selection": "largest_lesion", "slice_range": [0, 5]}, [3]),
         ({"selection": "largest_lesion", "slice_range": [4, 9]}, []),
@@ -230,17 +230,15 @@ def test_selection_range_and_distance_of_slices(options, expected):
 def test_slices_with_little_brain_and_planes_with_little_of_the_head_are_left_out():
     scan = volume()
     scan["brain_mask"][..., :10] = False
-    assert [part["slice"] for part in SlicesOfScand("image", "all")(scan)][0] == 10
+    assert [part["slice"] for part in SlicesOfScand("image")(scan)][0] == 10
     slab = {key: value[..., :5] if hasattr(value, "ndim") else value for key, value in volume().items()}
-    found = SlicesOfScand("image", "all", planes=["axial", "coronal", "sagittal"])(slab)
+    found = SlicesOfScand("image", planes=["axial", "coronal", "sagittal"])(slab)
     assert [part["plane"] for part in found] == ["axial"] * 5
 
 
-def test_range_that_leaves_a_scan_and_unknown_selection_are_refused():
+def test_range_that_leaves_a_scan_is_refused():
     with pytest.raises(ValueError, match="a has 30 slices, so `slice_range` .0, 31. leaves it"):
         SlicesOfScand("image", slice_range=[0, 31])(volume())
-    with pytest.raises(ValueError, match="`selection` must be one of healthy"):
-        SlicesOfScand("image", selection="some")
 
 
 def test_resampled_slice_keeps_the_size_of_its_brain_in_the_middle_of_the_canvas():

@@ -24,7 +24,6 @@ from .quality import check_labels, check_scan
 from .stripping import brain_mask_or_strip
 
 LOWEST, HIGHEST = -3.0, 3.0
-SELECTIONS = ("healthy", "largest_lesion", "all")
 LARGEST_SCALED = 1e9  # what the arithmetic of the method bears; a brain's own voxels are near -3 to 3
 
 
@@ -194,7 +193,7 @@ class SlicesOfScand(MapTransform):
     Args:
         keys: Volumes (C, X, Y, Z) of one grid in RAS order.
         selection: "healthy" takes slices without lesion, "largest_lesion" of each plane the one slice with the most
-            lesion voxels, "all" every slice. A scan without lesion mask counts as one without lesion.
+            lesion voxels. A scan without lesion mask counts as one without lesion.
         planes: "axial", "coronal", "sagittal".
         slice_range: First slice of a plane and the one after the last; None: all.
         slice_distance: Slices are at least so many millimeters apart; 0: every slice.
@@ -203,8 +202,7 @@ class SlicesOfScand(MapTransform):
         label_key: The lesion mask (1, X, Y, Z), whole numbers, if there is one.
 
     Raises:
-        ValueError: When ``selection`` is another; in a call, when the range leaves the scan or the lesion mask is none,
-            with the scan's name.
+        ValueError: When the range leaves the scan or the lesion mask is none, with the scan's name.
     """
 
     backend = [TransformBackends.TORCH]
@@ -222,8 +220,6 @@ class SlicesOfScand(MapTransform):
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
-        if selection not in SELECTIONS:
-            raise ValueError(f"`selection` must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
         self.selection, self.planes, self.slice_distance = selection, list(planes), float(slice_distance)
         self.slice_range = None if slice_range is None else [int(k) for k in slice_range]
         self.smallest_brain_fraction = smallest_brain_fraction
@@ -273,9 +269,7 @@ class SlicesOfScand(MapTransform):
         slices = [k for k in range(first, end, step) if brain[k] >= self.smallest_brain_fraction]
         if self.selection == "healthy":
             return [k for k in slices if lesion[k] == 0]
-        if self.selection == "largest_lesion":
-            return sorted((k for k in slices if lesion[k] > 0), key=lambda k: -int(lesion[k]))[:1]
-        return slices
+        return sorted((k for k in slices if lesion[k] > 0), key=lambda k: -int(lesion[k]))[:1]
 
 
 class BrainMaskd(MapTransform):
