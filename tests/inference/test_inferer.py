@@ -55,7 +55,6 @@ class TestInferer:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"outputs": ["masks"]}, "`outputs` must be some of mask, anomaly_map"),
             ({"tolerance": 10}, "did you pass a percentage"),
             ({"max_iterations": 0}, "`max_iterations` must be a whole number from 1"),
             ({"threshold_scale": 0}, "`threshold_scale` must be a number above 0"),

@@ -22,7 +22,6 @@ from ..data.transforms import LOWEST
 from ..method.volume import segment_volume
 from .geometry import window
 
-OUTPUTS = ("mask", "anomaly_map", "reconstruction", "iterations", "threshold")
 FAR_FROM_PLANES = 10.0  # mm
 logger = logging.getLogger(__name__)
 
@@ -63,9 +62,6 @@ class IterMaskInferer(Inferer):
         progress: bool = False,
     ):
         super().__init__()
-        unknown = [name for name in outputs if name not in OUTPUTS]
-        if unknown or not outputs:
-            raise ValueError(f"`outputs` must be some of {', '.join(OUTPUTS)}, got {list(outputs)}.")
         self.outputs, self.progress, self.batch_size = tuple(outputs), progress, batch_size
         self.settings: dict[str, Any] = {
             "threshold_scale": float(threshold_scale),

@@ -24,11 +24,6 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
     Returns:
         A context manager: convolutions and matrix products in bfloat16, or everything as it is.
-
-    Raises:
-        ValueError: When ``precision`` is none of the three.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     low = precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=low)

@@ -37,10 +37,8 @@ def exceeded_by(values: Tensor, fraction: float) -> float:
         One of the values: the quantile 1 - ``fraction`` by rank, rounded down.
 
     Raises:
-        ValueError: When there is no value, or ``fraction`` is outside (0, 1).
+        ValueError: When there is no value.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"`fraction` must be in (0, 1), got {fraction}; did you pass a percentage?")
     if values.numel() == 0:
         raise ValueError("No healthy pixel to calibrate `threshold` on: check the validation scans.")
     rank = int((1 - fraction) * (values.numel() - 1) + 1e-9)

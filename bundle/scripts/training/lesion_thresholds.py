@@ -44,7 +44,7 @@ def calibrate_lesions(
         The lower threshold of slices.
 
     Raises:
-        ValueError: When there is no healthy pixel, or a rate is outside (0, 1).
+        ValueError: When there is no healthy pixel.
     """
     model.eval()
     device = model.low_threshold.device
