@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -55,25 +54,22 @@ def fastest(variants: Mapping[str, Callable[[], object]], repeats: int) -> dict[
     return {name: min(found[1:] or found) for name, found in times.items()}
 
 
-def table(title: str, unit: str, times: Mapping[str, float], amount: float, flops: float = 0, device: str = "") -> str:
-    """A table in Markdown of what each variant does in a second, and the ratio to the first one.
+def table(title: str, times: Mapping[str, float], number: int, flops: float, device: str) -> str:
+    """A table in Markdown of the slices that each variant does in a second, and the ratio to the first one.
 
     Args:
         title: Of the first column.
-        unit: What ``amount`` counts.
-        times: Seconds of each variant; a name begins with its precision where ``flops`` is given.
-        amount: Done in these seconds.
-        flops: Floating point operations in these seconds, for a column of the share of the matrix rate; 0: none.
+        times: Seconds of each variant, whose name begins with its precision.
+        number: Slices done in these seconds.
+        flops: Floating point operations in these seconds.
         device: Where they were done.
     """
     first = next(iter(times.values()))
-    rows = [[title, f"{unit}/s", "ratio"], ["---"] * 3]
-    rows += [[name, f"{amount / seconds:.3g}", f"{first / seconds:.2f}"] for name, seconds in times.items()]
-    if flops:
-        rates = {precision: matrix_rate(device, precision) for precision in ("float32", "bfloat16")}
-        shares = (flops / seconds / rates[name.partition(",")[0]] for name, seconds in times.items())
-        for row, cell in zip(rows, ["of the device", "---", *(f"{share:.0%}" for share in shares)], strict=True):
-            row.append(cell)
+    rates = {precision: matrix_rate(device, precision) for precision in ("float32", "bfloat16")}
+    rows = [[title, "slices/s", "ratio", "of the device"], ["---"] * 4]
+    for name, seconds in times.items():
+        share = flops / seconds / rates[name.partition(",")[0]]
+        rows.append([name, f"{number / seconds:.3g}", f"{first / seconds:.2f}", f"{share:.0%}"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
@@ -91,10 +87,9 @@ class TrainingStep:
         names: The config and its override configs.
         options: Options to set.
         order: Memory order of the networks, "contiguous_format" or "channels_last".
-        compiled: Compile the networks.
     """
 
-    def __init__(self, names: Sequence[str], options: Mapping[str, object], order: str, compiled: bool = False):
+    def __init__(self, names: Sequence[str], options: Mapping[str, object], order: str):
         parser = read_config(*names, **options)
         parser["model"] = f"$@network_def.to(@device, memory_format=torch.{order})"
         parts = ("network", "loss", "optimizer", "train#prepare_batch", "train#dataloader", "device")
@@ -102,13 +97,12 @@ class TrainingStep:
             parser.get_parsed_content, parts
         )
         self.network.train()
-        self.forward = torch.compile(self.network) if compiled else self.network
         self.batch = next(iter(loader))
 
     def __call__(self) -> None:
         inputs, targets = self.prepare(self.batch, self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss(self.forward(inputs), targets).backward()
+        self.loss(self.network(inputs), targets).backward()
         self.optimizer.step()
 
     def flops(self) -> int:
@@ -122,23 +116,21 @@ class TrainingStep:
 def benchmark_training(options: argparse.Namespace) -> str:
     """Training steps of the lesion network and of the published method."""
     variants = {
-        "float32, channels first": ("contiguous_format", False),
-        "float32, channels last": ("channels_last", False),
-        "bfloat16, channels last": ("channels_last", False),
+        "float32, channels first": "contiguous_format",
+        "float32, channels last": "channels_last",
+        "bfloat16, channels last": "channels_last",
     }
-    if options.compile:
-        variants["bfloat16, channels last, compiled"] = ("channels_last", True)
     settings = {"dataset_dir": options.dataset_dir, "output_dir": options.folder, "batch_size": options.batch_size}
     settings |= {"device": torch.device(options.device), "slice_range": None, "planes": ["axial"]}
     tables = []
     for title, names in (("train.json", ["train"]), ("train.json with paper.json", ["train", "paper"])):
         steps = {
-            name: TrainingStep(names, {**settings, "precision": name.partition(",")[0]}, *variant)
-            for name, variant in variants.items()
+            name: TrainingStep(names, {**settings, "precision": name.partition(",")[0]}, order)
+            for name, order in variants.items()
         }
         times, flops = fastest(steps, options.repeats), next(iter(steps.values())).flops()
         title = f"{title}, batches of {options.batch_size}"
-        tables.append(table(title, "slices", times, options.batch_size, flops, options.device))
+        tables.append(table(title, times, options.batch_size, flops, options.device))
     return "\n".join(tables)
 
 
@@ -163,25 +155,11 @@ def benchmark_segmentation(options: argparse.Namespace) -> str:
         with FlopCounterMode(display=False) as counter:
             run(images, torch.channels_last)
         title = f"{kind}, {' x '.join(map(str, images.shape[2:]))} voxels"
-        tables.append(table(title, "slices", times, images.shape[-1], counter.get_total_flops(), options.device))
+        tables.append(table(title, times, images.shape[-1], counter.get_total_flops(), options.device))
     return "\n".join(tables)
 
 
-def benchmark_command(options: argparse.Namespace) -> str:
-    """The command that segments a scan, from its start to the files; another version of the bundle beside it."""
-
-    def run(bundle: str | Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
-            command += ["--config_file", "configs/inference.json", "--image", options.image, "--output_dir", folder]
-            subprocess.run(command, cwd=bundle, check=True, capture_output=True)
-
-    variants = {options.against: partial(run, options.against)} if options.against else {}
-    times = fastest({**variants, "this bundle": partial(run, BUNDLE)}, options.repeats)
-    return table("one scan, from start to files", "scans", times, 1)
-
-
-PARTS = {"training": benchmark_training, "segmentation": benchmark_segmentation, "command": benchmark_command}
+PARTS = {"training": benchmark_training, "segmentation": benchmark_segmentation}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -191,11 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", type=os.path.abspath, help="a FLAIR volume (default: a synthetic head of 1 mm)")
     parser.add_argument("--dataset_dir", help="scans that the training takes (default: phantoms)")
     parser.add_argument("--model_file", default=str(BUNDLE / "models" / "model.pt"), help="weights to segment with")
-    parser.add_argument("--against", help="another version of the folder `bundle`, to compare the command with")
     parser.add_argument("--batch_size", type=int, default=8, help="of a training step (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each variant, of which the fastest counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="compile the networks of the training too")
     options = parser.parse_args(arguments)
     report_errors()
     name = "CPU" if options.device == "cpu" else torch.cuda.get_device_name(options.device)
