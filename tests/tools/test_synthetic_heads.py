@@ -55,14 +55,3 @@ def test_same_seed_gives_the_same_scans_and_another_does_not(made, label_maps, t
         main(["--label_maps_dir", str(label_maps), "--output_dir", str(output), *OPTIONS[:-1], seed])
         first, second = (voxels(folder, "synthetic_testing_00_0", "flair") for folder in (made, output))
         assert (first.shape == second.shape and np.array_equal(first, second)) is same
-
-
-def test_contrast_of_the_lesions_is_drawn_from_what_is_asked_for(label_maps, tmp_path):
-    options = ["--label_maps_dir", str(label_maps), *OPTIONS, "--lesion_contrast"]
-    main([*options, "0.5", "0.6", "--output_dir", str(tmp_path / "low")])
-    with open(tmp_path / "low" / "synthetic_heads.csv", newline="") as file:
-        contrasts = {row["split"]: float(row["contrast"]) for row in csv.DictReader(file)}
-    assert 0.5 <= contrasts["testing"] <= 0.6 and contrasts["training"] == 0
-    with pytest.raises(ValueError, match="--lesion_contrast must be LOW HIGH"):
-        main([*options, "3", "2", "--output_dir", str(tmp_path / "none")])
-    assert not (tmp_path / "none").exists()

@@ -29,16 +29,12 @@ from scripts.tools.phantoms import SPLITS, write_splits  # noqa: E402
 GRAY_LEVELS = 500  # of white matter
 LESION_ML = (1.0, 100.0)  # smallest and largest load
 MOST_LESIONS = 15
-CONTRAST = (1.5, 6.0)  # deviations of white matter
+CONTRAST = (1.5, 6.0)  # of lesions, in deviations of white matter
 COLUMNS = ("case", "split", "label_map", "lesion_ml", "contrast", "lesions")
 
 
 def write_head(
-    scan: Mapping[str, Any],
-    output_dir: Path,
-    transform: RandLabelToImaged,
-    contrasts: tuple[float, float],
-    with_lesions: bool,
+    scan: Mapping[str, Any], output_dir: Path, transform: RandLabelToImaged, with_lesions: bool
 ) -> dict[str, object]:
     """Write the files of one head, ``NAME/NAME_<contrast>``, ``_seg`` and ``_brain``.
 
@@ -46,7 +42,6 @@ def write_head(
         scan: As `synthetic_scans` lists it.
         output_dir: Folder of the data set.
         transform: Paints the head.
-        contrasts: Lowest and highest contrast of lesions, in deviations of white matter.
         with_lesions: Add lesions of a drawn size, number, place and contrast.
 
     Returns:
@@ -57,7 +52,7 @@ def write_head(
     image, brain, labels = (made[key][0].numpy() for key in ("image", "brain_mask", "label_map"))
     lesion, contrast, number = np.zeros(image.shape, bool), 0.0, 0
     if with_lesions:
-        number, contrast = int(random.integers(1, MOST_LESIONS + 1)), float(random.uniform(*contrasts))
+        number, contrast = int(random.integers(1, MOST_LESIONS + 1)), float(random.uniform(*CONTRAST))
         load = float(np.exp(random.uniform(*np.log(LESION_ML))))
         image, lesion = add_lesions(image, brain, labels, random, load, number, contrast, PLACES)
     levels = np.clip(np.round(image * GRAY_LEVELS), 1, np.iinfo(np.int16).max).astype(np.int16)
@@ -80,20 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--volumes", type=int, default=4, help="of each head, every one drawn anew (default: 4)")
     parser.add_argument("--validation", type=int, default=2, help="heads to validate on (default: 2)")
     parser.add_argument("--testing", type=int, default=4, help="heads to test on, with lesions (default: 4)")
-    parser.add_argument(
-        "--lesion_contrast",
-        type=float,
-        nargs=2,
-        default=CONTRAST,
-        metavar=("LOW", "HIGH"),
-        help="of the lesions, in deviations of white matter (default: 1.5 6)",
-    )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
     options = parser.parse_args(arguments)
     report_errors()
-    low, high = options.lesion_contrast
-    if not 0 < low <= high:
-        raise ValueError(f"--lesion_contrast must be LOW HIGH with 0 < LOW <= HIGH, got {low:g} {high:g}.")
     numbers = (options.volumes, options.validation, options.testing, options.seed)
     scans = {split: synthetic_scans(options.label_maps_dir, split, *numbers) for split in SPLITS}
     output = check_writable(options.output_dir)
@@ -101,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_splits(output, {split: [scan["case"] for scan in found] for split, found in scans.items()})
     transform = RandLabelToImaged(contrast=options.contrast)
     rows = [
-        {"split": split, **write_head(scan, output, transform, (low, high), with_lesions=split == "testing")}
+        {"split": split, **write_head(scan, output, transform, with_lesions=split == "testing")}
         for split, found in scans.items()
         for scan in tqdm(found, f"{split} heads", unit="volume")
     ]
