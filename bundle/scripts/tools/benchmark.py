@@ -29,8 +29,6 @@ from scripts.data.scans import find_scans  # noqa: E402
 from scripts.tools.demo import make_scan  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
 
-SLAB = 20  # slices of a volume that are segmented as slices
-
 
 def read_config(*names: str, **overrides: object) -> ConfigParser:
     """Configs of the bundle, one over the other, with options set."""
@@ -135,28 +133,23 @@ def benchmark_training(options: argparse.Namespace) -> str:
 
 
 def benchmark_segmentation(options: argparse.Namespace) -> str:
-    """A prepared volume, and some of its slices, from tensors to mask."""
+    """A prepared volume, from tensors to mask."""
     config = read_config("inference", device=torch.device(options.device), model_file=options.model_file)
     model, inferer = config.get_parsed_content("network"), config.get_parsed_content("inferer")
     inferer.progress = False
     scan = find_scans("", ["flair"], image=options.image)[0]
-    volume = list_data_collate([config.get_parsed_content("preprocessing")(scan)])["image"]
-    middle = volume.shape[-1] // 2
-    slab = volume[..., middle - SLAB // 2 : middle + SLAB // 2]
-    orders = {"float32, channels first": torch.contiguous_format, "float32, channels last": torch.channels_last}
+    volume = list_data_collate([config.get_parsed_content("preprocessing")(scan)])["image"].to(options.device)
 
     @torch.no_grad()
-    def run(images: torch.Tensor, order: torch.memory_format) -> None:
-        inferer(images.to(options.device), model.to(memory_format=order))
+    def run(order: torch.memory_format) -> None:
+        inferer(volume, model.to(memory_format=order))
 
-    tables = []
-    for kind, images in (("volume", volume), ("slices", slab)):
-        times = fastest({name: partial(run, images, order) for name, order in orders.items()}, options.repeats)
-        with FlopCounterMode(display=False) as counter:
-            run(images, torch.channels_last)
-        title = f"{kind}, {' x '.join(map(str, images.shape[2:]))} voxels"
-        tables.append(table(title, times, images.shape[-1], counter.get_total_flops(), options.device))
-    return "\n".join(tables)
+    orders = {"float32, channels first": torch.contiguous_format, "float32, channels last": torch.channels_last}
+    times = fastest({name: partial(run, order) for name, order in orders.items()}, options.repeats)
+    with FlopCounterMode(display=False) as counter:
+        run(torch.channels_last)
+    title = f"{' x '.join(map(str, volume.shape[2:]))} voxels"
+    return table(title, times, volume.shape[-1], counter.get_total_flops(), options.device)
 
 
 PARTS = {"training": benchmark_training, "segmentation": benchmark_segmentation}
