@@ -68,13 +68,6 @@ def is_unchanged(path: AnyPath) -> bool:
     return os.path.isfile(path) and file_digest(path) in _noted_digests(_place_of(path), None)
 
 
-def _check_folder(path: Path) -> None:
-    """Refuse a file where the folder of an output is needed."""
-    above = next(parent for parent in path.parents if os.path.lexists(parent))
-    if not above.is_dir():
-        raise ValueError(f"{above} is in the way, where a folder is needed: move it, or choose another output.")
-
-
 def check_output(path: AnyPath, folder: AnyPath | None = None, replaces: str | None = None) -> str | None:
     """Refuse to write a file where something is that this product did not write, or that was changed since.
 
@@ -90,7 +83,6 @@ def check_output(path: AnyPath, folder: AnyPath | None = None, replaces: str | N
         ValueError: When something else, a symbolic link or a read-only file is in its place.
     """
     path = _place_of(path)
-    _check_folder(path)
     if path.is_symlink():
         reason = "is a symbolic link, and what it leads to is not replaced"
     elif not path.exists():
@@ -189,7 +181,6 @@ def locked(path: AnyPath, wait: bool = False) -> Iterator[None]:
         RuntimeError: When another run writes it.
     """
     path = _place_of(path)
-    _check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     place = path.with_name(f".{path.name}.lock")
     while True:
