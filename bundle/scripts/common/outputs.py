@@ -63,11 +63,6 @@ def _noted_digests(path: Path, folder: AnyPath | None) -> set[str]:
     return {line[:64] for line in lines if line[64:] == f"  {name}"}
 
 
-def is_unchanged(path: AnyPath) -> bool:
-    """Whether a file is there as this product wrote it."""
-    return os.path.isfile(path) and file_digest(path) in _noted_digests(_place_of(path), None)
-
-
 def check_output(path: AnyPath, folder: AnyPath | None = None, replaces: str | None = None) -> str | None:
     """Refuse to write a file where something is that this product did not write, or that was changed since.
 

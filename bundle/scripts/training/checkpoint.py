@@ -13,7 +13,7 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from ..common.outputs import file_digest, is_unchanged, locked, read_tensors, save_tensors
+from ..common.outputs import file_digest, locked, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class TrainingCheckpoint:
         self.received = 0
         self.interrupted: signal.Signals | None = None
         self.trained = False
-        self.replaces: str | None = None  # digest of a checkpoint from elsewhere, with which the training goes on
+        self.replaces: str | None = None  # digest of the checkpoint with which the training goes on
         self.held = ExitStack()  # the lock of the file, and the signals
 
     def attach(self, engine: Engine) -> None:
@@ -87,7 +87,7 @@ class TrainingCheckpoint:
                 f"The checkpoint {self.path} belongs to another training ({str(error).partition(chr(10))[0][:200]}): "
                 "set another `output_dir`, or the options and scans that it was made with."
             ) from None
-        self.replaces = None if is_unchanged(self.path) else file_digest(self.path)
+        self.replaces = file_digest(self.path)
         print(f"Training goes on from iteration {engine.state.iteration} of {self.path}.")
 
     def _release(self, engine: Engine, error: BaseException | None = None) -> None:
