@@ -267,7 +267,7 @@ sys.path.insert(0, sys.argv[1])
 from scripts.common.outputs import locked
 with locked(sys.argv[2]):
     if os.fork() == 0:
-        time.sleep(60)  # a worker that outlives its run
+        time.sleep(60)  # a process that outlives its run
     print("locked", flush=True)
     sys.stdin.read()
 """

@@ -142,13 +142,12 @@ def required_packages(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "requirements", "optional"),
-    [(BUNDLE, "requirements.txt", {"onnxruntime"}), (ROOT / "tests", "requirements-dev.txt", set())],
+    ("folder", "requirements"), [(BUNDLE, "requirements.txt"), (ROOT / "tests", "requirements-dev.txt")]
 )
-def test_requirements_name_what_is_imported(folder, requirements, optional):
+def test_requirements_name_what_is_imported(folder, requirements):
     names = {"ignite": "pytorch-ignite", "PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image"}
     imported = {names.get(name, name) for name in imported_packages(folder)}
-    assert imported - optional <= required_packages(requirements)
+    assert imported <= required_packages(requirements)
 
 
 def test_torchscript_export_gives_the_same_mask(tmp_path, model, small_network):

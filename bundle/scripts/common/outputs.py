@@ -20,16 +20,11 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 import torch
+from filelock import FileLock, Timeout
 
 from .errors import STORAGE_ERRORS
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 RECORD = ".outputs.sha256"
 OLDEST_PARTIAL = 24 * 3600  # seconds; no file takes longer to write
@@ -177,31 +172,19 @@ def locked(path: AnyPath, wait: bool = False) -> Iterator[None]:
     """
     path = _place_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = path.with_name(f".{path.name}.lock")
-    while True:
-        file = place.open("a")
-        _lock(file, path, wait)
-        if place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat()):
-            break
-        file.close()  # the run that held it has removed it meanwhile
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        raise RuntimeError(f"Another run is writing {path}: wait until it ends, or choose another output.") from None
+    except OSError:
+        pass  # no locks here
     try:
         yield
     finally:
         with suppress(OSError):
-            place.unlink()
-        file.close()
-
-
-def _lock(file: IO[str], path: Path, wait: bool) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # flock would outlive the run in its workers
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise RuntimeError(f"Another run is writing {path}: wait until it ends, or choose another output.") from None
-    except OSError:
-        pass  # no locks here
+            os.unlink(lock.lock_file)  # while it is held: who waits for it sees that, and makes another
+        lock.release()
 
 
 def check_writable(folder: AnyPath) -> Path:
