@@ -169,7 +169,6 @@ class SliceDataset(Dataset):
         num_workers: Threads that compute scans; 0: this one.
         name: What the slices are for, in messages.
         modalities: Of scans that are listed by their files alone, as MONAI Label gives them.
-        progress: Show a progress bar while scans are computed.
 
     Attributes:
         scans: The slices of each scan: dictionaries of tensors, texts and numbers.
@@ -188,7 +187,6 @@ class SliceDataset(Dataset):
         num_workers: int = 0,
         name: str = "training",
         modalities: Sequence[str] = ("flair",),
-        progress: bool = True,
     ):
         self.name = name
         self.listed = not all("case" in scan for scan in data)
@@ -197,7 +195,7 @@ class SliceDataset(Dataset):
         if not self.data:
             raise ValueError(f"No scan for {name}: set `dataset_dir`, or list more scans for this split.")
         with idist.one_rank_first():  # the others find what the first has computed
-            self.scans = self._slices(transform, cache_dir, num_workers, progress)
+            self.scans = self._slices(transform, cache_dir, num_workers)
         self.index = [(scan, k) for scan, slices in enumerate(self.scans) for k in range(len(slices))]
         if not self.index:
             raise ValueError(
@@ -206,7 +204,7 @@ class SliceDataset(Dataset):
             )
 
     def _slices(
-        self, transform: Callable[[Any], Any], cache_dir: str | None, num_workers: int, progress: bool
+        self, transform: Callable[[Any], Any], cache_dir: str | None, num_workers: int
     ) -> list[list[dict[str, Any]]]:
         """The slices of each scan, from the cache where they are there."""
         failed = {str(scan["case"]): str(scan["error"]) for scan in self.data if "error" in scan}
@@ -220,8 +218,7 @@ class SliceDataset(Dataset):
             check_writable(cache_dir)
         with ThreadPoolExecutor(max(1, num_workers)) as pool:
             work = pool.map(lambda item: compute_scan(transform, *item), waiting)
-            hidden = not (progress and waiting)
-            computed = [*tqdm(work, f"{self.name} scans", len(waiting), unit="scan", disable=hidden)]
+            computed = [*tqdm(work, f"{self.name} scans", len(waiting), unit="scan", disable=not waiting)]
         results = zip(waiting, computed, strict=True)
         failed |= {str(scan["case"]): result for (scan, _), result in results if isinstance(result, str)}
         raise_failed(failed, len(self.data))
