@@ -59,11 +59,6 @@ def test_empty_brain_and_model_without_reconstruction_are_scored():
     assert row["iterations"] == row["brain_pixels"] == 0 and row["ssim_healthy"] != row["ssim_healthy"]
 
 
-def test_other_channels_than_the_named_ones_are_an_error():
-    with pytest.raises(ValueError, match="mask, anomaly_map, reconstruction, iterations, threshold, 5 channels in all"):
-        Sample.from_item(item(OUTPUTS[:3]), OUTPUTS)
-
-
 @pytest.mark.parametrize(("label", "told"), [(None, ""), ("brain", "100% of the brain, with 0%"), ("outside", "0% of")])
 def test_label_that_is_none_of_lesions_is_told(sample, caplog, label, told):
     if label:

@@ -64,15 +64,13 @@ class Sample:
         Args:
             item: ``image`` (M + 1, H, W[, D]), modalities and brain mask; ``label`` (1, H, W[, D]), or none when it is
                 healthy; ``pred`` (K, H, W[, D]); ``case``; ``slice`` if it has one.
-            outputs: What the channels of ``pred`` are, as the inferer names them.
-
-        Raises:
-            ValueError: When ``pred`` has other channels.
+            outputs: What the channels of ``pred`` are, as the inferer names them; ``reconstruction`` are M of them.
         """
         name = str(item["case"]) + (f"_{int(item['slice']):03d}" if "slice" in item else "")
         inputs = _plain(item["image"])
         label = lesion_of(_plain(item["label"]), name) if "label" in item else torch.zeros_like(inputs[:1]).bool()
-        parts = split_channels(_plain(item["pred"]), outputs, len(inputs) - 1)
+        numbers = [len(inputs) - 1 if output == "reconstruction" else 1 for output in outputs]
+        parts = dict(zip(outputs, _plain(item["pred"]).split(numbers), strict=True))
         threshold = float(parts.pop("threshold").max())
         pred_mask, brain_mask = parts.pop("mask") > 0.5, inputs[-1:] > 0.5
         parts |= {"image": inputs[:-1], "brain_mask": brain_mask, "label": label, "pred_mask": pred_mask}
@@ -86,17 +84,6 @@ class Sample:
         found["iterations"] = found["iterations"].flatten(1).amax(dim=1)
         found |= {"grid": tuple(inputs.shape[1:3]), "first_slice": slices.start, **_voxel(item["image"])}
         return cls(name=name, threshold=threshold, **found)
-
-
-def split_channels(pred: Tensor, outputs: Sequence[str], modalities: int) -> dict[str, Tensor]:
-    """The channels of an inferer's result (K, ...) by their names; ``reconstruction`` are as many as modalities."""
-    numbers = [modalities if name == "reconstruction" else 1 for name in outputs]
-    if len(pred) != sum(numbers):
-        raise ValueError(
-            f"The inferer must return {', '.join(outputs)}, {sum(numbers)} channels in all, got {len(pred)}: set "
-            "inferer#outputs to these."
-        )
-    return dict(zip(outputs, pred.split(numbers), strict=True))
 
 
 def _plain(array: Tensor) -> Tensor:
