@@ -53,8 +53,8 @@ def scale_brain_intensity(
     inside = brain_mask[0].cpu().numpy()
     scaled = np.full(image.shape, LOWEST, dtype=np.float32)
     for channel, modality in enumerate(image.cpu().numpy()):  # NumPy takes and puts masked voxels 5 times faster
-        voxels = modality[inside]
-        lower, upper = np.quantile(voxels.astype(np.float64), [lower_fraction, upper_fraction])
+        brain = modality[inside].astype(np.float64)
+        lower, upper = np.quantile(brain, [lower_fraction, upper_fraction])
         if lower_over_volume:
             lower = np.quantile(modality.astype(np.float64), lower_fraction)
         if not upper > lower:
@@ -62,10 +62,7 @@ def scale_brain_intensity(
                 f"has a brain of constant intensity in channel {channel} (quantiles {lower:g} and {upper:g}): exclude "
                 "the case, or check its modality."
             )
-        brain = voxels.astype(np.float64)
-        brain -= lower
-        brain *= (HIGHEST - LOWEST) / (upper - lower)
-        brain += LOWEST
+        brain = (brain - lower) * ((HIGHEST - LOWEST) / (upper - lower)) + LOWEST
         if not -LARGEST_SCALED <= brain.min() <= brain.max() <= LARGEST_SCALED:
             raise ValueError(
                 f"has voxels in channel {channel} that lie more than {LARGEST_SCALED:g} times the brain's own range "
