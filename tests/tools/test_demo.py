@@ -55,11 +55,12 @@ def test_failed_command_ends_the_demo_with_its_exit_code(monkeypatch):
 
 def test_training_runs_on_the_phantoms_that_it_makes(tmp_path, monkeypatch):
     commands = []
+    monkeypatch.setattr(demo, "SUBJECTS", (1, 1, 1))
     monkeypatch.setattr(
         subprocess, "run", lambda command, **_: commands.append(command) or SimpleNamespace(returncode=0)
     )
-    demo.train(tmp_path, 1, (1, 1, 1), iterations=3)
+    demo.train(tmp_path, 1)
     assert [command[4] for command in commands] == ["training", "evaluate"]
     for command in commands:
         assert command[command.index("--dataset_dir") + 1] == str(tmp_path / "scans")
-    assert "--iterations" in commands[0] and (tmp_path / "scans" / "phantom_testing_000").is_dir()
+    assert (tmp_path / "scans" / "phantom_testing_000").is_dir()

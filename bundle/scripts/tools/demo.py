@@ -36,6 +36,7 @@ HEAD = {"x": (-76, 76), "y": (-95, 95), "z": (-83, 75)}  # mm around the brain's
 LESION_ML, LESIONS, LESION_CONTRAST = 25.0, 10, 4.0  # together; their number; deviations of white matter
 PLACES = ("periventricular", "periventricular", "anywhere")
 GRAY_LEVELS = 500  # of white matter
+SUBJECTS = (96, 12, 24)  # phantoms to train, to validate and to test on
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis across each
 
 
@@ -119,14 +120,13 @@ def segment(output: Path, seed: int) -> None:
     print(f"$ python -m monai.bundle run inference --config_file {inference} --image SCAN.nii.gz --output_dir MASKS")
 
 
-def train(output: Path, seed: int, subjects: tuple[int, int, int], iterations: int | None) -> None:
+def train(output: Path, seed: int) -> None:
     """Make phantoms, train on the healthy ones, and evaluate on those with a lesion; a second run goes on."""
     scans, training, evaluation = (output / name for name in ("scans", "training", "evaluation"))
     print(f"\nPhantoms: brains in FLAIR, T1 and T2, in {scans}", flush=True)
-    make_phantoms(scans, *subjects, seed=seed)
-    length = {} if iterations is None else {"iterations": iterations}
+    make_phantoms(scans, *SUBJECTS, seed=seed)
     model, slices = training / "model.pt", {"slice_range": "[8,16]"}
-    run_bundle("training", "demo", dataset_dir=scans, output_dir=training, seed=seed, **length)
+    run_bundle("training", "demo", dataset_dir=scans, output_dir=training, seed=seed)
     run_bundle("evaluate", "evaluate_slices", dataset_dir=scans, output_dir=evaluation, model_file=model, **slices)
     print(f"Model:   {model}")
 
@@ -137,14 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", default="demo", help="where everything goes (default: ./demo)")
     parser.add_argument("--seed", type=int, default=1, help="of the head, of the phantoms and of the training")
     parser.add_argument("--train", action="store_true", help="train on phantoms afterwards (minutes)")
-    parser.add_argument("--subjects", type=int, nargs=3, default=(96, 12, 24), help="phantoms to train, validate, test")
-    parser.add_argument("--iterations", type=int, help="of the training (default: that of demo.json)")
     options = parser.parse_args(arguments)
     report_errors()
     output = check_writable(options.output_dir)
     segment(output, options.seed)
     if options.train:
-        train(output, options.seed, tuple(options.subjects), options.iterations)
+        train(output, options.seed)
     else:
         print("or train on phantoms, step by step, with this command and --train.")
 
