@@ -147,8 +147,6 @@ def test_dicom_is_told_of_its_converter(tmp_path):
 def test_missing_folder_and_options_of_another_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match="No folder .*gone"):
         find_scans(tmp_path / "gone", ["flair"])
-    with pytest.raises(ValueError, match="`brain_mask` names files.* set `brain_extraction` to auto"):
-        find_scans(tmp_path, ["flair"], brain_mask="auto")
     for modalities in ("flair", [], None):
         with pytest.raises(ValueError, match="`modalities` must be a list of names"):
             find_scans(tmp_path, modalities)

@@ -70,8 +70,6 @@ def find_scans(
     """
     if not modalities or isinstance(modalities, str):
         raise ValueError(f"`modalities` must be a list of names such as ['flair'], got {modalities!r}.")
-    if brain_mask == "auto":
-        raise ValueError("`brain_mask` names files, got auto: to strip skulls, set `brain_extraction` to auto.")
     left_out: dict[str, str] = {}
     source: object = split if isinstance(split, str) else dataset_dir
     if image is not None:
