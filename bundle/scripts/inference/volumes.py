@@ -79,7 +79,8 @@ class Volumes:
         mine = subjects[rank::world_size]
         if world_size > 1:
             print(f"Process {rank + 1} of {world_size}: {len(mine)} of {len(subjects)} scans.")
-        self._check_folder()
+        tables = (VOLUMES, LESIONS, *((DESCRIPTION, IGNORED) if self.files.is_bids else ()))
+        check_outputs(check_writable(self.output_dir) / name for name in tables)
         self.number, self.rank, self.runner, self.lock = len(mine), rank, CaseRunner(), ExitStack()
         usable = self.runner.usable(mine)
         self.records = {subject["case"]: self._record(subject) for subject in usable}
@@ -87,12 +88,9 @@ class Volumes:
         self.finished = len(usable) - len(left)
         self.pending = [subject for subject in left if self._may_be_written(subject)]
 
-    def _check_folder(self) -> None:
-        tables = (VOLUMES, LESIONS, *((DESCRIPTION, IGNORED) if self.files.is_bids else ()))
-        check_outputs(check_writable(self.output_dir) / name for name in tables)
-
     def _record(self, subject: Scan) -> dict[str, Any]:
-        inputs = [[os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in _files(subject)]
+        files = [*subject["image"], *([subject["brain_mask"]] if "brain_mask" in subject else [])]
+        inputs = [[os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in files]
         record = {"product": PRODUCT, "case": self.files.name(subject["case"]), "inputs": inputs, **self.settings}
         return json.loads(json.dumps(record))
 
@@ -186,7 +184,3 @@ def _wait_for_others() -> None:
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=timedelta(days=1))
         dist.barrier()
-
-
-def _files(subject: Scan) -> list[str]:
-    return [*subject["image"], *([subject["brain_mask"]] if "brain_mask" in subject else [])]
