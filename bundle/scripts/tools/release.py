@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import posixpath
 import re
 import sys
 import zipfile
@@ -78,16 +77,6 @@ def make_release(bundle: Path, output_dir: Path) -> Path:
     return release
 
 
-def moved_links(text: str, folder: str) -> str:
-    """A page of a folder with its relative links as they are from the folder above."""
-
-    def moved(link: re.Match) -> str:
-        path, sign, part = link[1].partition("#")
-        return f"]({posixpath.normpath(posixpath.join(folder, path))}{sign}{part})" if path else link[0]
-
-    return re.sub(r"\]\((?![a-z]+:)([^)\s]+)\)", moved, text)
-
-
 def make_hugging_face(bundle: Path, output_dir: Path, url: str) -> Path:
     """Write the folder of a Hugging Face repository: the bundle, and the model card, license and metadata at its root.
 
@@ -107,7 +96,7 @@ def make_hugging_face(bundle: Path, output_dir: Path, url: str) -> Path:
         raise ValueError(f"--huggingface_url must be https://huggingface.co/OWNER/NAME, got {url}.")
     folder = output_dir / f"{NAME}_hugging_face"
     content = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in files_of(bundle)}
-    card = moved_links(content["docs/README.md"].decode(), "docs")
+    card = re.sub(r"\]\((?![a-z]+:|#)", "](docs/", content["docs/README.md"].decode())  # its relative links
     metadata = {**json.loads(content["configs/metadata.json"]), "huggingface_url": url}
     content["README.md"] = (FRONT_MATTER + card).encode()
     content["metadata.json"] = (json.dumps(metadata, indent=4) + "\n").encode()
