@@ -237,11 +237,8 @@ def label_shifts(logit: Tensor, prior: float, largest: float, most_iterations: i
 def hysteresis(score: Tensor, low: float, high: float) -> Tensor:
     """Components (26 neighbors) of voxels above ``low`` that hold one above ``high``, (X, Y, Z) bool."""
     values = score.cpu().numpy()
-    labels, _ = ndimage.label(values > low, np.ones((3, 3, 3)))
-    kept = np.zeros(int(labels.max()) + 1, dtype=bool)
-    kept[labels[values > high]] = True
-    kept[0] = False
-    return torch.from_numpy(kept[labels]).to(score.device)
+    kept = ndimage.binary_propagation(values > max(low, high), np.ones((3, 3, 3)), values > low)
+    return torch.from_numpy(kept).to(score.device)
 
 
 @torch.no_grad()
