@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,15 +9,6 @@ from torch import Tensor
 from ..common.fields import blur_inside
 from ..method.scores import gaussian_smooth
 from .samples import REFERENCE_SIZE, SLICES_AT_ONCE, Sample
-
-
-class Baseline(Protocol):
-    """Scores a case: (D, 1, H, W), 0 outside the brain; ``threshold`` is None where healthy slices shall set it."""
-
-    @property
-    def threshold(self) -> float | None: ...
-
-    def __call__(self, sample: Sample) -> Tensor: ...
 
 
 def zscore(image: Tensor, brain_mask: Tensor) -> Tensor:
@@ -97,3 +86,6 @@ class IteratedZScoreBaseline:
             if number == before:
                 break
         return scores
+
+
+Baseline = ZScoreBaseline | IteratedZScoreBaseline

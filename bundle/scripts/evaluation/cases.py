@@ -47,7 +47,8 @@ class Evaluation:
         output_dir: Folder for tables and pictures.
         title: Name of the method in them.
         modalities: Names of the M modalities.
-        baselines: Name to a `Baseline`.
+        baselines: Name to what scores a `Sample`, (D, 1, H, W), 0 outside the brain; its ``threshold`` is None where
+            healthy slices shall set it.
         outputs: What the channels of a prediction are, as the inferer names them; ``reconstruction`` may be missing.
         ssim_data_range: Width of the intensities for SSIM; the brain is scaled to [-3, 3].
         healthy_from_cases: Whether the lesion-free slices of the labeled cases are the healthy ones.
