@@ -272,7 +272,7 @@ class SlicesOfScand(MapTransform):
 class BrainMaskd(MapTransform):
     """Put the brain mask of a scan under its own key, and what is to be said of both under ``warnings``.
 
-    The case, if it is known, and the warnings go to the scan's meta data too.
+    The case, if it is known, goes to the scan's meta data too.
 
     Args:
         keys: The scan (M, H, W[, D]).
@@ -313,8 +313,8 @@ class BrainMaskd(MapTransform):
                 raise ValueError(f"{name} {error}") from None
             result[self.mask_key] = mask
             result["warnings"] = [*result["warnings"], *(f"{name} {sentence}" for sentence in found)]
-            if isinstance(image, MetaTensor):
-                image.meta |= {"warnings": result["warnings"], **({"case": result["case"]} if "case" in result else {})}
+            if isinstance(image, MetaTensor) and "case" in result:
+                image.meta["case"] = result["case"]
         return result
 
 
