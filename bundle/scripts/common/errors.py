@@ -19,18 +19,13 @@ MISSING_REFERENCE = "is not defined in the config content"  # MONAI says more ab
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """The error that started a chain of errors."""
-    while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
-        if MISSING_REFERENCE in str(error):
-            break
-        error = before
-    return error
-
-
 def innermost_message(error: BaseException) -> str:
     """The sentence of the error that started a chain of errors, also when it came from MONAI's writer of images."""
-    error = _innermost(error)
+    while MISSING_REFERENCE not in str(error):
+        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if before is None:
+            break
+        error = before
     text = str(error)
     kind = type(error).__name__
     if TRACEBACK in text:  # the text of the whole chain, innermost first
