@@ -109,14 +109,6 @@ class Place(NamedTuple):
         """The name that a file of a role should have, and its folder, for messages."""
         return f"{self.case}_{bids_ending(role) if self.is_bids else role}.nii.gz in {self.folder}"
 
-    def image(self, modality: str) -> Path | None:
-        """The file of a further modality.
-
-        Raises:
-            ValueError: When several could be it.
-        """
-        return self._find(modality, [self.folder])
-
     def mask(self, role: str) -> Path | None:
         """The file of a kind of mask, such as "seg", or "<pipeline>/desc-brain_mask" of one pipeline alone.
 
@@ -125,11 +117,16 @@ class Place(NamedTuple):
         """
         pipeline, _, role = role.rpartition("/")
         if pipeline:
-            return self._find(role, [self.derivatives[pipeline]] if pipeline in self.derivatives else [])
+            return self.find(role, [self.derivatives[pipeline]] if pipeline in self.derivatives else [])
         others = [folder for folder in self.derivatives.values() if not any(folder.glob(f"*_{OWN_RESULT}.*"))]
-        return self._find(role, [self.folder, *others])
+        return self.find(role, [self.folder, *others])
 
-    def _find(self, role: str, folders: Sequence[Path]) -> Path | None:
+    def find(self, role: str, folders: Sequence[Path]) -> Path | None:
+        """The file of a modality, or of a kind of mask, in some folders.
+
+        Raises:
+            ValueError: When several could be it.
+        """
         if self.is_bids:
             return self._find_bids(bids_ending(role), folders)
         stems = (

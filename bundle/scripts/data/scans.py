@@ -238,7 +238,7 @@ def _scan_at(place: Place, modalities: Sequence[str], masks: Mapping[str, str | 
     """
     scan: Scan = {"case": place.case, "image": []}
     for channel, modality in enumerate(modalities):
-        path = place.file if place.file and channel == 0 else place.image(modality)
+        path = place.file if place.file and channel == 0 else place.find(modality, [place.folder])
         if path is None:
             raise FileNotFoundError(
                 f"{place.case} has no {modality}: expected {place.expected(modality)}; exclude the case or change "
