@@ -53,8 +53,7 @@ def shown_planes(brain_mask: Tensor, spacing: Sequence[float]) -> list[str]:
 
 def _planes_with(brain_mask: Tensor, axis: int) -> Tensor:
     """The numbers of the planes across an axis that show brain."""
-    others = [other for other in range(3) if other != axis]
-    return brain_mask.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
+    return brain_mask.any(dim=[other for other in range(3) if other != axis]).nonzero()[:, 0]
 
 
 def robust_scale(image: Tensor, brain_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,8 +34,7 @@ def read_config(*names: str, **overrides: object) -> ConfigParser:
     """Configs of the bundle, one over the other, with options set."""
     parser = ConfigParser()
     parser.read_config([str(path) for path in config_files(*names)])
-    for name, value in overrides.items():
-        parser[name] = value
+    parser.update(overrides)
     return parser
 
 

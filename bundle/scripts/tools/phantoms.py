@@ -16,9 +16,8 @@ from scipy import ndimage
 from tqdm.contrib.concurrent import thread_map
 
 from ..common.outputs import atomic, check_writable, write_text
+from ..data.dataset import SPLITS
 from ..data.made_lesions import add_lesions
-
-SPLITS = ("training", "validation", "testing")
 
 FIELD_OF_VIEW = np.array([168.0, 196.0, 48.0])  # mm, of a phantom: a slab of axial slices through the ventricles
 CENTER = np.array([1.5, -17.0, 14.0])  # mm; scanner coordinates of the middle of a brain
