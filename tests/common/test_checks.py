@@ -71,6 +71,7 @@ def test_options_of_the_config_and_of_monai_are_accepted(config_file, form, argu
         (["--slice_rnge=[2, 9]"], "did you mean --slice_range?"),
         (["-slice_rnge", "[2, 9]"], "did you mean --slice_range?"),
         (["--modality", "['t1']"], "did you mean --modalities?"),
+        (["--max_passes", "3"], "no option --max_passes: did you mean --max_iterations?"),
         (["--max_epoch", "3"], "--max_epoch: see the options at the top of the config file"),
         (["--iteration", "3", "--slice_range", "[1,2]"], "did you mean --iterations?"),
         (["--iterations#x", "3"], "no option --iterations#x"),

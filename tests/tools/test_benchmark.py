@@ -27,7 +27,7 @@ def test_training_step_changes_the_weights_and_counts_its_operations(two_modalit
 
 def test_table_holds_the_ratio_to_the_first_variant_and_the_share_of_the_device(monkeypatch):
     monkeypatch.setattr(benchmark, "matrix_rate", lambda device, precision: 1e9 if precision == "float32" else 1e10)
-    rows = table("steps", {"float32, plain": 2.0, "bfloat16, fast": 0.5}, 4, 1e9, "cpu").splitlines()
+    rows = table("steps", "slices", {"float32, plain": 2.0, "bfloat16, fast": 0.5}, 4, flops=1e9).splitlines()
     assert rows[0] == "| steps | slices/s | ratio | of the device |"
     assert rows[2:] == ["| float32, plain | 2 | 1.00 | 50% |", "| bfloat16, fast | 8 | 4.00 | 20% |"]
     assert set(fastest({"a": lambda: None}, 2)) == {"a"}
@@ -38,4 +38,4 @@ def test_scan_is_segmented(tmp_path, capsys):
     nibabel.save(nibabel.load(make_scan(tmp_path, seed=0)[0]).slicer[:, :, 70:90], image)
     main(["--parts", "segmentation", "--image", image, "--repeats", "1", "--device", "cpu"])
     shown = capsys.readouterr().out
-    assert shown.count("float32, channels last") == 1 and "20 voxels | slices/s | ratio |" in shown
+    assert shown.count("float32, channels last") == 2 and "20 voxels | slices/s | ratio |" in shown

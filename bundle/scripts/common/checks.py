@@ -25,6 +25,14 @@ LONGEST_NAME = 200  # bytes of a case's name: endings of files come on top, and 
 LONGEST_PATH = 3000  # bytes
 OPTIONS_OF_MONAI = {*inspect.signature(bundle_run).parameters, *inspect.signature(ConfigWorkflow).parameters}
 OPTIONS_OF_MONAI -= {"override"}  # that of all others
+RENAMED = {
+    "max_passes": "max_iterations",
+    "stop_shrink": "tolerance",
+    "sign": "polarity",
+    "first_fraction": "initial_fraction",
+    "exceed_fraction": "false_positive_rate",
+    "crop_size": "canvas_size",
+}
 
 
 def _options_and_words(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -77,7 +85,7 @@ def _check_option(name: str, value: object, config: ConfigParser) -> None:
     component = config[parent] if parent and parent in config else None
     if name not in config and not (isinstance(component, dict) and "_target_" in component):
         known = [key for key in config.get() if not key.startswith("_")]
-        close = difflib.get_close_matches(name, known, n=1)
+        close = difflib.get_close_matches(RENAMED.get(name, name), known, n=1)
         hint = f"did you mean --{close[0]}?" if close else "see the options at the top of the config file."
         raise ValueError(f"The config has no option --{name}: {hint}")
     if name in config.get("_unused_", "").split(", "):
@@ -183,7 +191,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("output_dir", "model_file", "results_dir"), PATH),
     **dict.fromkeys(("image", "dataset_dir", "label_maps_dir"), _either(PATHS, NULL)),
     **dict.fromkeys(("split", "split_training", "split_validation", "split_testing", "exclude"), _either(CASES, NULL)),
-    **dict.fromkeys(("allow_outside", "resume", "save_brain_mask", "pictures", "unlabeled_are_healthy"), SWITCH),
+    **dict.fromkeys(("allow_outside", "compile", "resume", "save_brain_mask", "pictures"), SWITCH),
+    **dict.fromkeys(("unlabeled_are_healthy", "lower_over_volume"), SWITCH),
     **dict.fromkeys(("tolerance", "lesion_fraction", "upper_fraction", "lower_fraction"), PART),
     **dict.fromkeys(("initial_fraction", "false_positive_rate"), OPEN_PART),
     **dict.fromkeys(("iterations", "validation_interval", "max_iterations"), _whole(1, 10**9)),
@@ -194,7 +203,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("threshold_scale", "largest_ml"), _positive(1000)),
     **dict.fromkeys(("sigma", "radius", "slice_distance", "weight_decay"), _number(0, 10_000)),
     "ema_momentum": _positive(1),
-    "lower_over_volume": SWITCH,
     **dict.fromkeys(("brain_mask", "pretrained_file"), _either(PATH, NULL)),
     "case": _either(NAME, NULL),
     "label": Rule(

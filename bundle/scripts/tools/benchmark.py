@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,12 +30,15 @@ from scripts.data.scans import find_scans  # noqa: E402
 from scripts.tools.demo import make_scan  # noqa: E402
 from scripts.tools.phantoms import make_phantoms  # noqa: E402
 
+SLAB = 20  # slices of a volume that are segmented as slices
+
 
 def read_config(*names: str, **overrides: object) -> ConfigParser:
     """Configs of the bundle, one over the other, with options set."""
     parser = ConfigParser()
     parser.read_config([str(path) for path in config_files(*names)])
-    parser.update(overrides)
+    for name, value in overrides.items():
+        parser[name] = value
     return parser
 
 
@@ -51,22 +55,25 @@ def fastest(variants: Mapping[str, Callable[[], object]], repeats: int) -> dict[
     return {name: min(found[1:] or found) for name, found in times.items()}
 
 
-def table(title: str, times: Mapping[str, float], number: int, flops: float, device: str) -> str:
-    """A table in Markdown of the slices that each variant does in a second, and the ratio to the first one.
+def table(title: str, unit: str, times: Mapping[str, float], amount: float, flops: float = 0, device: str = "") -> str:
+    """A table in Markdown of what each variant does in a second, and the ratio to the first one.
 
     Args:
         title: Of the first column.
-        times: Seconds of each variant, whose name begins with its precision.
-        number: Slices done in these seconds.
-        flops: Floating point operations in these seconds.
+        unit: What ``amount`` counts.
+        times: Seconds of each variant; a name begins with its precision where ``flops`` is given.
+        amount: Done in these seconds.
+        flops: Floating point operations in these seconds, for a column of the share of the matrix rate; 0: none.
         device: Where they were done.
     """
     first = next(iter(times.values()))
-    rates = {precision: matrix_rate(device, precision) for precision in ("float32", "bfloat16")}
-    rows = [[title, "slices/s", "ratio", "of the device"], ["---"] * 4]
-    for name, seconds in times.items():
-        share = flops / seconds / rates[name.partition(",")[0]]
-        rows.append([name, f"{number / seconds:.3g}", f"{first / seconds:.2f}", f"{share:.0%}"])
+    rows = [[title, f"{unit}/s", "ratio"], ["---"] * 3]
+    rows += [[name, f"{amount / seconds:.3g}", f"{first / seconds:.2f}"] for name, seconds in times.items()]
+    if flops:
+        rates = {precision: matrix_rate(device, precision) for precision in ("float32", "bfloat16")}
+        shares = (flops / seconds / rates[name.partition(",")[0]] for name, seconds in times.items())
+        for row, cell in zip(rows, ["of the device", "---", *(f"{share:.0%}" for share in shares)], strict=True):
+            row.append(cell)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
@@ -84,9 +91,10 @@ class TrainingStep:
         names: The config and its override configs.
         options: Options to set.
         order: Memory order of the networks, "contiguous_format" or "channels_last".
+        compiled: Compile the networks.
     """
 
-    def __init__(self, names: Sequence[str], options: Mapping[str, object], order: str):
+    def __init__(self, names: Sequence[str], options: Mapping[str, object], order: str, compiled: bool = False):
         parser = read_config(*names, **options)
         parser["model"] = f"$@network_def.to(@device, memory_format=torch.{order})"
         parts = ("network", "loss", "optimizer", "train#prepare_batch", "train#dataloader", "device")
@@ -94,12 +102,13 @@ class TrainingStep:
             parser.get_parsed_content, parts
         )
         self.network.train()
+        self.forward = torch.compile(self.network) if compiled else self.network
         self.batch = next(iter(loader))
 
     def __call__(self) -> None:
         inputs, targets = self.prepare(self.batch, self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss(self.network(inputs), targets).backward()
+        self.loss(self.forward(inputs), targets).backward()
         self.optimizer.step()
 
     def flops(self) -> int:
@@ -113,45 +122,66 @@ class TrainingStep:
 def benchmark_training(options: argparse.Namespace) -> str:
     """Training steps of the lesion network and of the published method."""
     variants = {
-        "float32, channels first": "contiguous_format",
-        "float32, channels last": "channels_last",
-        "bfloat16, channels last": "channels_last",
+        "float32, channels first": ("contiguous_format", False),
+        "float32, channels last": ("channels_last", False),
+        "bfloat16, channels last": ("channels_last", False),
     }
+    if options.compile:
+        variants["bfloat16, channels last, compiled"] = ("channels_last", True)
     settings = {"dataset_dir": options.dataset_dir, "output_dir": options.folder, "batch_size": options.batch_size}
     settings |= {"device": torch.device(options.device), "slice_range": None, "planes": ["axial"]}
     tables = []
     for title, names in (("train.json", ["train"]), ("train.json with paper.json", ["train", "paper"])):
         steps = {
-            name: TrainingStep(names, {**settings, "precision": name.partition(",")[0]}, order)
-            for name, order in variants.items()
+            name: TrainingStep(names, {**settings, "precision": name.partition(",")[0]}, *variant)
+            for name, variant in variants.items()
         }
         times, flops = fastest(steps, options.repeats), next(iter(steps.values())).flops()
         title = f"{title}, batches of {options.batch_size}"
-        tables.append(table(title, times, options.batch_size, flops, options.device))
+        tables.append(table(title, "slices", times, options.batch_size, flops, options.device))
     return "\n".join(tables)
 
 
 def benchmark_segmentation(options: argparse.Namespace) -> str:
-    """A prepared volume, from tensors to mask."""
+    """A prepared volume, and some of its slices, from tensors to mask."""
     config = read_config("inference", device=torch.device(options.device), model_file=options.model_file)
     model, inferer = config.get_parsed_content("network"), config.get_parsed_content("inferer")
     inferer.progress = False
     scan = find_scans("", ["flair"], image=options.image)[0]
-    volume = list_data_collate([config.get_parsed_content("preprocessing")(scan)])["image"].to(options.device)
+    volume = list_data_collate([config.get_parsed_content("preprocessing")(scan)])["image"]
+    middle = volume.shape[-1] // 2
+    slab = volume[..., middle - SLAB // 2 : middle + SLAB // 2]
+    orders = {"float32, channels first": torch.contiguous_format, "float32, channels last": torch.channels_last}
 
     @torch.no_grad()
-    def run(order: torch.memory_format) -> None:
-        inferer(volume, model.to(memory_format=order))
+    def run(images: torch.Tensor, order: torch.memory_format) -> None:
+        inferer(images.to(options.device), model.to(memory_format=order))
 
-    orders = {"float32, channels first": torch.contiguous_format, "float32, channels last": torch.channels_last}
-    times = fastest({name: partial(run, order) for name, order in orders.items()}, options.repeats)
-    with FlopCounterMode(display=False) as counter:
-        run(torch.channels_last)
-    title = f"{' x '.join(map(str, volume.shape[2:]))} voxels"
-    return table(title, times, volume.shape[-1], counter.get_total_flops(), options.device)
+    tables = []
+    for kind, images in (("volume", volume), ("slices", slab)):
+        times = fastest({name: partial(run, images, order) for name, order in orders.items()}, options.repeats)
+        with FlopCounterMode(display=False) as counter:
+            run(images, torch.channels_last)
+        title = f"{kind}, {' x '.join(map(str, images.shape[2:]))} voxels"
+        tables.append(table(title, "slices", times, images.shape[-1], counter.get_total_flops(), options.device))
+    return "\n".join(tables)
 
 
-PARTS = {"training": benchmark_training, "segmentation": benchmark_segmentation}
+def benchmark_command(options: argparse.Namespace) -> str:
+    """The command that segments a scan, from its start to the files; another version of the bundle beside it."""
+
+    def run(bundle: str | Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
+            command += ["--config_file", "configs/inference.json", "--image", options.image, "--output_dir", folder]
+            subprocess.run(command, cwd=bundle, check=True, capture_output=True)
+
+    variants = {options.against: partial(run, options.against)} if options.against else {}
+    times = fastest({**variants, "this bundle": partial(run, BUNDLE)}, options.repeats)
+    return table("one scan, from start to files", "scans", times, 1)
+
+
+PARTS = {"training": benchmark_training, "segmentation": benchmark_segmentation, "command": benchmark_command}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,9 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", type=os.path.abspath, help="a FLAIR volume (default: a synthetic head of 1 mm)")
     parser.add_argument("--dataset_dir", help="scans that the training takes (default: phantoms)")
     parser.add_argument("--model_file", default=str(BUNDLE / "models" / "model.pt"), help="weights to segment with")
+    parser.add_argument("--against", help="another version of the folder `bundle`, to compare the command with")
     parser.add_argument("--batch_size", type=int, default=8, help="of a training step (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each variant, of which the fastest counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="compile the networks of the training too")
     options = parser.parse_args(arguments)
     report_errors()
     name = "CPU" if options.device == "cpu" else torch.cuda.get_device_name(options.device)

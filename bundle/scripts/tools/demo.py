@@ -19,6 +19,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
@@ -90,6 +95,14 @@ def run_bundle(run_id: str, *configs: str | Path, **overrides: object) -> float:
     return time.perf_counter() - start
 
 
+def peak_memory() -> str:
+    """The largest memory that a command of this process took, in words."""
+    if resource is None:
+        return "an unknown amount of memory"
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9:.1f} GB of memory"
+
+
 def cut(volume: np.ndarray, label: np.ndarray, axis: int = 2) -> np.ndarray:
     """The slice of a volume (X, Y, Z) across an axis where most of the label lies."""
     return volume.take(int(np.moveaxis(label, axis, 0).sum(axis=(1, 2)).argmax()), axis)
@@ -112,7 +125,7 @@ def segment(output: Path, seed: int) -> None:
     with atomic(picture) as temporary:
         draw(rows, temporary)
     print(f"\nDice {dice:.2f}: {found.sum() / 1000:.1f} ml are marked, the lesions have {truth.sum() / 1000:.1f} ml.")
-    print(f"The command took {seconds:.0f} s.\nPicture: {picture}\nMask:    {files[-1]}")
+    print(f"The command took {seconds:.0f} s and {peak_memory()}.\nPicture: {picture}\nMask:    {files[-1]}")
     view, inference = (os.path.relpath(BUNDLE / "configs" / f"{name}.json") for name in ("view", "inference"))
     print("\nNext, look at it in a browser (needs pip install -r requirements-view.txt):")
     print(f"$ python -m monai.bundle run view --config_file {view} --results_dir {output / 'masks'}")
