@@ -172,7 +172,7 @@ def locked(path: AnyPath, wait: bool = False) -> Iterator[None]:
     """
     path = _place_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
     try:
         lock.acquire(blocking=wait)
     except Timeout:
